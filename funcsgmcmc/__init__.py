@@ -1,0 +1,53 @@
+"""Stateless stochastic-gradient MCMC samplers for PyTorch.
+
+Pure functions over `TensorDict` parameter trees compute a sampler's step and its metrics with
+`torch.func`; many chains run as a batch. `sample` runs a whole experiment, `kernel` makes one step
+for loops of your own.
+"""
+
+from funcsgmcmc.diagnostics import Diagnostics, Summary, diagnostics, summary, to_datatree
+from funcsgmcmc.gradients import module_loss
+from funcsgmcmc.kernel import Info, kernel
+from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
+from funcsgmcmc.metrics import Metrics, metrics
+from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
+from funcsgmcmc.random import fold_in, key, split
+from funcsgmcmc.samplers import Sampler, State, Term, Terms, rmsprop_sgld, sgld
+from funcsgmcmc.samples import Frozen, Samples
+from funcsgmcmc.sampling import DivergenceError, SamplingError, sample
+from funcsgmcmc.tree import params_of
+
+__all__ = [
+    "LLC",
+    "Diagnostics",
+    "DivergenceError",
+    "Frozen",
+    "Info",
+    "Metrics",
+    "Preconditioner",
+    "Sampler",
+    "Samples",
+    "SamplingError",
+    "State",
+    "Summary",
+    "Term",
+    "Terms",
+    "default_nbeta",
+    "diagnostics",
+    "fold_in",
+    "identity",
+    "kernel",
+    "key",
+    "llc",
+    "llc_draws",
+    "metrics",
+    "module_loss",
+    "params_of",
+    "rmsprop",
+    "rmsprop_sgld",
+    "sample",
+    "sgld",
+    "split",
+    "summary",
+    "to_datatree",
+]

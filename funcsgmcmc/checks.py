@@ -1,0 +1,420 @@
+"""Every refusal of bad input, and its wording: the rule, then the value received.
+
+Guards are written positively (`if not value >= 0`), so that NaN is refused. Rules about values are
+checked only where values can be read: inside `torch.vmap` and `torch.compile` a tensor has a shape
+but no value to branch on, and there only rules about shapes and dtypes apply.
+"""
+
+import math
+import numbers
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import tree
+
+
+def hyperparameter(
+    name: str,
+    value: float | Tensor,
+    *,
+    minimum: float = 0.0,
+    exclusive: bool = False,
+    below: float = math.inf,
+) -> Tensor:
+    """Make a hyperparameter tensor.
+
+    Args:
+        name: Its name, for the error.
+        value: A number, shared by all chains, or a tensor `[]` or `[C]`, one value a chain.
+        minimum: Smallest value allowed.
+        exclusive: Whether `minimum` itself is refused.
+        below: All values must be less than this.
+
+    Returns:
+        float64, `[]` or `[C]`.
+
+    Raises:
+        TypeError: `value` is not a real number or tensor.
+        ValueError: It has more than one dimension, or a value is out of range or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
+        raise TypeError(f"{name} must be real, got dtype {value.dtype}")
+    tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
+    if tensor.ndim > 1:
+        raise ValueError(
+            f"{name} must be a number or have shape [chains], got shape {tuple(tensor.shape)}"
+        )
+    if _has_values(tensor):
+        relation = ">" if exclusive else ">="
+        for index, number in enumerate(tensor.reshape(-1).tolist()):
+            above = number > minimum if exclusive else number >= minimum
+            if not (above and number < below):
+                where = f" for chain {index}" if tensor.ndim else ""
+                limit = "finite" if below == math.inf else f"< {below:g}"
+                rule = f"{relation} {minimum:g}" if not above else limit
+                raise ValueError(f"{name} must be {rule}, got {number:g}{where}")
+    return tensor
+
+
+def per_chain(fields: dict[str, Any]) -> tuple[dict[str, Any], torch.Size]:
+    """Give every field of a sampler the same chains.
+
+    Args:
+        fields: Tensors `[]` or `[C]`, trees and nested `TensorClass`es of batch size `[]` or
+            `[C]`, and None.
+
+    Returns:
+        The fields, shared ones expanded (not copied) to `[C]` if any field is per chain; and the
+        batch size, `[]` or `[C]`.
+
+    Raises:
+        ValueError: Two fields have different numbers of chains.
+    """
+    chains, owner = torch.Size(), ""
+    for name, value in fields.items():
+        if value is None or not value.shape:
+            continue
+        if chains and value.shape != chains:
+            raise ValueError(
+                f"per-chain settings must agree on the number of chains, "
+                f"got {chains[0]} for {owner} and {value.shape[0]} for {name}"
+            )
+        chains, owner = value.shape, name
+    expanded = {
+        name: value if value is None or value.shape == chains else value.expand(chains)
+        for name, value in fields.items()
+    }
+    return expanded, chains
+
+
+def count(name: str, value: int, *, minimum: int) -> int:
+    """Check an integer count.
+
+    Raises:
+        TypeError: It is not an integer.
+        ValueError: It is below `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if not value >= minimum:
+        raise ValueError(f"{name} must be >= {minimum}, got {value}")
+    return int(value)
+
+
+def choice(name: str, value: str, options: tuple[str, ...]) -> str:
+    """Check a named option.
+
+    Raises:
+        ValueError: It is not one of `options`.
+    """
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+    return value
+
+
+def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "params") -> TensorDict:
+    """Take a parameter tree.
+
+    Args:
+        params: A `TensorDict`, or a mapping of names to tensors (batch size `[]`).
+        name: What to call it in errors.
+
+    Returns:
+        A tree of its own (the tensors are shared, the tree is not).
+
+    Raises:
+        TypeError: It is not a tree of tensors, or a leaf is integer, boolean or complex.
+        ValueError: It is empty.
+    """
+    if isinstance(params, TensorDictBase):
+        taken = cast(TensorDict, params.copy())
+    elif isinstance(params, Mapping):
+        taken = TensorDict(dict(params))
+    else:
+        raise TypeError(
+            f"{name} must be a TensorDict or a mapping of names to tensors "
+            f"(funcsgmcmc.params_of(module) makes one), got {type(params).__name__}"
+        )
+    for key, leaf in tree.leaves(taken):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"{name}[{tree.dotted(key)!r}] must be a tensor, got {leaf!r}")
+        if not leaf.is_floating_point():
+            raise TypeError(
+                f"{name}[{tree.dotted(key)!r}] must be real floating point, got {leaf.dtype}"
+            )
+    if not tree.size(taken):
+        raise ValueError(f"{name} must hold at least one parameter, got {taken}")
+    return taken
+
+
+def mask(value: TensorDictBase | Mapping[str, Tensor]) -> TensorDict:
+    """Take a mask: a tree of factors, where boolean and integer leaves count as 0 and 1.
+
+    Raises:
+        TypeError: It is not a tree of real tensors.
+        ValueError: It is empty, or not finite.
+    """
+    if not isinstance(value, TensorDictBase | Mapping):
+        raise TypeError(f"mask must be a TensorDict or a mapping, got {type(value).__name__}")
+    factors = tree.map_leaves(
+        lambda leaf: leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float(),
+        value if isinstance(value, TensorDictBase) else TensorDict(dict(value)),
+    )
+    taken = parameters(factors, "mask").detach().clone()
+    if all(_has_values(leaf) for _, leaf in tree.leaves(taken)):
+        finite("mask", taken)
+    return taken
+
+
+def finite(name: str, params: TensorDictBase) -> None:
+    """Refuse a tree with NaN or infinite entries.
+
+    Raises:
+        ValueError: A leaf is not finite.
+    """
+    for key, leaf in tree.leaves(params):
+        bad = leaf[~leaf.isfinite()]
+        if bad.numel():
+            raise ValueError(
+                f"{name}[{tree.dotted(key)!r}] must be finite, got {bad.numel()} entries that are "
+                f"not, the first of them {bad[0].item()}"
+            )
+
+
+def same_structure(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
+    """Refuse a tree whose names or shapes are not those of the parameters.
+
+    Args:
+        name: What to call the tree, for instance `mask`.
+        other: Tree of batch size `[]` or of the batch size of `params`.
+        params: Tree of batch size `[*chains]`.
+
+    Raises:
+        ValueError: A name is unknown or missing, or a shape differs.
+    """
+    if other.batch_size not in (torch.Size(), params.batch_size):
+        raise ValueError(
+            f"{name} must have the batch size of the parameters {tuple(params.batch_size)} or none,"
+            f" got {tuple(other.batch_size)}"
+        )
+    wanted, given = dict(tree.leaves(params)), dict(tree.leaves(other))
+    for key in given.keys() - wanted.keys():
+        known = ", ".join(map(tree.dotted, wanted))
+        raise ValueError(f"{name} has unknown key {tree.dotted(key)!r}; parameters are {known}")
+    for key, leaf in wanted.items():
+        label = f"{name}[{tree.dotted(key)!r}]"
+        if key not in given:
+            raise ValueError(f"{label} is missing: {name} needs one leaf for each parameter")
+        shape = tuple(given[key].shape[other.batch_dims :])
+        expected = tuple(leaf.shape[params.batch_dims :])
+        if shape != expected:
+            raise ValueError(f"{label} has shape {shape}, parameter has {expected}")
+
+
+def inside_box(params: TensorDictBase, anchor: TensorDictBase, half_width: Tensor) -> None:
+    """Refuse parameters that start outside the bounding box.
+
+    Raises:
+        ValueError: Some |w − w₀| exceeds `half_width`.
+    """
+    for key, leaf in tree.leaves(params):
+        excess = (leaf - anchor[key]).abs() - tree.expand_right(half_width, leaf)
+        if not (excess <= 0).all():
+            raise ValueError(
+                f"params[{tree.dotted(key)!r}] must start within bounding_box_size of the anchor, "
+                f"got an entry {excess.max().item():g} outside"
+            )
+
+
+def scalar(name: str, value: Any) -> Tensor:
+    """Check what a user's loss or log-prior function returned.
+
+    Raises:
+        TypeError: It is not a real floating tensor.
+        ValueError: It is not a scalar.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"{name} must return a real floating tensor, got {kind}")
+    if value.ndim != 0:
+        raise ValueError(
+            f"{name} must return a scalar, got shape {tuple(value.shape)}: "
+            "take the mean over the batch"
+        )
+    return value
+
+
+def examples(leaves: list[Any]) -> int:
+    """Number of examples of tensors that share their first dimension.
+
+    Raises:
+        TypeError: A leaf is not a tensor.
+        ValueError: There is no leaf or no example, or lengths differ.
+    """
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"data must hold tensors only, got {type(leaf).__name__}")
+        if leaf.ndim == 0:
+            raise ValueError("data must have a first dimension, over examples, got a 0-d tensor")
+    lengths = [leaf.shape[0] for leaf in leaves]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"data must agree on the number of examples, got lengths {lengths}")
+    if not lengths or not lengths[0]:
+        raise ValueError("data must hold at least one example, got none")
+    return lengths[0]
+
+
+def batch_size(value: int | None, num_examples: int) -> int:
+    """Check a minibatch size against the data; None means all examples.
+
+    Raises:
+        TypeError, ValueError: It is not an integer in [1, num_examples].
+    """
+    if value is None:
+        return num_examples
+    if not count("batch_size", value, minimum=1) <= num_examples:
+        raise ValueError(
+            f"batch_size must be at most the number of examples {num_examples}, got {value}"
+        )
+    return value
+
+
+def iterable_data(data: Any, *, is_dataset: bool, batch_size: int | None) -> None:
+    """Check data that is not tensors in memory.
+
+    Raises:
+        TypeError: It is no iterable of batches.
+        ValueError: A batch size is given, which only tensors take.
+    """
+    if is_dataset:
+        raise TypeError(
+            f"data must be tensors or an iterable of batches, got the data set "
+            f"{type(data).__name__}: wrap it in a torch.utils.data.DataLoader"
+        )
+    if not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be tensors or an iterable of batches, got {type(data).__name__}"
+        )
+    if batch_size is not None:
+        raise ValueError(
+            f"batch_size must be None for an iterable, which makes its own batches, "
+            f"got {batch_size}"
+        )
+
+
+def data_ended(step: int) -> str:
+    """What to say when an iterable gives no batch for a step."""
+    if step == 0:
+        return "data must give at least one batch, got none"
+    return (
+        f"data must give a batch for every step, but it ended at step {step}: "
+        "pass something that can be iterated again, or enough batches"
+    )
+
+
+def chains(name: str, batch_size: torch.Size, num_chains: int) -> None:
+    """Check that something is shared by the chains or has one part for each.
+
+    Raises:
+        ValueError: Its batch size is neither `[]` nor `[num_chains]`.
+    """
+    if batch_size not in (torch.Size(), torch.Size((num_chains,))):
+        raise ValueError(
+            f"{name} must have batch size () or ({num_chains},), one for each of num_chains, "
+            f"got {tuple(batch_size)}"
+        )
+
+
+def one_key(shape: torch.Size) -> None:
+    """Check that a key is not a batch of keys.
+
+    Raises:
+        ValueError: Its shape is not `[2]`.
+    """
+    if shape != torch.Size((2,)):
+        raise ValueError(f"key must be one key, of shape (2,), got shape {tuple(shape)}")
+
+
+def observable(name: str, value: Any) -> None:
+    """Check what a user's observable returned.
+
+    Raises:
+        TypeError: It is not a tensor.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"observable {name!r} must return a tensor, got {type(value).__name__}")
+
+
+def usable_chains(healthy: Tensor, num_draws: int) -> Tensor:
+    """Check that a run has something to estimate from.
+
+    Returns:
+        `healthy`, bool `[C]`.
+
+    Raises:
+        ValueError: No draw was made, or no chain is healthy.
+    """
+    if num_draws < 1:
+        raise ValueError("estimates need at least one draw, got a run that stopped in burn-in")
+    if not healthy.any():
+        raise ValueError(
+            f"estimates need at least one healthy chain, got {len(healthy)} frozen ones: "
+            "lower lr, or see samples.frozen for the reasons"
+        )
+    return healthy
+
+
+def draws(values: Tensor) -> None:
+    """Check values to diagnose.
+
+    Raises:
+        ValueError: They are not `[C, D, …]`, or empty.
+    """
+    if values.ndim < 2 or not values.numel():
+        raise ValueError(
+            f"values must have shape [chains, draws, ...] and not be empty, "
+            f"got {tuple(values.shape)}"
+        )
+
+
+def is_impure(error: RuntimeError) -> bool:
+    """Whether vmap complains of a random draw, or of a buffer updated in place."""
+    complaints = ("random operation", "inplace arithmetic", "updated in place", "in-place")
+    return any(complaint in str(error) for complaint in complaints)
+
+
+def impure_loss(error: RuntimeError) -> str:
+    """What to say of a loss that draws random numbers or updates buffers."""
+    return (
+        "the loss must be a function of its arguments alone, but it draws random numbers or "
+        "updates buffers (dropout, batch normalization in train mode): call model.eval(). "
+        f"vmap says: {error}"
+    )
+
+
+def impure_layer(layer: str) -> str:
+    """What to say of a layer that draws random numbers or updates its buffers."""
+    return (
+        f"the loss must be a function of its arguments alone, but layer {layer} is in train mode: "
+        "call model.eval(), or keep train mode for the others and call .eval() on this layer"
+    )
+
+
+def missing_extra(extra: str, needs: str, used_for: str) -> ImportError:
+    """The error for an optional dependency that is not installed."""
+    return ImportError(
+        f"{used_for} needs {needs}, which is not installed: pip install 'funcsgmcmc[{extra}]'"
+    )
+
+
+def _has_values(tensor: Tensor) -> bool:
+    """Whether the entries can be read here: not while tracing, nor inside a vmap."""
+    # torch has no public question for "am I under a functorch transform".
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return not torch.compiler.is_compiling() and not wrapped

@@ -1,0 +1,194 @@
+"""Where a run's batches come from.
+
+Tensors are held in memory, and each chain draws minibatches of its own, chosen by the key: a chain
+sees the same examples whatever runs beside it. Any other iterable (a `DataLoader`, a list of
+batches) gives one batch a step to all chains, in the iterable's own order; it is started again when
+it ends.
+
+Shapes: n examples; C chains; a minibatch's leaves are `[C, batch_size, …]`, a shared batch's
+`[batch, …]`.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, TensorDataset
+
+from funcsgmcmc import checks, random
+from funcsgmcmc.gradients import LossFn, loss_and_aux
+
+
+class TensorData:
+    """Examples in memory; minibatches are chosen by the key, each chain's its own.
+
+    Attributes:
+        shared: Whether all chains see one batch: only when the batch is all the data.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None,
+        minibatches: str,
+        key: Tensor,
+        chains: Tensor,
+        device: torch.device,
+    ) -> None:
+        self._n = checks.examples(pytree.tree_leaves(data))
+        self._batch_size = checks.batch_size(batch_size, self._n)
+        self._epochs = minibatches == "epochs"
+        self._keys = random.fold_in(key, chains)
+        self._order = (-1, torch.empty(0))
+        self._data = _map(lambda leaf: leaf.to(device), data)
+        self.shared = batch_size is None
+
+    def batch(self, step: int, chains: int | slice) -> Any:
+        """The batch of one chain, or those of a slice of chains, at a step: the data's structure
+        with leaves `[batch_size, …]` or `[c, batch_size, …]`."""
+        if self.shared:
+            return self._data
+        index = self._epoch_index(step, chains) if self._epochs else self._draw_index(step, chains)
+        return _map(lambda leaf: leaf[index], self._data)
+
+    def mean_loss(self, loss_fn: LossFn, params: Any) -> Tensor:
+        """L(w) of one chain's parameters on all examples, in pieces of `batch_size`."""
+        total = torch.zeros(())
+        for start in range(0, self._n, self._batch_size):
+            piece = slice(start, min(start + self._batch_size, self._n))
+            loss, _ = loss_and_aux(
+                loss_fn, params, _map(lambda leaf, piece=piece: leaf[piece], self._data)
+            )
+            total = total + loss * (piece.stop - start)
+        return total / self._n
+
+    def _draw_index(self, step: int, chains: int | slice) -> Tensor:
+        """Uniform with replacement, `[batch_size]` or `[c, batch_size]`."""
+        words = random.bits(random.fold_in(self._keys[chains], step), (self._batch_size,))
+        # The high word of the product word · n: uniform up to a relative n/2**32.
+        return ((words.to(torch.int64) & 0xFFFFFFFF) * self._n) >> 32
+
+    def _epoch_index(self, step: int, chains: int | slice) -> Tensor:
+        """The step's part of the epoch's permutation; what is left at the end of an epoch, less
+        than a batch, is not used."""
+        epoch, position = divmod(step, self._n // self._batch_size)
+        if self._order[0] != epoch:
+            words = random.bits(random.fold_in(self._keys, epoch), (2, self._n)).to(torch.int64)
+            high, low = words.unbind(-2)
+            # Sorting 64 bits: two examples would share a sort key once in 2**64 pairs.
+            self._order = (epoch, ((high << 32) | (low & 0xFFFFFFFF)).argsort(-1))
+        start = position * self._batch_size
+        return self._order[1][chains, start : start + self._batch_size]
+
+
+class IterableData:
+    """Batches of an iterable; every chain sees the same one at a step.
+
+    Attributes:
+        shared: Always True.
+    """
+
+    def __init__(self, data: Iterable[Any], *, device: torch.device) -> None:
+        self._iterable = data
+        self._iterator = iter(data)
+        self._device = device
+        self._latest: tuple[int, Any] = (-1, None)
+        self.shared = True
+
+    def batch(self, step: int, chains: int | slice) -> Any:
+        """The batch of a step, on the run's device; steps are asked for in order.
+
+        Raises:
+            ValueError: The iterable is empty, or an iterator that has ended.
+        """
+        while self._latest[0] < step:
+            self._latest = (self._latest[0] + 1, self._to_device(self._next(step)))
+        return self._latest[1]
+
+    def mean_loss(self, loss_fn: LossFn, params: Any) -> Tensor | None:
+        """L(w) of one chain's parameters over one pass, weighted by the size of each batch.
+
+        Returns:
+            None if the data cannot be passed over twice (an iterator) or has no known length.
+        """
+        if isinstance(self._iterable, Iterator) or _length(self._iterable) is None:
+            return None
+        total, count = torch.zeros(()), 0
+        for batch in self._iterable:
+            size = checks.examples(pytree.tree_leaves(batch))
+            loss, _ = loss_and_aux(loss_fn, params, self._to_device(batch))
+            total, count = total + loss * size, count + size
+        return total / count if count else None
+
+    def _next(self, step: int) -> Any:
+        with contextlib.suppress(StopIteration):
+            return next(self._iterator)
+        if not isinstance(self._iterable, Iterator):
+            self._iterator = iter(self._iterable)
+            with contextlib.suppress(StopIteration):
+                return next(self._iterator)
+        raise ValueError(checks.data_ended(step))
+
+    def _to_device(self, batch: Any) -> Any:
+        return _map(
+            lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch
+        )
+
+
+def stream(
+    data: Any,
+    *,
+    batch_size: int | None,
+    minibatches: str,
+    key: Tensor,
+    chains: Tensor,
+    device: torch.device,
+) -> TensorData | IterableData:
+    """Take the data given to `sample`.
+
+    Args:
+        data: Tensors `[n, …]` in memory: one, or a tuple, dict, `TensorDict` or `TensorDataset` of
+            them. Or any other iterable, of batches.
+        batch_size: Examples a minibatch, for tensors; None means all n.
+        minibatches: `"replacement"` or `"epochs"`, for tensors.
+        key: What chooses the minibatches.
+        chains: Indices of the run's chains, `[C]`.
+        device: Where batches go.
+
+    Raises:
+        TypeError: The data is neither tensors nor an iterable of batches.
+        ValueError: It is empty, its tensors differ in length, or an option does not fit it.
+    """
+    checks.choice("minibatches", minibatches, ("replacement", "epochs"))
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Tensor | TensorDictBase | tuple | Mapping):
+        return TensorData(
+            data,
+            batch_size=batch_size,
+            minibatches=minibatches,
+            key=key,
+            chains=chains,
+            device=device,
+        )
+    checks.iterable_data(data, is_dataset=isinstance(data, Dataset), batch_size=batch_size)
+    return IterableData(data, device=device)
+
+
+def _map(function: Any, data: Any) -> Any:
+    """Apply to every leaf; a `TensorDict` takes its new batch size from the result."""
+    if isinstance(data, TensorDictBase):
+        return data.apply(function, batch_size=function(torch.empty(data.batch_size)).shape)
+    return pytree.tree_map(function, data)
+
+
+def _length(data: Any) -> int | None:
+    try:
+        return len(data)
+    except TypeError:
+        return None

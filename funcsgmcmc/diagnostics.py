@@ -1,0 +1,192 @@
+"""Convergence diagnostics and the summary of a run, by ArviZ (the extra `diagnostics`)."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.llc import llc_draws
+from funcsgmcmc.samples import Samples
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from xarray import DataTree
+
+# Tail ESS at the 5 % and 95 % quantiles, as in Vehtari et al. 2021, section 4.3.
+_TAIL_PROBABILITY = 0.9
+
+
+class Diagnostics(NamedTuple):
+    """Convergence of a quantity, each `[…]` for values `[C, D, …]`; NaN below four draws.
+
+    Attributes:
+        r_hat: Rank-normalized split R-hat; 1 at convergence, suspect above 1.01.
+        ess_bulk: Effective sample size for the centre of the distribution, in draws.
+        ess_tail: The smaller effective sample size of the 5 % and 95 % quantiles, in draws.
+        mcse_mean: Monte Carlo standard error of the mean, in units of the quantity.
+    """
+
+    r_hat: Tensor
+    ess_bulk: Tensor
+    ess_tail: Tensor
+    mcse_mean: Tensor
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summary of a run, printed as a table under a line on the health of its chains.
+
+    Attributes:
+        table: One row a quantity: mean, sd, interval, ESS, R-hat and MCSE, of healthy chains.
+        health: How many chains the table uses, and why others were frozen.
+    """
+
+    table: "DataFrame"
+    health: str
+
+    def __str__(self) -> str:
+        table = self.table.to_string(float_format=lambda number: f"{number:.4g}")
+        return f"{self.health}\n{table}"
+
+
+def diagnostics(values: Tensor) -> Diagnostics:
+    """Diagnose the convergence of one quantity.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and
+    localization: an improved R-hat for assessing convergence of MCMC", Bayesian Analysis 16 (2021).
+
+    Args:
+        values: `[C, D, …]`, of healthy chains only (`samples.draw_losses[samples.healthy]`).
+
+    Returns:
+        Each diagnostic, `[…]`, float64.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: `values` has fewer than two dimensions, or no draw.
+    """
+    with _arviz():
+        from arviz_stats.base import array_stats
+    checks.draws(values)
+    array = values.double().cpu().numpy()
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    tails = ((1 - _TAIL_PROBABILITY) / 2, (1 + _TAIL_PROBABILITY) / 2)
+    return Diagnostics(
+        *(
+            torch.as_tensor(statistic, dtype=torch.float64)
+            for statistic in (
+                array_stats.rhat(array, **axes),
+                array_stats.ess(array, method="bulk", **axes),
+                array_stats.ess(array, method="tail", prob=tails, **axes),
+                array_stats.mcse(array, method="mean", **axes),
+            )
+        )
+    )
+
+
+def summary(samples: Samples) -> Summary:
+    """Summarize a run: its loss, learning coefficient and observables, over healthy chains.
+
+    Returns:
+        A table with, for each quantity, its mean, standard deviation, 90 % interval, bulk and tail
+        ESS, R-hat, and the Monte Carlo standard errors of mean and standard deviation. Recorded
+        parameters have no rows; `arviz_stats.summary(samples.to_datatree())` has them.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: No draw was made, or no chain is healthy.
+    """
+    with _arviz():
+        import arviz_base
+        import arviz_stats
+    posterior = to_datatree(samples)
+    # ArviZ takes the quantiles of the tail ESS from this setting.
+    with arviz_base.rc_context({"stats.ci_prob": _TAIL_PROBABILITY}):
+        table = arviz_stats.summary(posterior, var_names=[*_quantities(samples)], round_to="none")
+    return Summary(table, samples.health())
+
+
+def to_datatree(samples: Samples) -> "DataTree":
+    """Convert a run for ArviZ.
+
+    Returns:
+        Groups, all of healthy chains, with the chains' indices as coordinate: `posterior` with
+        `loss`, `llc` (if L(w₀) is known), the observables and the recorded parameters under their
+        dotted names, dimensions (chain, draw, …); `sample_stats` with the metrics of the draws'
+        steps; and `trace` with the loss of every step, burn-in included, dimensions (chain, step).
+        The attributes of `posterior` hold the settings of the run.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: No draw was made, or no chain is healthy.
+    """
+    with _arviz():
+        import arviz_base
+        import xarray
+    healthy = checks.usable_chains(samples.healthy, samples.num_draws)
+    posterior = _quantities(samples)
+    if samples.draws is not None:
+        posterior |= {tree.dotted(name): leaf for name, leaf in tree.leaves(samples.draws)}
+    groups = {"posterior": posterior}
+    if samples.metrics is not None:
+        steps = samples.draw_steps
+        groups["sample_stats"] = {
+            name: value[:, steps] for name, value in samples.metrics._asdict().items()
+        }
+    chains = samples.chains[healthy].numpy()
+    result = arviz_base.from_dict(
+        {
+            group: {name: _array(value[healthy]) for name, value in values.items()}
+            for group, values in groups.items()
+        },
+        coords={"chain": chains},
+        attrs={"posterior": _settings(samples)},
+    )
+    trace = {"loss": (("chain", "step"), _array(samples.losses[healthy]))}
+    result["trace"] = xarray.DataTree(
+        xarray.Dataset(trace, coords={"chain": chains, "step": range(samples.num_steps)})
+    )
+    return result
+
+
+def _quantities(samples: Samples) -> dict[str, Tensor]:
+    """What is summarized, `[C, D, …]`: the learning coefficient first, since it is what runs are
+    made for."""
+    known = {} if samples.initial_loss is None else {"llc": llc_draws(samples)}
+    return known | {"loss": samples.draw_losses} | samples.observables
+
+
+def _settings(samples: Samples) -> dict[str, Any]:
+    """Attributes for a file: numbers, strings and lists."""
+    sampler = samples.sampler
+    settings: dict[str, Any] = {
+        "sampler": type(sampler).__name__,
+        "num_burnin_steps": samples.num_burnin_steps,
+        "num_steps_between_draws": samples.num_steps_between_draws,
+        "key": samples.key.tolist(),
+        "frozen_chains": [str(frozen) for frozen in samples.frozen],
+    }
+    for name in sampler.__dataclass_fields__:
+        value = getattr(sampler, name)
+        if isinstance(value, Tensor):
+            settings[name] = value.tolist()
+    return settings
+
+
+def _array(values: Tensor) -> Any:
+    """NumPy has no bfloat16."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+
+
+@contextlib.contextmanager
+def _arviz() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise checks.missing_extra(
+            "diagnostics", "arviz-stats with xarray", "this diagnostic"
+        ) from error

@@ -1,0 +1,120 @@
+"""The local learning coefficient (LLC)."""
+
+import math
+import numbers
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import checks
+from funcsgmcmc.samples import Samples
+
+
+@dataclass(frozen=True)
+class LLC:
+    """An estimate of the local learning coefficient.
+
+    Attributes:
+        mean: λ̂, the mean over healthy chains and draws.
+        mcse: Monte Carlo standard error of `mean`, autocorrelation included.
+        per_chain: Each chain's mean over draws, `[C]`; NaN for frozen chains.
+        num_chains: How many chains the estimate uses.
+    """
+
+    mean: float
+    mcse: float
+    per_chain: Tensor
+    num_chains: int
+
+    def __str__(self) -> str:
+        return f"LLC = {self.mean:.4g} ± {self.mcse:.2g} (MCSE, {self.num_chains} chains)"
+
+
+def default_nbeta(num_examples: int) -> float:
+    """The inverse temperature of the widely applicable Bayesian information criterion.
+
+        nβ = n / log n
+
+    Source: Watanabe, "A widely applicable Bayesian information criterion", JMLR 14 (2013),
+    section 4: β = 1/log n.
+
+    Args:
+        num_examples: n ≥ 2, the size of the training set.
+
+    Returns:
+        nβ, which multiplies the mean loss.
+
+    Raises:
+        TypeError: `num_examples` is not an integer.
+        ValueError: It is less than 2, where log n vanishes.
+    """
+    n = checks.count("num_examples", num_examples, minimum=2)
+    return n / math.log(n)
+
+
+def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> Tensor:
+    """The learning coefficient's contribution of each draw.
+
+        λ̂_{c,d} = nβ (L_B(w_{c,d}) − L_n(w₀))
+
+    with L_B the loss on the draw's minibatch, unbiased for L_n given w, and L_n(w₀) the loss on all
+    data at the anchor.
+
+    Source: Lau et al. 2023 (arXiv:2308.12108), eq. 8.
+
+    Args:
+        samples: A run.
+        initial_loss: L_n(w₀), `[]` or `[C]` (default: the run's).
+
+    Returns:
+        `[C, D]`, float64; NaN from where a chain was frozen.
+
+    Raises:
+        ValueError: Neither the run nor the argument gives L_n(w₀).
+    """
+    reference = samples.initial_loss if initial_loss is None else initial_loss
+    if reference is None:
+        raise ValueError(
+            "initial_loss must be given: the run's data could not be passed over twice, "
+            "so that L(w0) on all data is not known"
+        )
+    if isinstance(reference, numbers.Real):
+        reference = torch.tensor(float(reference))
+    nbeta = samples.sampler.nbeta.cpu()
+    loss, reference = samples.draw_losses.double(), reference.double()
+    return nbeta.reshape(-1, 1) * (loss - reference.reshape(-1, 1))
+
+
+def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
+    """Estimate the local learning coefficient at the anchor.
+
+        λ̂ = nβ (E[L_n(w)] − L_n(w₀))
+
+    where the mean over the localized, tempered posterior is that over healthy chains and draws.
+
+    Source: Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
+    complexity measure", 2023 (arXiv:2308.12108), eq. 8.
+
+    Args:
+        samples: A run.
+        initial_loss: L_n(w₀), `[]` or `[C]` (default: the run's).
+
+    Returns:
+        The estimate with its Monte Carlo standard error, and one for each chain.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: L_n(w₀) is not known, no draw was made, or no chain is healthy.
+    """
+    from funcsgmcmc.diagnostics import diagnostics
+
+    draws = llc_draws(samples, initial_loss)
+    used = draws[checks.usable_chains(samples.healthy, samples.num_draws)]
+    per_chain = draws.mean(1).where(samples.healthy, torch.nan)
+    return LLC(
+        mean=float(used.mean()),
+        mcse=float(diagnostics(used).mcse_mean),
+        per_chain=per_chain,
+        num_chains=len(used),
+    )

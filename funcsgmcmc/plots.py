@@ -1,0 +1,87 @@
+"""Plots of a run, by Matplotlib (the extra `plot`)."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import checks
+from funcsgmcmc.llc import llc_draws
+from funcsgmcmc.samples import Samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def running_llc(samples: Samples) -> tuple[Tensor, Tensor]:
+    """The learning coefficient as it would be estimated from the first draws only.
+
+    Returns:
+        Mean over healthy chains of each chain's mean over draws 0 … d, `[D]`; and its standard
+        error over chains, sd/√C, `[D]` (NaN for one chain).
+
+    Raises:
+        ValueError: As `llc`.
+    """
+    draws = llc_draws(samples)[checks.usable_chains(samples.healthy, samples.num_draws)]
+    chains = draws.cumsum(1) / torch.arange(1, draws.shape[1] + 1)
+    spread = chains.std(0) if len(chains) > 1 else torch.full_like(chains[0], torch.nan)
+    return chains.mean(0), spread / len(chains) ** 0.5
+
+
+def plot_llc(samples: Samples) -> "Figure":
+    """Plot the loss of every chain, burn-in shaded, above the running learning coefficient.
+
+    The band around the running estimate is two standard errors over chains.
+
+    Args:
+        samples: A run for which L(w₀) is known.
+
+    Returns:
+        A figure of two axes over a common axis of steps; `figure.savefig("llc.png")` writes it.
+
+    Raises:
+        ImportError: The extra `plot` is not installed.
+        ValueError: As `llc`.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise checks.missing_extra("plot", "matplotlib", "plot_llc") from error
+    figure = Figure(figsize=(8, 6.5), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    _plot_losses(above, samples)
+    _plot_running_llc(below, samples)
+    for axes in (above, below):
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _plot_losses(axes: "Axes", samples: Samples) -> None:
+    losses = samples.losses[samples.healthy].float()
+    steps = torch.arange(samples.num_steps)
+    axes.plot(steps, losses.T, color="C0", lw=0.5, alpha=min(1.0, 8 / len(losses)), rasterized=True)
+    axes.plot(steps, losses.mean(0), color="C0", lw=1.2, label="mean over chains")
+    if samples.initial_loss is not None:
+        reference = float(samples.initial_loss.mean())
+        axes.axhline(reference, color="0.3", lw=1, ls="--", label=f"$L_n(w_0)$ = {reference:.3g}")
+    if samples.num_burnin_steps:
+        axes.axvspan(0, samples.num_burnin_steps, color="0.5", alpha=0.2, lw=0, label="burn-in")
+    axes.set_ylabel("minibatch loss")
+    axes.set_title(samples.health().splitlines()[0], loc="left", fontsize="medium")
+    axes.legend(loc="upper right", framealpha=0.9)
+
+
+def _plot_running_llc(axes: "Axes", samples: Samples) -> None:
+    mean, error = running_llc(samples)
+    steps = samples.draw_steps
+    axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color="C1", alpha=0.3, lw=0)
+    axes.plot(steps, mean, color="C1", label=f"{mean[-1]:.4g} ± {2 * error[-1]:.2g} (2 s.e.)")
+    if samples.num_burnin_steps:
+        axes.axvspan(0, samples.num_burnin_steps, color="0.5", alpha=0.2, lw=0)
+    axes.set_ylabel(r"running LLC $\hat\lambda$")
+    axes.set_xlabel("step")
+    axes.set_xlim(0, samples.num_steps)
+    axes.legend(loc="lower right", framealpha=0.9)

@@ -1,0 +1,53 @@
+"""Pulls of the prior on the parameters: gradients of −log p(w).
+
+The posterior that every sampler here targets has the potential
+
+    U(w) = nβ L(w) + (γ/2) ‖w − w₀‖² + (λ/2) ‖w‖² − log p(w)
+
+with γ ↔ `localization`, w₀ ↔ `anchor`, λ ↔ `weight_decay` and log p ↔ `log_prior`, a user's
+log-density (up to a constant). The first two pulls are Gaussian, with a precision and a centre.
+"""
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+
+LogPrior = Callable[[TensorDict], Tensor]
+
+
+def gaussian_pull(displacement: TensorDict, precision: Tensor) -> TensorDict:
+    """Gradient of (precision/2) ‖displacement‖².
+
+    Args:
+        displacement: w − w₀ for a prior centred at w₀, w for one centred at zero; a tree of batch
+            size `[*chains]`.
+        precision: `[*chains]` or `[]`, in units of 1/w².
+
+    Returns:
+        precision · displacement.
+    """
+    return tree.map_leaves(lambda leaf: tree.expand_right(precision, leaf) * leaf, displacement)
+
+
+def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], TensorDict]:
+    """Make the function w ↦ −∇ log p(w).
+
+    Args:
+        log_prior: Takes one chain's parameters, returns the scalar log p(w) + constant.
+
+    Returns:
+        A pure function of one chain's parameters, to be vmapped over chains.
+
+    Raises:
+        TypeError, ValueError: When called, if `log_prior` does not return a real scalar.
+    """
+
+    def potential(params: TensorDict) -> Tensor:
+        return -checks.scalar("log_prior", log_prior(params))
+
+    return torch.func.grad(potential)
+

@@ -1,0 +1,246 @@
+"""Counter-based random numbers: the same key gives the same words everywhere.
+
+The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror and Shaw, "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011, section 4.2): a bijection of a 64-bit counter under a 64-bit
+key, made of integer additions, rotations and exclusive ors. It has no state to advance, so eager
+code, `torch.vmap` and `torch.compile` see the same words, and so do CPU and CUDA.
+
+Shapes: a key is an int32 tensor `[..., 2]`; leading dimensions are a batch of keys, and every
+function here maps over them. Words are int32 tensors that hold 32 uniform bits.
+
+A key names three disjoint families of counters, told apart by the top two bits of the second
+counter word: its own words (`bits`, `normal`), its children by index (`split`) and its children by
+data (`fold_in`). Drawing from a key therefore never repeats one of its children.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
+_KEY_SCHEDULE_PARITY = 0x1BD11BDA
+_WORD = 0xFFFFFFFF
+_SPLIT = 1 << 30
+_FOLD = 1 << 31
+_MAX_DATA = 1 << 62
+_MAX_VALUES = 1 << 32
+
+# Integer passes over a block this long stay in the cache; measured best from 2**17 to 2**18.
+_EAGER_BLOCK = 1 << 17
+
+
+def key(seed: int, device: torch.device | str | None = None) -> Tensor:
+    """Make a key from an integer seed.
+
+    Args:
+        seed: `0 <= seed < 2**64`; its high and low 32 bits are the two words of the key.
+        device: Where the key, and what is drawn from it, lives.
+
+    Returns:
+        A key, int32 `[2]`.
+
+    Raises:
+        TypeError: `seed` is not an integer.
+        ValueError: `seed` is out of range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    return torch.tensor(
+        [_signed(seed >> 32), _signed(seed & _WORD)], dtype=torch.int32, device=device
+    )
+
+
+def split(key: Tensor, num: int = 2) -> Tensor:
+    """Make `num` independent keys from one.
+
+    Args:
+        key: `[..., 2]`.
+        num: How many, at least 1.
+
+    Returns:
+        Keys `[..., num, 2]`.
+
+    Raises:
+        TypeError, ValueError: `key` is not a key, or `num < 1`.
+    """
+    check_key(key)
+    if not num >= 1:
+        raise ValueError(f"num must be >= 1, got {num}")
+    index = torch.arange(num, dtype=torch.int32, device=key.device)
+    return _child(key.unsqueeze(-2), index, torch.full_like(index, _SPLIT))
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """Make the key that belongs to `data`, for instance a chain's or a step's index.
+
+    Args:
+        key: `[..., 2]`.
+        data: An integer, or an integer tensor that broadcasts against the batch of keys; in
+            `[0, 2**62)`. Different data give different keys.
+
+    Returns:
+        Keys, of the batch shape of `key` broadcast with the shape of `data`, `[..., 2]`.
+
+    Raises:
+        TypeError: `data` is a tensor that does not hold integers.
+        ValueError: `key` is not a key, or `data` is an int out of range (the values of a tensor
+            are not read, so that a traced or vmapped index works).
+    """
+    check_key(key)
+    if isinstance(data, Tensor):
+        if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+            raise TypeError(f"data must hold integers, got dtype {data.dtype}")
+        wide = data.to(device=key.device, dtype=torch.int64)
+        return _child(key, _as_word(wide), _as_word((wide >> 32) | _FOLD))
+    if not 0 <= data < _MAX_DATA:
+        raise ValueError(f"data must be in [0, 2**62), got {data}")
+    low, high = (
+        torch.full((), _signed(word), dtype=torch.int32, device=key.device)
+        for word in (data & _WORD, data >> 32 | _FOLD)
+    )
+    return _child(key, low, high)
+
+
+def bits(key: Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """Draw 32 uniform bits a value.
+
+    Args:
+        key: `[..., 2]`.
+        shape: Shape of what each key draws; at most 2**32 values.
+
+    Returns:
+        int32 `[..., *shape]`, uniform over all 2**32 words.
+
+    Raises:
+        TypeError, ValueError: `key` is not a key, or `shape` is too large.
+    """
+    return _draw(key, tuple(shape), lambda first, second: (first, second))
+
+
+def normal(
+    key: Tensor,
+    shape: Sequence[int] = (),
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    """Draw standard normal values.
+
+    Box and Muller (1958): with `u₁ ∈ (0, 1)` of 31 bits from the first word and an angle
+    `θ ∈ [−π, π)` of 32 bits from the second, `√(−2 ln u₁) · (cos θ, sin θ)` are two independent
+    normals. The largest magnitude that can occur is `√(64 ln 2) ≈ 6.66`.
+
+    Args:
+        key: `[..., 2]`.
+        shape: Shape of what each key draws; at most 2**32 values.
+        dtype: Floating dtype (default: torch's default dtype). Below 32 bits, values are computed
+            in float32 and rounded.
+        device: Where to draw (default: the device of `key`).
+
+    Returns:
+        `[..., *shape]`, each entry N(0, 1).
+
+    Raises:
+        TypeError: `dtype` is not a real floating dtype.
+        ValueError: `key` is not a key, or `shape` is too large.
+    """
+    dtype = torch.get_default_dtype() if dtype is None else dtype
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a real floating dtype, got {dtype}")
+    compute = torch.promote_types(dtype, torch.float32)
+
+    def box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+        uniform = (first & 0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
+        radius = uniform.log_().mul_(-2).sqrt_()
+        angle = second.to(compute).mul_(math.pi * 2.0**-31)
+        return (radius * angle.cos()).to(dtype), (radius * angle.sin()).to(dtype)
+
+    return _draw(key if device is None else key.to(device), tuple(shape), box_muller)
+
+
+def threefry2x32(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Encrypt a counter of two words under a key: Threefry-2x32, 20 rounds.
+
+    Args:
+        key: `[..., 2]`, int32.
+        first: First word of the counter, int32, broadcast against the batch of keys.
+        second: Second word, int32, of the same shape as `first`.
+
+    Returns:
+        The two words, int32, of the broadcast shape.
+    """
+    subkey0, subkey1 = key[..., 0], key[..., 1]
+    schedule = (subkey0, subkey1, subkey0 ^ subkey1 ^ _KEY_SCHEDULE_PARITY)
+    # The sums are new tensors of the full shape, batched wherever the key or the counter is: the
+    # passes below can work in place, in eager code as under vmap.
+    x0, x1 = subkey0 + first, subkey1 + second
+    for round_ in range(20):
+        distance = _ROTATIONS[round_ % 8]
+        x0.add_(x1)
+        # int32 shifts copy the sign: mask it off. The sum is the left part of the rotation, whose
+        # bits do not overlap the right part, in one pass (shift and or would be two).
+        rotated = (x1 >> (32 - distance)).bitwise_and_((1 << distance) - 1)
+        x1 = rotated.add_(x1, alpha=1 << distance).bitwise_xor_(x0)
+        if round_ % 4 == 3:
+            injection = round_ // 4 + 1
+            x0.add_(schedule[injection % 3])
+            x1.add_(schedule[(injection + 1) % 3] + injection)
+    return x0, x1
+
+
+def check_key(key: Tensor) -> None:
+    """Refuse what is not a key or a batch of keys.
+
+    Raises:
+        TypeError: It is not a tensor.
+        ValueError: It is not int32 of shape `[..., 2]`.
+    """
+    if not isinstance(key, Tensor):
+        raise TypeError(f"key must be made by funcsgmcmc.key(seed), got {type(key).__name__}")
+    if key.dtype != torch.int32 or key.ndim < 1 or key.shape[-1] != 2:
+        raise ValueError(
+            f"key must be int32 of shape [..., 2], got {key.dtype} of shape {tuple(key.shape)}"
+        )
+
+
+def _draw(key: Tensor, shape: tuple[int, ...], transform) -> Tensor:
+    """Words of `key`, two at a time through `transform`, as a tensor `[..., *shape]`."""
+    check_key(key)
+    size = math.prod(shape)
+    if not size <= _MAX_VALUES:
+        raise ValueError(f"one key draws at most 2**32 values, got shape {shape}")
+    batch = key.shape[:-1]
+    if size == 0:
+        empty = torch.zeros((*batch, 0), dtype=torch.int32, device=key.device)
+        return transform(empty, empty)[0].reshape(batch + shape)
+    counters = (size + 1) // 2
+    block = counters
+    if not torch.compiler.is_compiling():
+        block = max(1, _EAGER_BLOCK // max(1, math.prod(batch)))
+    pairs = []
+    for start in range(0, counters, block):
+        first = torch.arange(start, min(start + block, counters), device=key.device)
+        first = _as_word(first)
+        pairs.append(
+            transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
+        )
+    values = torch.cat([a for a, _ in pairs] + [b for _, b in pairs], -1)
+    return values[..., :size].reshape(batch + shape)
+
+
+def _child(key: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    return torch.stack(threefry2x32(key, first, second), -1)
+
+
+def _signed(word: int) -> int:
+    """The int32 with the bits of a 32-bit word."""
+    return word - (1 << 32) if word >= 1 << 31 else word
+
+
+def _as_word(wide: Tensor) -> Tensor:
+    """The low 32 bits of int64 values, as int32."""
+    low = wide & _WORD
+    return torch.where(low > 0x7FFFFFFF, low - (1 << 32), low).to(torch.int32)

@@ -1,0 +1,263 @@
+"""Stochastic gradient Langevin dynamics, localized and tempered, with a diagonal preconditioner.
+
+With g = ∇L(w) the gradient of the minibatch mean loss, η ~ N(0, I), products elementwise:
+
+    scaled_grad   = (ε/2) m G nβ g
+    localization  = (ε/2) m G (γ (w − w₀) − ∇log p(w))
+    weight_decay  = (ε/2) m G λ w
+    noise         = √ε m √G σ η
+    w'            = w − scaled_grad − localization − weight_decay + noise
+    w'            = clamp(w', w₀ − b, w₀ + b)                                if b is given
+
+ε ↔ `lr`, nβ ↔ `nbeta`, γ ↔ `localization`, λ ↔ `weight_decay`, σ ↔ `noise_level`,
+G ↔ `preconditioner`, w₀ ↔ `anchor`, m ↔ `mask`, b ↔ `bounding_box_size`, log p ↔ the `log_prior`
+given to `kernel` or `sample`.
+
+For G = 1, m = 1, σ = 1 this is the Euler scheme, of weak order 1, of the Langevin diffusion
+dw = −½∇U dt + dB with U = nβ L + (γ/2)‖w − w₀‖² + (λ/2)‖w‖² − log p, which leaves e^{−U} invariant.
+
+Exact law: for U quadratic with curvature Λ along a coordinate and full-batch gradients, the chain
+is stationary, for ε < 4/Λ, with variance 1/(Λ (1 − εΛ/4)) there.
+
+Sources: Welling and Teh, "Bayesian learning via stochastic gradient Langevin dynamics", ICML 2011,
+eq. 4; localized and tempered as in Lau, Furman, Wang, Murfet and Wei, "The local learning
+coefficient: a singularity-aware complexity measure", 2023 (arXiv:2308.12108); preconditioned as in
+Li, Chen, Carlson and Carin, AAAI 2016, eqs. 4 to 6.
+"""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
+from funcsgmcmc.priors import gaussian_pull
+from funcsgmcmc.samplers.base import (
+    Sampler,
+    State,
+    Term,
+    Terms,
+    move,
+    scale,
+    shared_settings,
+)
+
+
+class SGLDState(State):
+    """State of a chain of SGLD.
+
+    Attributes:
+        preconditioner: Running averages of the preconditioner, leaves `[*chains, *shape]`.
+    """
+
+    preconditioner: TensorDict
+
+
+class SGLD(Sampler):
+    """Settings of SGLD; made by `sgld` and `rmsprop_sgld`."""
+
+    noise_level: Tensor
+    preconditioner: Preconditioner
+
+    def init(self, params: TensorDict) -> SGLDState:
+        """State at `params`, which are copied.
+
+        Args:
+            params: w, a tree of batch size `[*chains]`.
+
+        Raises:
+            TypeError, ValueError: As `Sampler.start`.
+        """
+        params, start = self.start(params)
+        return SGLDState(
+            params=start.params,
+            step=start.step,
+            anchor=start.anchor,
+            preconditioner=self.preconditioner.init(params),
+            batch_size=start.batch_size,
+            lock=False,
+        )
+
+    def update(
+        self,
+        state: State,
+        grads: TensorDict,
+        noise: TensorDict,
+        prior_pull: TensorDict | None = None,
+    ) -> tuple[SGLDState, Terms]:
+        """Make one step; the equation stands in the module's docstring.
+
+        Args:
+            state: State of batch size `[*chains]`.
+            grads: g = ∇L(w), raw: without nβ.
+            noise: η, entries N(0, 1).
+            prior_pull: −∇log p(w) of a user's log-prior, or None.
+
+        Returns:
+            The next state, and the terms of the update.
+        """
+        state = cast(SGLDState, state)
+        chains, params, center = state.batch_size, state.params, self.center(state)
+        coefficients, averages = self.preconditioner.update(state.preconditioner, grads)
+        half_lr = self.lr / 2
+
+        def term(coefficient: Tensor, direction: TensorDict) -> Term:
+            return Term(
+                coefficient=coefficient.expand(chains),
+                direction=direction,
+                batch_size=chains,
+                lock=False,
+            )
+
+        def drift(direction: TensorDict) -> TensorDict:
+            scaled = direction if coefficients is None else scale(direction, coefficients)
+            return self.masked(scaled)
+
+        def diffusion(direction: TensorDict) -> TensorDict:
+            if coefficients is not None:
+                direction = scale(direction, tree.map_leaves(torch.sqrt, coefficients))
+            return self.masked(direction)
+
+        distance = tree.map_leaves(torch.sub, params, center)
+        if prior_pull is None:
+            localization = term(half_lr * self.localization, drift(distance))
+        else:
+            pull = gaussian_pull(distance, self.localization)
+            localization = term(half_lr, drift(tree.map_leaves(torch.add, pull, prior_pull)))
+        terms = Terms(
+            scaled_grad=term(half_lr * self.nbeta, drift(grads)),
+            unscaled_grad=term(half_lr * self.nbeta, grads),
+            localization=localization,
+            weight_decay=term(half_lr * self.weight_decay, drift(params)),
+            noise=term(self.lr.sqrt() * self.noise_level, diffusion(noise)),
+            distance=distance,
+            batch_size=chains,
+            lock=False,
+        )
+        moved = move(
+            params,
+            minus=(terms.scaled_grad, terms.localization, terms.weight_decay),
+            plus=(terms.noise,),
+        )
+        new_state = SGLDState(
+            params=self.clamp(moved, center),
+            step=state.step + 1,
+            anchor=state.anchor,
+            preconditioner=averages,
+            batch_size=chains,
+            lock=False,
+        )
+        return new_state, terms
+
+
+def sgld(
+    lr: float | Tensor,
+    *,
+    nbeta: float | Tensor,
+    localization: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    noise_level: float | Tensor = 1.0,
+    preconditioner: Preconditioner | None = None,
+    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
+    bounding_box_size: float | Tensor | None = None,
+    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+) -> SGLD:
+    """Make a sampler of localized, tempered, preconditioned SGLD.
+
+        w' = w − (ε/2) m G [nβ g + γ (w − w₀) + λ w − ∇log p(w)] + √ε m √G σ η
+
+    followed by clamp(w', w₀ − b, w₀ + b) if b is given (Welling and Teh 2011, eq. 4; Lau et al.
+    2023; Li et al. 2016, eqs. 4 to 6). The module's docstring gives the terms and the exact law.
+
+    Args:
+        lr: Step size ε ≥ 0, in units of w². Stable for ε < 4/(largest curvature of U).
+        nbeta: Inverse temperature nβ ≥ 0, in units of the number of examples, since the loss is
+            a mean; `default_nbeta(n)` = n/log n for local learning coefficients.
+        localization: Precision γ ≥ 0 of the pull to the anchor, in units of 1/w².
+        weight_decay: Precision λ ≥ 0 of the pull to zero, in units of 1/w².
+        noise_level: Scale σ ≥ 0 of the noise. Other than 1 samples another distribution; 0 is
+            gradient descent on U with step ε/2.
+        preconditioner: G (default: `identity()`).
+        anchor: w₀, a tree like the parameters (default: the parameters given to `init`).
+        bounding_box_size: Half-width b > 0 of the box around w₀ (default: none).
+        mask: m, a tree like the parameters: 0 keeps an entry where it is, 1 samples it; other
+            values scale its drift and its noise alike.
+
+    Every number may be a tensor `[C]`, one value a chain; `anchor` and `mask` may have batch size
+    `[C]`.
+
+    Returns:
+        A sampler of batch size `[]`, or `[C]` if any setting is per chain.
+
+    Raises:
+        TypeError: A setting is not of the type above.
+        ValueError: A value is out of its range, or per-chain settings differ in their number.
+    """
+    fields, chains = checks.per_chain(
+        {
+            **shared_settings(
+                lr=lr,
+                nbeta=nbeta,
+                localization=localization,
+                weight_decay=weight_decay,
+                anchor=anchor,
+                mask=mask,
+                bounding_box_size=bounding_box_size,
+            ),
+            "noise_level": checks.hyperparameter("noise_level", noise_level),
+            "preconditioner": identity() if preconditioner is None else preconditioner,
+        }
+    )
+    return SGLD(**fields, batch_size=chains, lock=False)
+
+
+def rmsprop_sgld(
+    lr: float | Tensor,
+    *,
+    nbeta: float | Tensor,
+    alpha: float | Tensor = 0.99,
+    eps: float | Tensor = 0.1,
+    localization: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    noise_level: float | Tensor = 1.0,
+    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
+    bounding_box_size: float | Tensor | None = None,
+    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+) -> SGLD:
+    """Make a sampler of SGLD preconditioned by RMSprop (pSGLD; Li et al. 2016).
+
+        V' = α V + (1 − α) g²,    G = 1/(√V' + eps)
+
+    in the update of `sgld`. The curvature term Γ = ∂G/∂w is left out, which biases the stationary
+    law where G varies over the posterior.
+
+    Args:
+        lr: As for `sgld`.
+        nbeta: As for `sgld`.
+        alpha: α in [0, 1), memory of the running average of g².
+        eps: eps > 0, in units of the gradient.
+        localization: As for `sgld`.
+        weight_decay: As for `sgld`.
+        noise_level: As for `sgld`.
+        anchor: As for `sgld`.
+        bounding_box_size: As for `sgld`.
+        mask: As for `sgld`.
+
+    Raises:
+        TypeError, ValueError: As for `sgld` and `rmsprop`.
+    """
+    return sgld(
+        lr,
+        nbeta=nbeta,
+        localization=localization,
+        weight_decay=weight_decay,
+        noise_level=noise_level,
+        preconditioner=rmsprop(alpha, eps),
+        anchor=anchor,
+        bounding_box_size=bounding_box_size,
+        mask=mask,
+    )
+

@@ -1,0 +1,345 @@
+"""Runs of many chains: starts, batches, burn-in, draws, health, progress."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import checks, random, tree
+from funcsgmcmc.data import IterableData, TensorData, stream
+from funcsgmcmc.gradients import LossFn, gradient
+from funcsgmcmc.kernel import Info, SamplerStep, chain_kernel, chains_kernel
+from funcsgmcmc.priors import LogPrior
+from funcsgmcmc.progress import progress_bar
+from funcsgmcmc.recording import Chunk, Observable, Recorder
+from funcsgmcmc.samplers.base import Sampler, State
+from funcsgmcmc.samples import Samples
+
+# Without it, Inductor inlines Threefry's rounds into one another: compiling the noise takes six
+# times as long, and the code is no faster.
+COMPILE_OPTIONS = {"realize_opcount_threshold": 8}
+
+
+class SamplingError(RuntimeError):
+    """A run stopped before its end.
+
+    Attributes:
+        samples: What was recorded until then.
+    """
+
+    def __init__(self, message: str, samples: Samples) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
+class DivergenceError(SamplingError):
+    """A chain became non-finite, and `on_divergence="raise"` was asked for."""
+
+
+def sample(
+    loss_fn: LossFn,
+    params: TensorDictBase | Mapping[str, Tensor],
+    data: Any,
+    sampler: Sampler,
+    *,
+    num_chains: int,
+    num_draws: int,
+    num_burnin_steps: int = 0,
+    num_steps_between_draws: int = 1,
+    batch_size: int | None = None,
+    minibatches: Literal["replacement", "epochs"] = "replacement",
+    key: Tensor,
+    chain_offset: int = 0,
+    init_noise: float = 0.0,
+    log_prior: LogPrior | None = None,
+    observables: Mapping[str, Observable] | None = None,
+    save_draws: bool = False,
+    save_metrics: bool = False,
+    chain_method: Literal["vmap", "loop"] = "vmap",
+    chunk_size: int | None = None,
+    compile: bool = False,
+    on_divergence: Literal["freeze", "raise"] = "freeze",
+    initial_loss: float | Tensor | None = None,
+    progress: bool = False,
+) -> Samples:
+    """Run many chains of a sampler.
+
+    Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps. Chain c at
+    step t adds noise from the key `fold_in(fold_in(key, chain_offset + c), t)`, and its
+    minibatches are chosen by keys of the same form. So a chain does not depend on how many run
+    beside it, on `chunk_size`, `chain_method` or `compile`, except for rounding in the gradients of
+    batches of another shape.
+
+    No argument is changed. Draws and other records are kept on the CPU.
+
+    Args:
+        loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean loss over the batch
+            of one chain; `module_loss(model, criterion)` makes one. `aux` is not recorded.
+        params: Where to start: a tree of batch size `[]` for all chains (`params_of(model)`), or
+            `[C]`.
+        data: Tensors `[n, …]` (one, or a tuple, dict, `TensorDict` or `TensorDataset` of them):
+            each chain draws minibatches of its own. Or any other iterable of batches, such as a
+            `DataLoader`: all chains see one batch a step, so that their gradient noise is common,
+            and it is started again when it ends.
+        sampler: For instance `sgld(…)`, of batch size `[]` or `[num_chains]`.
+        num_chains: C ≥ 1.
+        num_draws: D ≥ 1, for each chain.
+        num_burnin_steps: Steps before draws are made.
+        num_steps_between_draws: Steps a draw, ≥ 1.
+        batch_size: Examples a minibatch, for tensors; None means all of them at every step.
+        minibatches: `"replacement"`: uniform, independent at every step. `"epochs"`: a new
+            permutation each epoch, without the incomplete batch at its end.
+        key: `funcsgmcmc.key(seed)`.
+        chain_offset: Index of the first chain: `num_chains=1, chain_offset=17` runs chain 17 alone.
+        init_noise: Standard deviation of normal noise added to each chain's start, in units of w;
+            masked and clamped as the sampler's steps are. The anchor stays at `params`.
+        log_prior: log p(w) of one chain's parameters, up to a constant: a further pull.
+        observables: Name to a function of one chain's parameters, evaluated at each draw.
+        save_draws: Whether to record parameters.
+        save_metrics: Whether to record metrics at every step.
+        chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
+            after the other, for models that do not vmap.
+        chunk_size: Chains in one vmapped computation (default: all). Bounds memory.
+        compile: Whether to compile a step with `torch.compile` (a C++ compiler must be there):
+            pays from some thousand steps on.
+        on_divergence: What to do with a chain whose loss or parameters become non-finite:
+            `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
+        initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
+            data, where the data can be passed over twice.
+        progress: Whether to show a progress bar (needs the extra `progress`).
+
+    Returns:
+        The record of the run. After an interrupt from the keyboard, what was recorded until then,
+        with a warning.
+
+    Raises:
+        TypeError, ValueError: An argument breaks a rule; nothing has run yet.
+        DivergenceError: A chain diverged and `on_divergence` is `"raise"`.
+        SamplingError: The loss, the data or an observable raised an error during the run. Both
+            carry what was recorded, in `samples`.
+    """
+    checks.count("num_chains", num_chains, minimum=1)
+    checks.count("num_draws", num_draws, minimum=1)
+    checks.count("num_burnin_steps", num_burnin_steps, minimum=0)
+    checks.count("num_steps_between_draws", num_steps_between_draws, minimum=1)
+    checks.count("chain_offset", chain_offset, minimum=0)
+    checks.choice("chain_method", chain_method, ("vmap", "loop"))
+    checks.choice("on_divergence", on_divergence, ("freeze", "raise"))
+    random.check_key(key)
+    checks.one_key(key.shape)
+    params = checks.parameters(params)
+    checks.chains("params", params.batch_size, num_chains)
+    checks.chains("sampler", sampler.batch_size, num_chains)
+    checks.finite("params", params)
+
+    device = tree.device(params)
+    key = key.to(device)
+    data_key, init_key = random.split(key, 2)
+    chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
+    keys = random.fold_in(key, chains)
+    sampler = cast(Sampler, sampler.to(device)).anchored(params)
+    state = sampler.init(
+        _starts(params, sampler, init_noise, random.fold_in(init_key, chains), num_chains)
+    )
+    batches = stream(
+        data,
+        batch_size=batch_size,
+        minibatches=minibatches,
+        key=data_key,
+        chains=chains,
+        device=device,
+    )
+    loss_dtype = _check_loss(loss_fn, state, batches, vmapped=chain_method == "vmap")
+    if initial_loss is None:
+        reference = _mean_loss(loss_fn, batches, cast(TensorDict, sampler.anchor))
+    else:
+        reference = torch.as_tensor(initial_loss)
+
+    if chain_method == "loop":
+        indices: list[Chunk] = list(range(num_chains))
+        step = chain_kernel(loss_fn, log_prior=log_prior, metrics=save_metrics)
+    else:
+        size = checks.count("chunk_size", chunk_size or num_chains, minimum=1)
+        indices = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
+        step = chains_kernel(
+            loss_fn, shared_batch=batches.shared, log_prior=log_prior, metrics=save_metrics
+        )
+    step = _freezing(step)
+    if compile:
+        step = torch.compile(step, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
+    frozen_at = torch.full((num_chains,), -1, device=device)
+    chunks = [
+        _Chunk(
+            index,
+            cast(Sampler, sampler[index]) if sampler.batch_size else sampler,
+            cast(State, state[index]),
+            keys[index],
+            frozen_at[index],
+        )
+        for index in indices
+    ]
+    recorder = Recorder(
+        num_chains,
+        num_draws=num_draws,
+        num_burnin_steps=num_burnin_steps,
+        num_steps_between_draws=num_steps_between_draws,
+        observables=observables or {},
+        save_draws=save_draws,
+        loss_dtype=loss_dtype,
+        device=device,
+    )
+
+    def samples() -> Samples:
+        return Samples(
+            losses=recorder.losses(),
+            draws=recorder.draws(),
+            observables=recorder.observables(),
+            metrics=recorder.metrics(),
+            state=_gather([chunk.state for chunk in chunks]),
+            sampler=sampler,
+            key=key,
+            chains=chains.cpu(),
+            initial_loss=None if reference is None else reference.cpu(),
+            frozen_at=_gather([chunk.frozen_at for chunk in chunks]).cpu(),
+            num_burnin_steps=num_burnin_steps,
+            num_steps_between_draws=num_steps_between_draws,
+        )
+
+    def status() -> str:
+        healthy = sum(int((chunk.frozen_at < 0).sum()) for chunk in chunks)
+        return f"loss {recorder.mean_loss:.4g}, {healthy}/{num_chains} chains healthy"
+
+    with torch.no_grad(), progress_bar(recorder.num_steps, enabled=progress) as advance:
+        try:
+            while recorder.steps_done < recorder.num_steps:
+                for chunk in chunks:
+                    batch = batches.batch(recorder.steps_done, chunk.index)
+                    recorder.draw(chunk.index, chunk.state.params)
+                    chunk.state, info, chunk.frozen_at = step(
+                        chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
+                    )
+                    recorder.step(chunk.index, info)
+                recorder.steps_done += 1
+                advance(status)
+                if on_divergence == "raise" and any((c.frozen_at >= 0).any() for c in chunks):
+                    so_far = samples()
+                    raise DivergenceError("; ".join(map(str, so_far.frozen)), so_far)
+        except KeyboardInterrupt:
+            warnings.warn(
+                f"interrupted after {recorder.steps_done} of {recorder.num_steps} steps; "
+                "what they recorded is returned",
+                stacklevel=2,
+            )
+        except SamplingError:
+            raise
+        except Exception as error:
+            message = f"sampling stopped in step {recorder.steps_done}: {error}"
+            raise SamplingError(message, samples()) from error
+    return samples()
+
+
+@dataclass
+class _Chunk:
+    """Chains that step together: one (`index` an int, no batch dimension), or a slice of them."""
+
+    index: Chunk
+    sampler: Sampler
+    state: State
+    key: Tensor
+    frozen_at: Tensor
+
+
+FreezingStep = Callable[[Sampler, State, Any, Tensor, Tensor], tuple[State, Info, Tensor]]
+
+
+def _freezing(step: SamplerStep) -> FreezingStep:
+    """Make a step that keeps a chain where it is once its loss or parameters are not finite.
+
+    `frozen_at`, `[*chains]`, is the step at which a chain failed, or −1.
+    """
+
+    def freezing_step(
+        sampler: Sampler, state: State, batch: Any, key: Tensor, frozen_at: Tensor
+    ) -> tuple[State, Info, Tensor]:
+        moved, info = step(sampler, state, batch, key)
+        was_alive = frozen_at < 0
+        finite = info.loss.isfinite() & tree.all_finite(moved.params)
+        frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)
+        info = info._replace(loss=torch.where(was_alive, info.loss, torch.nan))
+        alive = frozen_at < 0
+        # A compiled step chooses for free, and a CPU knows at once that there is nothing to choose.
+        if not torch.compiler.is_compiling() and alive.device.type == "cpu" and alive.all():
+            return moved, info, frozen_at
+        return tree.where(alive, moved, state), info, frozen_at
+
+    return freezing_step
+
+
+def _starts(
+    params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor, num_chains: int
+) -> TensorDict:
+    """Where the chains start: `params`, plus normal noise where the mask is not zero."""
+    scale = checks.hyperparameter("init_noise", init_noise).to(keys.device)
+    params = params if params.batch_size else cast(TensorDict, params.expand(num_chains))
+    center = cast(TensorDict, sampler.anchor)
+    if sampler.bounding_box_size is not None:
+        checks.inside_box(params, center, sampler.bounding_box_size)
+    if not scale > 0:
+        return params
+    flat = random.normal(keys, (tree.size(params),), tree.noise_dtype(params))
+    moved = tree.map_leaves(
+        lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
+        params,
+        sampler.masked(tree.unflatten(flat, params)),
+    )
+    return sampler.clamp(moved, center)
+
+
+def _check_loss(
+    loss_fn: LossFn, state: State, batches: TensorData | IterableData, *, vmapped: bool
+) -> torch.dtype:
+    """Evaluate the first chain's first gradient, to refuse a loss that cannot be sampled.
+
+    Returns:
+        The dtype of the loss.
+    """
+    evaluate = gradient(loss_fn)
+    params = cast(TensorDict, state.params[:1])
+    batch = batches.batch(0, slice(0, 1))
+    try:
+        # Under vmap even for a loop over chains: there a random or in-place operation is refused.
+        return torch.vmap(evaluate, in_dims=(0, None if batches.shared else 0))(
+            params, batch
+        ).loss.dtype
+    except RuntimeError as error:
+        if checks.is_impure(error):
+            raise ValueError(checks.impure_loss(error)) from error
+        if vmapped:
+            raise
+    return evaluate(cast(TensorDict, params[0]), batches.batch(0, 0)).loss.dtype
+
+
+def _mean_loss(
+    loss_fn: LossFn, batches: TensorData | IterableData, anchor: TensorDict
+) -> Tensor | None:
+    """L(w₀) on all data, `[]` or `[C]`."""
+
+    def of_chain(params: TensorDict) -> Tensor | None:
+        return batches.mean_loss(loss_fn, params)
+
+    with torch.no_grad():
+        if not anchor.batch_size:
+            return of_chain(anchor)
+        losses = [of_chain(cast(TensorDict, chain)) for chain in anchor.unbind(0)]
+    return None if losses[0] is None else torch.stack(cast(list[Tensor], losses))
+
+
+def _gather(parts: list[Any]) -> Any:
+    """Put the chunks' chains back together, `[C, …]`."""
+    if not parts[0].shape:
+        return torch.stack(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -1,0 +1,183 @@
+"""Parameter trees: `TensorDict`s of named leaves, for one chain or for many.
+
+Shapes: a tree of batch size `[*chains]` holds leaves `[*chains, *shape]`, where `[*chains]` is `[]`
+for one chain and `[C]` for C chains. A value that belongs to a chain (a hyperparameter, a norm) has
+shape `[*chains]`. Functions here work leaf by leaf on tensors: arithmetic on whole `TensorDict`s is
+slower in eager code and breaks `torch.compile(fullgraph=True)` where a per-chain value meets a tree.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import TypeVar, cast
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+Name = str | tuple[str, ...]
+TreeT = TypeVar("TreeT")
+
+
+def params_of(module: nn.Module) -> TensorDict:
+    """Copy the parameters of a module into a tree.
+
+    Args:
+        module: Any module. Tied weights appear once, under their first name. Buffers are not
+            parameters and stay with the module.
+
+    Returns:
+        A `TensorDict` of batch size `[]`, keyed by the module's dotted parameter names, detached
+        and cloned: training the module further does not change the tree.
+
+    Raises:
+        ValueError: The module has no parameters.
+    """
+    leaves = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
+    if not leaves:
+        raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
+    return TensorDict(leaves)
+
+
+def leaves(tree: TensorDictBase) -> Iterator[tuple[Name, Tensor]]:
+    """Iterate over the names and leaves of a tree, nested ones included, in the tree's order."""
+    return cast(Iterator[tuple[Name, Tensor]], tree.items(include_nested=True, leaves_only=True))
+
+
+def names(tree: TensorDictBase) -> list[Name]:
+    """Names of the leaves, in the order of `leaves`."""
+    return [name for name, _ in leaves(tree)]
+
+
+def dotted(name: Name) -> str:
+    """A leaf's name as people read it: `("layer", "weight")` becomes `layer.weight`."""
+    return name if isinstance(name, str) else ".".join(name)
+
+
+def build(values: dict[Name, Tensor], batch_size: torch.Size) -> TensorDict:
+    """Make a tree from named leaves `[*batch_size, …]`."""
+    return TensorDict(cast(dict[str, Tensor], values), batch_size=batch_size)
+
+
+def map_leaves(function: Callable[..., Tensor], *trees: TensorDictBase) -> TensorDict:
+    """Apply a function to corresponding leaves of trees of one structure.
+
+    Returns:
+        A tree of the batch size of the first one.
+    """
+    first, *rest = trees
+    return build(
+        {name: function(leaf, *(tree[name] for tree in rest)) for name, leaf in leaves(first)},
+        first.batch_size,
+    )
+
+
+def expand_right(value: Tensor, leaf: Tensor) -> Tensor:
+    """View a chain's value so that it broadcasts against a leaf.
+
+    Args:
+        value: `[*chains]`.
+        leaf: `[*chains, *shape]`.
+
+    Returns:
+        `[*chains, 1, …, 1]`, in the dtype of the leaf but never below float32: products with
+        bfloat16 and float16 leaves are computed, and their terms kept, in float32.
+    """
+    dtype = torch.promote_types(leaf.dtype, torch.float32)
+    return value.to(dtype).reshape(value.shape + (1,) * (leaf.ndim - value.ndim))
+
+
+def size(tree: TensorDictBase) -> int:
+    """Number of parameters of one chain."""
+    chains = tree.batch_dims
+    return sum(math.prod(leaf.shape[chains:]) for _, leaf in leaves(tree))
+
+
+def device(tree: TensorDictBase) -> torch.device:
+    """The device of the first leaf."""
+    return next(leaf for _, leaf in leaves(tree)).device
+
+
+def noise_dtype(tree: TensorDictBase) -> torch.dtype:
+    """The dtype that noise for the tree is drawn in: its widest leaf's, float32 at least."""
+    dtype = torch.float32
+    for _, leaf in leaves(tree):
+        dtype = torch.promote_types(dtype, leaf.dtype)
+    return dtype
+
+
+def unflatten(flat: Tensor, like: TensorDictBase) -> TensorDict:
+    """View a flat layout as a tree.
+
+    Args:
+        flat: `[*chains, n]`, with n the number of parameters of one chain.
+        like: The tree whose names, shapes and batch size `[*chains]` to take.
+
+    Returns:
+        A tree of views of `flat`, in the order of `leaves`; copies where a leaf's dtype is narrower
+        than `flat`'s and at least float32.
+    """
+    views: dict[Name, Tensor] = {}
+    start = 0
+    for name, leaf in leaves(like):
+        shape = leaf.shape[like.batch_dims :]
+        stop = start + math.prod(shape)
+        view = flat[..., start:stop].reshape(flat.shape[:-1] + shape)
+        views[name] = view.to(torch.promote_types(leaf.dtype, torch.float32))
+        start = stop
+    return build(views, like.batch_size)
+
+
+def dot(a: TensorDictBase, b: TensorDictBase) -> Tensor:
+    """Inner product over all leaves, per chain.
+
+    Args:
+        a: Tree of batch size `[*chains]`.
+        b: Tree of the same structure.
+
+    Returns:
+        ⟨a, b⟩, `[*chains]`, accumulated in float32 or better.
+    """
+    dots = []
+    for name, leaf in leaves(a):
+        dtype = torch.promote_types(leaf.dtype, torch.float32)
+        dots.append(_sum_over_leaf(leaf.to(dtype) * b[name].to(dtype), a.batch_dims))
+    return sum(dots[1:], start=dots[0])
+
+
+def norm(tree: TensorDictBase) -> Tensor:
+    """L2 norm over all leaves, per chain: `[*chains]`, in float32 or better."""
+    return dot(tree, tree).sqrt()
+
+
+def all_finite(tree: TensorDictBase) -> Tensor:
+    """Whether every entry of a chain's leaves is finite: bool `[*chains]`."""
+    largest = [
+        # NaN or infinite where any entry is: one pass, and no tensor of the leaf's size.
+        torch.linalg.vector_norm(leaf.reshape(tree.batch_size + (-1,)), math.inf, dim=-1)
+        for _, leaf in leaves(tree)
+        if leaf.numel() > 0
+    ]
+    return torch.stack(largest).isfinite().all(0)
+
+
+def where(condition: Tensor, a: TreeT, b: TreeT) -> TreeT:
+    """Choose whole chains, of parameters or of states.
+
+    Args:
+        condition: `[*chains]`.
+        a: What to take where the condition holds; every leaf `[*chains, …]`.
+        b: What to take elsewhere, of the same structure.
+    """
+
+    def choose(leaf: Tensor, other: Tensor) -> Tensor:
+        shape = condition.shape + (1,) * (leaf.ndim - condition.ndim)
+        return torch.where(condition.reshape(shape), leaf, other)
+
+    return pytree.tree_map(choose, a, b)
+
+
+def _sum_over_leaf(leaf: Tensor, chains: int) -> Tensor:
+    """Sum over all but the chain dimensions."""
+    dims = tuple(range(chains, leaf.ndim))
+    return leaf.sum(dims) if dims else leaf
