@@ -50,7 +50,7 @@ def main() -> None:
 
     def distance(params: TensorDict) -> Tensor:
         """‖w − w₀‖, to see how far the chains went."""
-        return torch.stack([(params[k] - trained[k]).square().sum() for k in trained.keys()]).sum().sqrt()
+        return torch.stack([(params[k] - trained[k]).square().sum() for k in trained]).sum().sqrt()
 
     start = time.perf_counter()
     samples = fs.sample(

@@ -50,7 +50,8 @@ class TensorData:
 
     def batch(self, step: int, chains: int | slice) -> Any:
         """The batch of one chain, or those of a slice of chains, at a step: the data's structure
-        with leaves `[batch_size, …]` or `[c, batch_size, …]`."""
+        with leaves `[batch_size, …]` or `[c, batch_size, …]`.
+        """
         if self.shared:
             return self._data
         index = self._epoch_index(step, chains) if self._epochs else self._draw_index(step, chains)
@@ -75,7 +76,8 @@ class TensorData:
 
     def _epoch_index(self, step: int, chains: int | slice) -> Tensor:
         """The step's part of the epoch's permutation; what is left at the end of an epoch, less
-        than a batch, is not used."""
+        than a batch, is not used.
+        """
         epoch, position = divmod(step, self._n // self._batch_size)
         if self._order[0] != epoch:
             words = random.bits(random.fold_in(self._keys, epoch), (2, self._n)).to(torch.int64)
@@ -135,9 +137,7 @@ class IterableData:
         raise ValueError(checks.data_ended(step))
 
     def _to_device(self, batch: Any) -> Any:
-        return _map(
-            lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch
-        )
+        return _map(lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def stream(

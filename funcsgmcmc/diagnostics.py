@@ -155,7 +155,8 @@ def to_datatree(samples: Samples) -> "DataTree":
 
 def _quantities(samples: Samples) -> dict[str, Tensor]:
     """What is summarized, `[C, D, …]`: the learning coefficient first, since it is what runs are
-    made for."""
+    made for.
+    """
     known = {} if samples.initial_loss is None else {"llc": llc_draws(samples)}
     return known | {"loss": samples.draw_losses} | samples.observables
 

@@ -95,7 +95,6 @@ def gradient(loss_fn: LossFn) -> Callable[[TensorDict, Any], Gradient]:
     Raises:
         TypeError, ValueError: When called, if `loss_fn` does not return a real scalar.
     """
-
     value_and_gradient = torch.func.grad_and_value(
         lambda params, batch: loss_and_aux(loss_fn, params, batch), has_aux=True
     )

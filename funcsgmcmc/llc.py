@@ -1,7 +1,6 @@
 """The local learning coefficient (LLC)."""
 
 import math
-import numbers
 from dataclasses import dataclass
 
 import torch
@@ -79,11 +78,9 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
             "initial_loss must be given: the run's data could not be passed over twice, "
             "so that L(w0) on all data is not known"
         )
-    if isinstance(reference, numbers.Real):
-        reference = torch.tensor(float(reference))
-    nbeta = samples.sampler.nbeta.cpu()
-    loss, reference = samples.draw_losses.double(), reference.double()
-    return nbeta.reshape(-1, 1) * (loss - reference.reshape(-1, 1))
+    baseline = torch.as_tensor(reference, dtype=torch.float64).reshape(-1, 1)
+    nbeta = samples.sampler.nbeta.cpu().reshape(-1, 1)
+    return nbeta * (samples.draw_losses.double() - baseline)
 
 
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:

@@ -11,8 +11,9 @@ from funcsgmcmc.samplers.base import Terms
 
 
 class Metrics(NamedTuple):
-    """L2 norms and inner products of one step's terms, each `[*chains]`, in float64 from sums in float32
-    or better.
+    """L2 norms and inner products of one step's terms, each `[*chains]`.
+
+    Sums over parameters are taken in float32 or better.
 
     Norms are of the terms as applied (step size, preconditioner and mask included), except
     `unscaled_grad`, without preconditioner and mask, and `distance` = ‖w − w₀‖ before the update.
@@ -80,6 +81,6 @@ def _numel(params: TensorDict, mask: TensorDict | None) -> Tensor:
     else:
         dims = mask.batch_dims
         count = torch.stack(
-            [(leaf != 0).reshape(leaf.shape[:dims] + (-1,)).sum(-1) for _, leaf in tree.leaves(mask)]
+            [(leaf != 0).reshape(*leaf.shape[:dims], -1).sum(-1) for _, leaf in tree.leaves(mask)]
         ).sum(0)
     return count.expand(params.batch_size)

@@ -21,7 +21,7 @@ from torch import Tensor
 from funcsgmcmc import checks, tree
 
 
-class Preconditioner(TensorClass["frozen"]):
+class Preconditioner(TensorClass, frozen=True):
     """The contract of a preconditioner; see the module's docstring."""
 
     @abstractmethod
@@ -33,7 +33,7 @@ class Preconditioner(TensorClass["frozen"]):
         """Coefficients for this step's gradients, and the next state."""
 
 
-class Identity(Preconditioner):
+class Identity(Preconditioner, frozen=True):
     """G = 1."""
 
     def init(self, params: TensorDict) -> TensorDict:
@@ -45,7 +45,7 @@ class Identity(Preconditioner):
         return None, state
 
 
-class RMSprop(Preconditioner):
+class RMSprop(Preconditioner, frozen=True):
     """G = 1/(√V + eps), V' = αV + (1 − α) g², V₀ = 0 (Li et al. 2016, eqs. 4 and 5)."""
 
     alpha: Tensor
@@ -54,7 +54,9 @@ class RMSprop(Preconditioner):
     def init(self, params: TensorDict) -> TensorDict:
         """V₀ = 0, in float32 or better."""
         return tree.map_leaves(
-            lambda leaf: torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32)),
+            lambda leaf: torch.zeros_like(
+                leaf, dtype=torch.promote_types(leaf.dtype, torch.float32)
+            ),
             params,
         )
 

@@ -50,4 +50,3 @@ def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], TensorDict]:
         return -checks.scalar("log_prior", log_prior(params))
 
     return torch.func.grad(potential)
-

@@ -14,7 +14,7 @@ data (`fold_in`). Drawing from a key therefore never repeats one of its children
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -206,7 +206,11 @@ def check_key(key: Tensor) -> None:
         )
 
 
-def _draw(key: Tensor, shape: tuple[int, ...], transform) -> Tensor:
+def _draw(
+    key: Tensor,
+    shape: tuple[int, ...],
+    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+) -> Tensor:
     """Words of `key`, two at a time through `transform`, as a tensor `[..., *shape]`."""
     check_key(key)
     size = math.prod(shape)
@@ -224,9 +228,7 @@ def _draw(key: Tensor, shape: tuple[int, ...], transform) -> Tensor:
     for start in range(0, counters, block):
         first = torch.arange(start, min(start + block, counters), device=key.device)
         first = _as_word(first)
-        pairs.append(
-            transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
-        )
+        pairs.append(transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first))))
     values = torch.cat([a for a, _ in pairs] + [b for _, b in pairs], -1)
     return values[..., :size].reshape(batch + shape)
 

@@ -104,7 +104,9 @@ class Recorder:
         if not self._draws:
             return None
         shape = torch.Size((self._num_chains, self._draws_done))
-        return tree.build({k: leaf[:, : self._draws_done] for k, leaf in self._draws.items()}, shape)
+        return tree.build(
+            {k: leaf[:, : self._draws_done] for k, leaf in self._draws.items()}, shape
+        )
 
     @property
     def _draws_done(self) -> int:

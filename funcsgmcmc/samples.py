@@ -87,7 +87,8 @@ class Samples:
     @property
     def draw_steps(self) -> Tensor:
         """The step of each draw, `[D]`: the last of every `num_steps_between_draws` steps after
-        burn-in."""
+        burn-in.
+        """
         every = self.num_steps_between_draws
         return torch.arange(self.num_burnin_steps + every - 1, self.num_steps, every)
 

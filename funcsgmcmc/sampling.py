@@ -21,7 +21,7 @@ from funcsgmcmc.samples import Samples
 
 # Without it, Inductor inlines Threefry's rounds into one another: compiling the noise takes six
 # times as long, and the code is no faster.
-COMPILE_OPTIONS = {"realize_opcount_threshold": 8}
+COMPILE_OPTIONS: dict[str, str | int | bool | Callable[..., Any]] = {"realize_opcount_threshold": 8}
 
 
 class SamplingError(RuntimeError):
@@ -132,8 +132,8 @@ def sample(
     random.check_key(key)
     checks.one_key(key.shape)
     params = checks.parameters(params)
-    checks.chains("params", params.batch_size, num_chains)
-    checks.chains("sampler", sampler.batch_size, num_chains)
+    checks.chains("params", params.shape, num_chains)
+    checks.chains("sampler", sampler.shape, num_chains)
     checks.finite("params", params)
 
     device = tree.device(params)
@@ -141,7 +141,7 @@ def sample(
     data_key, init_key = random.split(key, 2)
     chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
     keys = random.fold_in(key, chains)
-    sampler = cast(Sampler, sampler.to(device)).anchored(params)
+    sampler = sampler.to(device).anchored(params)
     state = sampler.init(
         _starts(params, sampler, init_noise, random.fold_in(init_key, chains), num_chains)
     )
@@ -168,15 +168,17 @@ def sample(
         step = chains_kernel(
             loss_fn, shared_batch=batches.shared, log_prior=log_prior, metrics=save_metrics
         )
-    step = _freezing(step)
+    freezing_step = _freezing(step)
     if compile:
-        step = torch.compile(step, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS)
+        freezing_step = torch.compile(
+            freezing_step, fullgraph=True, dynamic=False, options=COMPILE_OPTIONS
+        )
     frozen_at = torch.full((num_chains,), -1, device=device)
     chunks = [
         _Chunk(
             index,
-            cast(Sampler, sampler[index]) if sampler.batch_size else sampler,
-            cast(State, state[index]),
+            sampler[index] if sampler.shape else sampler,
+            state[index],
             keys[index],
             frozen_at[index],
         )
@@ -219,7 +221,7 @@ def sample(
                 for chunk in chunks:
                     batch = batches.batch(recorder.steps_done, chunk.index)
                     recorder.draw(chunk.index, chunk.state.params)
-                    chunk.state, info, chunk.frozen_at = step(
+                    chunk.state, info, chunk.frozen_at = freezing_step(
                         chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
                     )
                     recorder.step(chunk.index, info)
@@ -296,7 +298,7 @@ def _starts(
         params,
         sampler.masked(tree.unflatten(flat, params)),
     )
-    return sampler.clamp(moved, center)
+    return sampler.boxed(moved, center)
 
 
 def _check_loss(
@@ -308,7 +310,7 @@ def _check_loss(
         The dtype of the loss.
     """
     evaluate = gradient(loss_fn)
-    params = cast(TensorDict, state.params[:1])
+    params = state.params[:1]
     batch = batches.batch(0, slice(0, 1))
     try:
         # Under vmap even for a loop over chains: there a random or in-place operation is refused.
@@ -320,7 +322,7 @@ def _check_loss(
             raise ValueError(checks.impure_loss(error)) from error
         if vmapped:
             raise
-    return evaluate(cast(TensorDict, params[0]), batches.batch(0, 0)).loss.dtype
+    return evaluate(params[0], batches.batch(0, 0)).loss.dtype
 
 
 def _mean_loss(
@@ -334,7 +336,7 @@ def _mean_loss(
     with torch.no_grad():
         if not anchor.batch_size:
             return of_chain(anchor)
-        losses = [of_chain(cast(TensorDict, chain)) for chain in anchor.unbind(0)]
+        losses = [of_chain(chain) for chain in anchor.unbind(0)]
     return None if losses[0] is None else torch.stack(cast(list[Tensor], losses))
 
 

@@ -3,7 +3,7 @@
 Shapes: a tree of batch size `[*chains]` holds leaves `[*chains, *shape]`, where `[*chains]` is `[]`
 for one chain and `[C]` for C chains. A value that belongs to a chain (a hyperparameter, a norm) has
 shape `[*chains]`. Functions here work leaf by leaf on tensors: arithmetic on whole `TensorDict`s is
-slower in eager code and breaks `torch.compile(fullgraph=True)` where a per-chain value meets a tree.
+slower in eager code, and breaks `torch.compile(fullgraph=True)` where a chain's value meets a tree.
 """
 
 import math
@@ -154,7 +154,7 @@ def all_finite(tree: TensorDictBase) -> Tensor:
     """Whether every entry of a chain's leaves is finite: bool `[*chains]`."""
     largest = [
         # NaN or infinite where any entry is: one pass, and no tensor of the leaf's size.
-        torch.linalg.vector_norm(leaf.reshape(tree.batch_size + (-1,)), math.inf, dim=-1)
+        torch.linalg.vector_norm(leaf.reshape(*tree.batch_size, -1), math.inf, dim=-1)
         for _, leaf in leaves(tree)
         if leaf.numel() > 0
     ]

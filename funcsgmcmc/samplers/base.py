@@ -23,7 +23,7 @@ from torch import Tensor
 from funcsgmcmc import checks, tree
 
 
-class State(TensorClass["frozen"]):
+class State(TensorClass, frozen=True):
     """What evolves along a chain.
 
     Attributes:
@@ -37,7 +37,7 @@ class State(TensorClass["frozen"]):
     anchor: TensorDict | None
 
 
-class Term(TensorClass["frozen"]):
+class Term(TensorClass, frozen=True):
     """One term of an update, kept as the product coefficient · direction.
 
     Applying a term is then one fused multiply-add a leaf, its norm is the coefficient times the
@@ -68,7 +68,7 @@ class Term(TensorClass["frozen"]):
         return self.coefficient * other.coefficient * tree.dot(self.direction, other.direction)
 
 
-class Terms(TensorClass["frozen"]):
+class Terms(TensorClass, frozen=True):
     """The parts of one update, as applied: step size, preconditioner and mask included.
 
     Attributes:
@@ -88,7 +88,7 @@ class Terms(TensorClass["frozen"]):
     distance: TensorDict
 
 
-class Sampler(TensorClass["frozen"]):
+class Sampler(TensorClass, frozen=True):
     """Settings that every sampler shares.
 
     A sampler has batch size `[]`, shared by all chains, or `[C]`, one for each chain;
@@ -126,25 +126,24 @@ class Sampler(TensorClass["frozen"]):
     ) -> tuple[State, Terms]:
         """Make one step, from gradients g = ∇L(w) (raw, without nβ) and noise η ~ N(0, I)."""
 
-    def start(self, params: TensorDictBase | Mapping[str, Tensor]) -> tuple[TensorDict, State]:
+    def start(self, given: TensorDictBase | Mapping[str, Tensor]) -> State:
         """Check parameters against the sampler, and make the part of a state that all share.
 
         Raises:
             TypeError, ValueError: The parameters are no tree of real floating tensors, the anchor
                 or the mask does not have their structure, or the chains do not agree.
         """
-        params = checks.parameters(params)
-        if self.batch_size and self.batch_size != params.batch_size:
+        params = checks.parameters(given).detach()
+        if self.shape and self.shape != params.shape:
             raise ValueError(
-                f"a sampler of {self.batch_size[0]} chains needs params of batch size "
-                f"{tuple(self.batch_size)}, got {tuple(params.batch_size)}"
+                f"a sampler of {self.shape[0]} chains needs params of batch size "
+                f"{tuple(self.shape)}, got {tuple(params.shape)}"
             )
         for name, other in (("anchor", self.anchor), ("mask", self.mask)):
             if other is not None:
                 checks.same_structure(name, other, params)
-        params = params.detach()
         step = torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params))
-        return params, State(
+        return State(
             params=params.clone(),
             step=step,
             anchor=params.clone() if self.anchor is None else None,
@@ -153,7 +152,7 @@ class Sampler(TensorClass["frozen"]):
         )
 
     def anchored(self, params: TensorDict) -> Self:
-        """This sampler with `params` as its anchor, if it was made without one.
+        """Give the sampler `params` as its anchor, if it was made without one.
 
         Args:
             params: Tree of batch size `[]`, or `[C]` for an anchor per chain.
@@ -172,28 +171,29 @@ class Sampler(TensorClass["frozen"]):
         return center
 
     def masked(self, direction: TensorDict) -> TensorDict:
-        """m · direction, or the direction as it is without a mask."""
+        """Multiply by m; without a mask, return the direction as it is."""
         return direction if self.mask is None else scale(direction, self.mask)
 
-    def clamp(self, params: TensorDict, center: TensorDict) -> TensorDict:
-        """clamp(w, w₀ − b, w₀ + b), or w as it is without a box."""
-        if self.bounding_box_size is None:
+    def boxed(self, params: TensorDict, center: TensorDict) -> TensorDict:
+        """Clamp w to [w₀ − b, w₀ + b]; without a box, return it as it is."""
+        box = self.bounding_box_size
+        if box is None:
             return params
 
         def clamp_leaf(leaf: Tensor, middle: Tensor) -> Tensor:
-            half_width = tree.expand_right(self.bounding_box_size, leaf)
+            half_width = tree.expand_right(box, leaf)
             return torch.clamp(leaf, middle - half_width, middle + half_width).to(leaf.dtype)
 
         return tree.map_leaves(clamp_leaf, params, center)
 
 
 def scale(direction: TensorDict, factors: TensorDict) -> TensorDict:
-    """direction · factors, elementwise, in the dtype of the direction."""
+    """Multiply elementwise, in the dtype of the direction."""
     return tree.map_leaves(lambda leaf, factor: leaf * factor.to(leaf.dtype), direction, factors)
 
 
 def move(params: TensorDict, minus: Sequence[Term], plus: Sequence[Term]) -> TensorDict:
-    """w − Σ minus + Σ plus, in the order given.
+    """Make the move: w − Σ minus + Σ plus, in the order given.
 
     Returns:
         A tree like `params`: sums are taken in float32 or better, and rounded once.
@@ -236,4 +236,3 @@ def shared_settings(
         if box is None
         else checks.hyperparameter("bounding_box_size", box, exclusive=True),
     }
-

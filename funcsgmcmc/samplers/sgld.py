@@ -46,7 +46,7 @@ from funcsgmcmc.samplers.base import (
 )
 
 
-class SGLDState(State):
+class SGLDState(State, frozen=True):
     """State of a chain of SGLD.
 
     Attributes:
@@ -56,7 +56,7 @@ class SGLDState(State):
     preconditioner: TensorDict
 
 
-class SGLD(Sampler):
+class SGLD(Sampler, frozen=True):
     """Settings of SGLD; made by `sgld` and `rmsprop_sgld`."""
 
     noise_level: Tensor
@@ -71,12 +71,12 @@ class SGLD(Sampler):
         Raises:
             TypeError, ValueError: As `Sampler.start`.
         """
-        params, start = self.start(params)
+        start = self.start(params)
         return SGLDState(
             params=start.params,
             step=start.step,
             anchor=start.anchor,
-            preconditioner=self.preconditioner.init(params),
+            preconditioner=self.preconditioner.init(start.params),
             batch_size=start.batch_size,
             lock=False,
         )
@@ -100,7 +100,7 @@ class SGLD(Sampler):
             The next state, and the terms of the update.
         """
         state = cast(SGLDState, state)
-        chains, params, center = state.batch_size, state.params, self.center(state)
+        chains, params, center = state.shape, state.params, self.center(state)
         coefficients, averages = self.preconditioner.update(state.preconditioner, grads)
         half_lr = self.lr / 2
 
@@ -143,7 +143,7 @@ class SGLD(Sampler):
             plus=(terms.noise,),
         )
         new_state = SGLDState(
-            params=self.clamp(moved, center),
+            params=self.boxed(moved, center),
             step=state.step + 1,
             anchor=state.anchor,
             preconditioner=averages,
@@ -260,4 +260,3 @@ def rmsprop_sgld(
         bounding_box_size=bounding_box_size,
         mask=mask,
     )
-
