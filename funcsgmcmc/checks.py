@@ -383,6 +383,20 @@ def draws(values: Tensor) -> None:
         )
 
 
+def observable_names(names: Iterable[str], parameters: list[tree.Name]) -> None:
+    """Check that observables do not take the name of another quantity of the record.
+
+    Raises:
+        ValueError: One is called `loss`, `llc`, or like a parameter.
+    """
+    taken = {"loss", "llc", *map(tree.dotted, parameters)}
+    for name in names:
+        if name in taken:
+            raise ValueError(
+                f"an observable must not be named {name!r}, which the record has already"
+            )
+
+
 def is_impure(error: RuntimeError) -> bool:
     """Whether vmap complains of a random draw, or of a buffer updated in place."""
     complaints = ("random operation", "inplace arithmetic", "updated in place", "in-place")

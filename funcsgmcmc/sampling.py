@@ -13,7 +13,7 @@ from funcsgmcmc import checks, random, tree
 from funcsgmcmc.data import IterableData, TensorData, stream
 from funcsgmcmc.gradients import LossFn, gradient
 from funcsgmcmc.kernel import Info, SamplerStep, chain_kernel, chains_kernel
-from funcsgmcmc.priors import LogPrior
+from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.progress import progress_bar
 from funcsgmcmc.recording import Chunk, Observable, Recorder
 from funcsgmcmc.samplers.base import Sampler, State
@@ -135,6 +135,8 @@ def sample(
     checks.chains("params", params.shape, num_chains)
     checks.chains("sampler", sampler.shape, num_chains)
     checks.finite("params", params)
+    observables = dict(observables or {})
+    checks.observable_names(observables, tree.names(params))
 
     device = tree.device(params)
     key = key.to(device)
@@ -153,7 +155,11 @@ def sample(
         chains=chains,
         device=device,
     )
-    loss_dtype = _check_loss(loss_fn, state, batches, vmapped=chain_method == "vmap")
+    loss_dtype = _check_loss(loss_fn, state.params, batches, vmapped=chain_method == "vmap")
+    if log_prior is not None:
+        log_prior_pull(log_prior)(state.params[0])
+    for name, function in observables.items():
+        checks.observable(name, function(state.params[0]))
     if initial_loss is None:
         reference = _mean_loss(loss_fn, batches, cast(TensorDict, sampler.anchor))
     else:
@@ -163,7 +169,8 @@ def sample(
         indices: list[Chunk] = list(range(num_chains))
         step = chain_kernel(loss_fn, log_prior=log_prior, metrics=save_metrics)
     else:
-        size = checks.count("chunk_size", chunk_size or num_chains, minimum=1)
+        size = num_chains if chunk_size is None else chunk_size
+        checks.count("chunk_size", size, minimum=1)
         indices = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
         step = chains_kernel(
             loss_fn, shared_batch=batches.shared, log_prior=log_prior, metrics=save_metrics
@@ -189,7 +196,7 @@ def sample(
         num_draws=num_draws,
         num_burnin_steps=num_burnin_steps,
         num_steps_between_draws=num_steps_between_draws,
-        observables=observables or {},
+        observables=observables,
         save_draws=save_draws,
         loss_dtype=loss_dtype,
         device=device,
@@ -302,7 +309,7 @@ def _starts(
 
 
 def _check_loss(
-    loss_fn: LossFn, state: State, batches: TensorData | IterableData, *, vmapped: bool
+    loss_fn: LossFn, params: TensorDict, batches: TensorData | IterableData, *, vmapped: bool
 ) -> torch.dtype:
     """Evaluate the first chain's first gradient, to refuse a loss that cannot be sampled.
 
@@ -310,13 +317,10 @@ def _check_loss(
         The dtype of the loss.
     """
     evaluate = gradient(loss_fn)
-    params = state.params[:1]
-    batch = batches.batch(0, slice(0, 1))
+    # Under vmap even for a loop over chains: there a random or in-place operation is refused.
+    vmap_evaluate = torch.vmap(evaluate, in_dims=(0, None if batches.shared else 0))
     try:
-        # Under vmap even for a loop over chains: there a random or in-place operation is refused.
-        return torch.vmap(evaluate, in_dims=(0, None if batches.shared else 0))(
-            params, batch
-        ).loss.dtype
+        return vmap_evaluate(params[:1], batches.batch(0, slice(0, 1))).loss.dtype
     except RuntimeError as error:
         if checks.is_impure(error):
             raise ValueError(checks.impure_loss(error)) from error

@@ -24,7 +24,9 @@ def some_mask(params: TensorDict) -> TensorDict:
     """Every third entry stays, one in three moves at half speed."""
     return TensorDict(
         {
-            name: torch.tensor([0.0, 1.0, 0.5]).repeat(leaf.numel())[: leaf.numel()].view(leaf.shape)
+            name: torch.tensor([0.0, 1.0, 0.5])
+            .repeat(leaf.numel())[: leaf.numel()]
+            .view(leaf.shape)
             for name, leaf in params.items(True, True)
         }
     )

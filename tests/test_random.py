@@ -18,9 +18,11 @@ KNOWN_ANSWERS = [
 
 
 def words(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64).where(
-        torch.tensor(values) < 1 << 31, torch.tensor(values) - (1 << 32)
-    ).to(torch.int32)
+    return (
+        torch.tensor(values, dtype=torch.int64)
+        .where(torch.tensor(values) < 1 << 31, torch.tensor(values) - (1 << 32))
+        .to(torch.int32)
+    )
 
 
 @pytest.mark.parametrize(("counter", "secret", "expected"), KNOWN_ANSWERS)

@@ -119,7 +119,12 @@ def test_terms_add_up_and_metrics_are_theirs(chains, rms, masked, log_prior, see
     mask = arrays(rng, shapes, ()).apply(torch.relu) if masked else None
     make = fs.rmsprop_sgld if rms else fs.sgld
     sampler = make(
-        0.3, nbeta=2.0, localization=0.7, weight_decay=0.4, mask=mask, anchor=arrays(rng, shapes, ())
+        0.3,
+        nbeta=2.0,
+        localization=0.7,
+        weight_decay=0.4,
+        mask=mask,
+        anchor=arrays(rng, shapes, ()),
     )
     state = sampler.init(params)
     new_state, terms = sampler.update(state, grads, noise, pulls if log_prior else None)
@@ -141,10 +146,19 @@ def test_terms_add_up_and_metrics_are_theirs(chains, rms, masked, log_prior, see
     torch.testing.assert_close(flat["unscaled_grad"], flat["raw"])
 
     metrics = fs.metrics(terms, sampler.mask)
-    for name in ("scaled_grad", "unscaled_grad", "localization", "weight_decay", "noise", "distance"):
+    for name in (
+        "scaled_grad",
+        "unscaled_grad",
+        "localization",
+        "weight_decay",
+        "noise",
+        "distance",
+    ):
         torch.testing.assert_close(getattr(metrics, name), flat[name].norm(dim=-1))
     torch.testing.assert_close(metrics.dot_grad_prior, (flat["scaled_grad"] * prior).sum(-1))
-    torch.testing.assert_close(metrics.dot_grad_noise, (flat["scaled_grad"] * flat["noise"]).sum(-1))
+    torch.testing.assert_close(
+        metrics.dot_grad_noise, (flat["scaled_grad"] * flat["noise"]).sum(-1)
+    )
     torch.testing.assert_close(metrics.dot_prior_noise, (prior * flat["noise"]).sum(-1))
     parts = torch.stack([metrics.localization, metrics.weight_decay])
     torch.testing.assert_close(metrics.prior, parts.square().sum(0).sqrt())
@@ -263,7 +277,9 @@ def test_mask_and_box_hold():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("make", [fs.sgld, fs.rmsprop_sgld])
 def test_dtype_is_kept_and_narrow_ones_round_once(dtype, make):
-    params = TensorDict({"w": torch.linspace(-1, 1, 7, dtype=dtype), "b": torch.ones((), dtype=dtype)})
+    params = TensorDict(
+        {"w": torch.linspace(-1, 1, 7, dtype=dtype), "b": torch.ones((), dtype=dtype)}
+    )
     grads, noise = params * 0.5, params.apply(lambda leaf: torch.cos(leaf.double()))
     noise = noise.apply(lambda leaf: leaf.to(torch.promote_types(dtype, torch.float32)))
     results = []
@@ -353,7 +369,11 @@ def test_mismatched_trees_are_refused(mask, message):
     [
         ({}, ValueError, "must hold at least one parameter"),
         ({"w": torch.ones(0)}, ValueError, "must hold at least one parameter"),
-        ({"w": torch.ones(3, dtype=torch.int64)}, TypeError, r"params\['w'\] must be real floating"),
+        (
+            {"w": torch.ones(3, dtype=torch.int64)},
+            TypeError,
+            r"params\['w'\] must be real floating",
+        ),
         ({"w": torch.ones(3, dtype=torch.complex64)}, TypeError, "got torch.complex64"),
         ([torch.ones(3)], TypeError, "params must be a TensorDict or a mapping"),
     ],
@@ -365,5 +385,7 @@ def test_bad_parameters_are_refused(params, error, message):
 
 def test_chains_of_sampler_and_params_must_agree():
     sampler = fs.sgld(torch.ones(3), nbeta=1.0)
-    with pytest.raises(ValueError, match=r"a sampler of 3 chains needs params of batch size \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"a sampler of 3 chains needs params of batch size \(3,\)"
+    ):
         sampler.init({"w": torch.ones(2)})

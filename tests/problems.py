@@ -1,0 +1,59 @@
+"""Small problems that several tests share."""
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import funcsgmcmc as fs
+
+
+def classification(num_examples: int = 40) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """A small network, and inputs with labels."""
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
+    inputs = torch.randn(num_examples, 5, generator=generator)
+    return model, (inputs, torch.randint(3, (num_examples,), generator=generator))
+
+
+def run(sampler: fs.Sampler, params: TensorDict | None = None, **settings: Any) -> fs.Samples:
+    """Sample the classification problem; settings replace the defaults."""
+    model, data = classification()
+    options: dict[str, Any] = {
+        "num_chains": 5,
+        "num_draws": 6,
+        "batch_size": 8,
+        "key": fs.key(3),
+        "init_noise": 0.05,
+        "save_draws": True,
+        "save_metrics": True,
+    }
+    return fs.sample(
+        fs.module_loss(model, cross_entropy),
+        fs.params_of(model) if params is None else params,
+        settings.pop("data", data),
+        sampler,
+        **(options | settings),
+    )
+
+
+def assert_same(a: fs.Samples, b: fs.Samples, *, exact: bool = False) -> None:
+    """Compare everything that two runs recorded, to rounding or bit for bit."""
+    tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {"rtol": 1e-9, "atol": 1e-11}
+    for left, right in zip(records(a), records(b), strict=True):
+        torch.testing.assert_close(left, right, equal_nan=True, **tolerance)
+
+
+def records(samples: fs.Samples) -> list[torch.Tensor]:
+    """Everything that a run recorded, each with the chains first."""
+    return [
+        samples.losses,
+        samples.frozen_at,
+        *torch.utils._pytree.tree_leaves(samples.state),
+        *(samples.draws.values() if samples.draws is not None else []),
+        *(samples.metrics or []),
+        *samples.observables.values(),
+    ]

@@ -1,0 +1,189 @@
+"""One step of a chain: pure, vmapped, compiled."""
+
+import pytest
+import torch
+from registry import CASES
+from tensordict import TensorDict
+from torch.nn.functional import cross_entropy
+from torch.utils import _pytree as pytree
+
+import funcsgmcmc as fs
+from funcsgmcmc import random, tree
+from problems import classification
+
+
+@pytest.fixture(scope="module")
+def problem():
+    torch.set_default_dtype(torch.float64)
+    model, data = classification()
+    return fs.module_loss(model, cross_entropy), fs.params_of(model), data
+
+
+def log_prior(params: TensorDict) -> torch.Tensor:
+    return -(params["0.weight"] ** 4).sum()
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_step_is_pure(problem, case):
+    loss_fn, params, data = problem
+    sampler, key = case.make(params), fs.key(1)
+    state = sampler.init(params)
+    inputs = (sampler, state, params, data, key)
+    before = pytree.tree_map(torch.clone, inputs)
+    step = fs.kernel(sampler, loss_fn, log_prior=log_prior, metrics=True)
+    results = [step(state, data, key) for _ in range(2)]
+    for old, new in zip(pytree.tree_leaves(before), pytree.tree_leaves(inputs), strict=True):
+        assert torch.equal(old, new)
+    for a, b in zip(*map(pytree.tree_leaves, results), strict=True):
+        assert torch.equal(a, b)
+    assert not any(leaf.requires_grad for leaf in pytree.tree_leaves(results))
+    # Nothing that a step returns shares memory with what it was given to change.
+    given = {leaf.untyped_storage().data_ptr() for leaf in params.values()}
+    assert not any(leaf.untyped_storage().data_ptr() in given for leaf in state.params.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_vmapped_step_is_the_single_step(problem, case):
+    loss_fn, params, data = problem
+    sampler = case.make(params)
+    step = fs.kernel(sampler, loss_fn, log_prior=log_prior, metrics=True)
+    keys = fs.fold_in(fs.key(1), torch.arange(4))
+    starts = TensorDict({k: v + torch.randn(4, *v.shape) for k, v in params.items()}, batch_size=4)
+    alone = [step(sampler.init(starts[i]), data, keys[i]) for i in range(4)]
+    states = torch.stack([sampler.init(starts[i]) for i in range(4)])
+    together = torch.vmap(step, in_dims=(0, None, 0))(states, data, keys)
+    for i in range(4):
+        one = pytree.tree_map(lambda leaf, i=i: leaf[i], together)
+        for a, b in zip(pytree.tree_leaves(alone[i]), pytree.tree_leaves(one), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_noise_is_the_keys(problem):
+    """With lr = 1, no force and zero curvature the move is the noise itself."""
+    _, params, data = problem
+    sampler = fs.sgld(1.0, nbeta=0.0)
+    step = fs.kernel(sampler, lambda params, batch: sum(p.sum() for p in params.values()))
+    state, _ = step(sampler.init(params), data, fs.key(9))
+    second, _ = step(state, data, fs.key(9))
+    for index, (a, b) in enumerate([(params, state.params), (state.params, second.params)]):
+        moved = torch.cat([(b[name] - a[name]).flatten() for name in tree.names(params)])
+        expected = random.normal(random.fold_in(fs.key(9), index), (tree.size(params),))
+        torch.testing.assert_close(moved, expected)
+
+
+def test_a_stack_of_samplers_is_a_sweep(problem):
+    loss_fn, params, data = problem
+    samplers = [
+        fs.sgld(lr, nbeta=2.0, localization=gamma) for lr, gamma in [(0.1, 0.0), (0.01, 5.0)]
+    ]
+
+    def step(sampler, state, key):
+        return fs.kernel(sampler, loss_fn)(state, data, key)
+
+    states = torch.stack([sampler.init(params) for sampler in samplers])
+    swept, _ = torch.vmap(step, in_dims=(0, 0, None))(torch.stack(samplers), states, fs.key(0))
+    for i, sampler in enumerate(samplers):
+        alone, _ = step(sampler, sampler.init(params), fs.key(0))
+        for name, leaf in alone.params.items():
+            torch.testing.assert_close(swept.params[name][i], leaf, rtol=1e-12, atol=1e-14)
+
+
+def test_a_factory_may_run_inside_vmap(problem):
+    loss_fn, params, data = problem
+    lrs = torch.tensor([0.1, 0.01])
+
+    def step(lr):
+        sampler = fs.sgld(lr, nbeta=2.0)
+        return fs.kernel(sampler, loss_fn)(sampler.init(params), data, fs.key(0))[0].params
+
+    together = torch.vmap(step)(lrs)
+    for i, lr in enumerate(lrs):
+        for name, leaf in step(lr).items():
+            torch.testing.assert_close(together[name][i], leaf, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[3]], ids=str)
+def test_compiled_step_is_the_eager_step_and_settings_do_not_recompile(problem, case):
+    loss_fn, params, data = problem
+    sampler = case.make(params)
+
+    def step(sampler, state, key):
+        return fs.kernel(sampler, loss_fn, log_prior=log_prior, metrics=True)(state, data, key)
+
+    compiled = torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 8})
+    state = expected = sampler.init(params)
+    state, _ = compiled(sampler, state, fs.key(1))
+    expected, _ = step(sampler, expected, fs.key(1))
+    changed = sampler.apply(lambda leaf: leaf * 1.1)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        state, info = compiled(changed, state, fs.key(2))
+    expected, expected_info = step(changed, expected, fs.key(2))
+    for a, b in zip(
+        pytree.tree_leaves((state, info)),
+        pytree.tree_leaves((expected, expected_info)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_a_new_kernel_does_not_recompile(problem):
+    loss_fn, params, data = problem
+
+    def compiled(lr):
+        sampler = fs.sgld(lr, nbeta=2.0, localization=1.0)
+        step = fs.kernel(sampler, loss_fn)
+        return torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 8})
+
+    state = fs.sgld(1.0, nbeta=1.0).init(params)
+    compiled(0.1)(state, data, fs.key(1))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        moved, _ = compiled(0.0)(state, data, fs.key(1))
+    assert torch.equal(moved.params["0.weight"], params["0.weight"])
+
+
+def test_log_prior_counts_with_localization(problem):
+    """A Gaussian log-prior around the anchor is localization under another name."""
+    loss_fn, params, data = problem
+    anchor = params.apply(lambda leaf: leaf + 0.1)
+
+    def gaussian(params):
+        return -1.5 * sum(((params[name] - anchor[name]) ** 2).sum() for name in params.keys())
+
+    pulled = fs.sgld(0.01, nbeta=2.0, localization=3.0, anchor=anchor)
+    free = fs.sgld(0.01, nbeta=2.0, anchor=anchor)
+    a, info_a = fs.kernel(pulled, loss_fn, metrics=True)(pulled.init(params), data, fs.key(0))
+    step = fs.kernel(free, loss_fn, log_prior=gaussian, metrics=True)
+    b, info_b = step(free.init(params), data, fs.key(0))
+    for name, leaf in a.params.items():
+        torch.testing.assert_close(leaf, b.params[name])
+    torch.testing.assert_close(info_a.metrics.localization, info_b.metrics.localization)
+
+
+def test_aux_and_absent_metrics(problem):
+    loss_fn, params, data = problem
+    sampler = fs.sgld(0.01, nbeta=2.0)
+
+    def with_aux(params, batch):
+        loss = loss_fn(params, batch)
+        return loss, {"twice": 2 * loss}
+
+    _, info = fs.kernel(sampler, with_aux)(sampler.init(params), data, fs.key(0))
+    assert info.aux["twice"] == 2 * info.loss
+    _, info = fs.kernel(sampler, loss_fn)(sampler.init(params), data, fs.key(0))
+    assert info.aux == ()
+    assert info.metrics == ()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "error", "message"),
+    [
+        (lambda params, batch: params["w"], ValueError, r"must return a scalar, got shape \(3,\)"),
+        (lambda params, batch: 1.0, TypeError, "must return a real floating tensor, got float"),
+        (lambda params, batch: (params["w"] > 0).sum(), TypeError, "got torch.int64"),
+    ],
+)
+def test_bad_losses_are_refused(loss_fn, error, message):
+    sampler = fs.sgld(0.1, nbeta=1.0)
+    state = sampler.init({"w": torch.ones(3)})
+    with pytest.raises(error, match=message):
+        fs.kernel(sampler, loss_fn)(state, None, fs.key(0))

@@ -1,0 +1,76 @@
+"""Parameter trees."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torch import nn
+
+from funcsgmcmc import params_of, tree
+
+
+def test_params_of_copies_and_lists_tied_weights_once():
+    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    model[2].weight = model[0].weight
+    params = params_of(model)
+    assert set(params.keys()) == {"0.weight", "1.weight", "1.bias", "2.bias"}
+    assert not any(leaf.requires_grad for leaf in params.values())
+    before = params["0.weight"].clone()
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert torch.equal(params["0.weight"], before)
+
+
+def test_params_of_refuses_a_module_without_parameters():
+    with pytest.raises(ValueError, match="module must have parameters, got ReLU"):
+        params_of(nn.ReLU())
+
+
+@given(
+    chains=st.sampled_from([(), (1,), (3,)]),
+    shapes=st.lists(st.sampled_from([(), (2,), (0,), (2, 3)]), min_size=1, max_size=4),
+    nested=st.booleans(),
+)
+def test_unflatten_hands_out_every_value_once(chains, shapes, nested):
+    leaves = {f"leaf{i}": torch.zeros(chains + shape) for i, shape in enumerate(shapes)}
+    like = TensorDict({"outer": leaves} if nested else leaves, batch_size=chains)
+    size = tree.size(like)
+    flat = torch.arange(float(torch.Size(chains).numel() * size)).reshape(*chains, size)
+    views = tree.unflatten(flat, like)
+    assert [leaf.shape for _, leaf in tree.leaves(views)] == [
+        leaf.shape for _, leaf in tree.leaves(like)
+    ]
+    back = (
+        torch.cat([leaf.reshape(*chains, -1) for _, leaf in tree.leaves(views) if leaf.numel()], -1)
+        if size
+        else flat
+    )
+    assert torch.equal(back, flat)
+
+
+def test_dot_norm_and_health_are_per_chain():
+    a = TensorDict({"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(2)}, batch_size=2)
+    torch.testing.assert_close(tree.dot(a, a), torch.tensor([6.0, 51.0]))
+    torch.testing.assert_close(tree.norm(a), torch.tensor([6.0, 51.0]).sqrt())
+    assert tree.dot(a[0], a[0]).item() == 6.0
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        broken = a.clone()
+        broken["w"][1, 2] = bad
+        assert tree.all_finite(broken).tolist() == [True, False]
+    broken = a.clone()
+    broken["b"][0] = torch.nan
+    assert tree.all_finite(broken).tolist() == [False, True]
+
+
+def test_narrow_dtypes_accumulate_in_float32():
+    a = TensorDict({"w": torch.full((4096,), 300.0, dtype=torch.float16)})
+    assert tree.norm(a).dtype == torch.float32
+    assert tree.norm(a).item() == pytest.approx(300 * 64)
+
+
+def test_where_chooses_whole_chains():
+    a = TensorDict({"w": torch.ones(3, 2)}, batch_size=3)
+    b = TensorDict({"w": torch.full((3, 2), torch.nan)}, batch_size=3)
+    chosen = tree.where(torch.tensor([True, False, True]), a, b)
+    assert chosen["w"].isnan().all(1).tolist() == [False, True, False]
