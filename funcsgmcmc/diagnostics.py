@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from xarray import DataTree
 
 # Tail ESS at the 5 % and 95 % quantiles, as in Vehtari et al. 2021, section 4.3.
-_TAIL_PROBABILITY = 0.9
+_TAIL_QUANTILE = 0.95
 
 
 class Diagnostics(NamedTuple):
@@ -74,14 +74,13 @@ def diagnostics(values: Tensor) -> Diagnostics:
     checks.draws(values)
     array = values.double().cpu().numpy()
     axes = {"chain_axis": 0, "draw_axis": 1}
-    tails = ((1 - _TAIL_PROBABILITY) / 2, (1 + _TAIL_PROBABILITY) / 2)
     return Diagnostics(
         *(
             torch.as_tensor(statistic, dtype=torch.float64)
             for statistic in (
                 array_stats.rhat(array, **axes),
                 array_stats.ess(array, method="bulk", **axes),
-                array_stats.ess(array, method="tail", prob=tails, **axes),
+                array_stats.ess(array, method="tail", prob=_TAIL_QUANTILE, **axes),
                 array_stats.mcse(array, method="mean", **axes),
             )
         )
@@ -92,7 +91,7 @@ def summary(samples: Samples) -> Summary:
     """Summarize a run: its loss, learning coefficient and observables, over healthy chains.
 
     Returns:
-        A table with, for each quantity, its mean, standard deviation, 90 % interval, bulk and tail
+        A table with, for each quantity, its mean, standard deviation, 95 % interval, bulk and tail
         ESS, R-hat, and the Monte Carlo standard errors of mean and standard deviation. Recorded
         parameters have no rows; `arviz_stats.summary(samples.to_datatree())` has them.
 
@@ -104,8 +103,8 @@ def summary(samples: Samples) -> Summary:
         import arviz_base
         import arviz_stats
     posterior = to_datatree(samples)
-    # ArviZ takes the quantiles of the tail ESS from this setting.
-    with arviz_base.rc_context({"stats.ci_prob": _TAIL_PROBABILITY}):
+    # ArviZ takes both the interval and the quantile of the tail ESS from this setting.
+    with arviz_base.rc_context({"stats.ci_prob": _TAIL_QUANTILE}):
         table = arviz_stats.summary(posterior, var_names=[*_quantities(samples)], round_to="none")
     return Summary(table, samples.health())
 

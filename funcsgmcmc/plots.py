@@ -49,10 +49,11 @@ def plot_llc(samples: Samples) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise checks.missing_extra("plot", "matplotlib", "plot_llc") from error
+    mean, error = running_llc(samples)
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     _plot_losses(above, samples)
-    _plot_running_llc(below, samples)
+    _plot_running_llc(below, samples, mean, error)
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -63,7 +64,7 @@ def _plot_losses(axes: "Axes", samples: Samples) -> None:
     losses = samples.losses[samples.healthy].float()
     steps = torch.arange(samples.num_steps)
     axes.plot(steps, losses.T, color="C0", lw=0.5, alpha=min(1.0, 8 / len(losses)), rasterized=True)
-    axes.plot(steps, losses.mean(0), color="C0", lw=1.2, label="mean over chains")
+    axes.plot(steps, losses.mean(0), color="navy", lw=1, label="mean over chains")
     if samples.initial_loss is not None:
         reference = float(samples.initial_loss.mean())
         axes.axhline(reference, color="0.3", lw=1, ls="--", label=f"$L_n(w_0)$ = {reference:.3g}")
@@ -74,8 +75,7 @@ def _plot_losses(axes: "Axes", samples: Samples) -> None:
     axes.legend(loc="upper right", framealpha=0.9)
 
 
-def _plot_running_llc(axes: "Axes", samples: Samples) -> None:
-    mean, error = running_llc(samples)
+def _plot_running_llc(axes: "Axes", samples: Samples, mean: Tensor, error: Tensor) -> None:
     steps = samples.draw_steps
     axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color="C1", alpha=0.3, lw=0)
     axes.plot(steps, mean, color="C1", label=f"{mean[-1]:.4g} ± {2 * error[-1]:.2g} (2 s.e.)")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from registry import CASES
 from tensordict import TensorDict
 from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
@@ -10,6 +9,7 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from funcsgmcmc import random, tree
 from problems import classification
+from registry import CASES
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_log_prior_counts_with_localization(problem):
     anchor = params.apply(lambda leaf: leaf + 0.1)
 
     def gaussian(params):
-        return -1.5 * sum(((params[name] - anchor[name]) ** 2).sum() for name in params.keys())
+        return -1.5 * sum(((params[name] - anchor[name]) ** 2).sum() for name in tree.names(params))
 
     pulled = fs.sgld(0.01, nbeta=2.0, localization=3.0, anchor=anchor)
     free = fs.sgld(0.01, nbeta=2.0, anchor=anchor)

@@ -5,7 +5,6 @@ import warnings
 
 import pytest
 import torch
-from registry import CASES
 from tensordict import TensorDict
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import funcsgmcmc as fs
 from funcsgmcmc import random, tree
 from problems import assert_same, classification, records, run
+from registry import CASES
 
 
 def observables() -> dict:
@@ -465,7 +465,7 @@ BAD_CALLS = [
     (
         {"sampler": fs.sgld(0.1, nbeta=1.0, anchor={"w": torch.zeros(3)}, bounding_box_size=0.5)},
         ValueError,
-        "must start within bounding_box_size of the anchor, got an entry 0.5 outside",
+        r"must start within bounding_box_size of the anchor, got an entry 0\.5 outside",
     ),
     ({"observables": {"loss": tree.norm}}, ValueError, "an observable must not be named 'loss'"),
     (
@@ -506,7 +506,7 @@ def test_data_sets_are_sent_to_a_loader():
             return torch.ones(2)
 
     with pytest.raises(
-        TypeError, match="data set Examples: wrap it in a torch.utils.data.DataLoader"
+        TypeError, match=r"data set Examples: wrap it in a torch\.utils\.data\.DataLoader"
     ):
         fs.sample(
             good_loss,

@@ -184,7 +184,8 @@ def quadratic(params: TensorDict, batch: torch.Tensor) -> torch.Tensor:
 
 def check_law(final: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -> None:
     """Compare `[C, d]` independent draws with N(mean, variance), coordinate by coordinate and
-    pooled."""
+    pooled.
+    """
     chains, dims = final.shape
     score = (final - mean) / variance.sqrt()
     mean_z = score.mean(0) * math.sqrt(chains)
