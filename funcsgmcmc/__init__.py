@@ -7,7 +7,7 @@ for loops of your own.
 
 from funcsgmcmc.diagnostics import Diagnostics, Summary, diagnostics, summary, to_datatree
 from funcsgmcmc.gradients import module_loss
-from funcsgmcmc.kernel import Info, kernel
+from funcsgmcmc.kernel import Info, compiled, kernel
 from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
 from funcsgmcmc.metrics import Metrics, metrics
 from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
@@ -32,6 +32,7 @@ __all__ = [
     "Summary",
     "Term",
     "Terms",
+    "compiled",
     "default_nbeta",
     "diagnostics",
     "fold_in",

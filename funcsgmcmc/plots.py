@@ -47,8 +47,8 @@ def plot_llc(samples: Samples) -> "Figure":
     """
     try:
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise checks.missing_extra("plot", "matplotlib", "plot_llc") from error
+    except ImportError as missing:
+        raise checks.missing_extra("plot", "matplotlib", "plot_llc") from missing
     mean, error = running_llc(samples)
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)

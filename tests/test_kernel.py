@@ -110,7 +110,7 @@ def test_compiled_step_is_the_eager_step_and_settings_do_not_recompile(problem, 
     def step(sampler, state, key):
         return fs.kernel(sampler, loss_fn, log_prior=log_prior, metrics=True)(state, data, key)
 
-    compiled = torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 8})
+    compiled = fs.compiled(step)
     state = expected = sampler.init(params)
     state, _ = compiled(sampler, state, fs.key(1))
     expected, _ = step(sampler, expected, fs.key(1))
@@ -132,7 +132,7 @@ def test_a_new_kernel_does_not_recompile(problem):
     def compiled(lr):
         sampler = fs.sgld(lr, nbeta=2.0, localization=1.0)
         step = fs.kernel(sampler, loss_fn)
-        return torch.compile(step, fullgraph=True, options={"realize_opcount_threshold": 8})
+        return fs.compiled(step)
 
     state = fs.sgld(1.0, nbeta=1.0).init(params)
     compiled(0.1)(state, data, fs.key(1))

@@ -55,6 +55,7 @@ def test_compiled_run_is_the_eager_run(params, minibatches):
     sampler = CASES[1].make(params)
     eager = run(sampler, minibatches=minibatches)
     assert_same(eager, run(sampler, minibatches=minibatches, compile=True))
+    assert_same(eager, run(sampler, minibatches=minibatches, compile="noise"))
     chunked = run(sampler, minibatches=minibatches, compile=True, chunk_size=3)
     assert_same(eager, chunked)
 
@@ -446,6 +447,7 @@ BAD_CALLS = [
         ValueError,
         "chain_method must be one of 'vmap', 'loop', got 'pmap'",
     ),
+    ({"compile": "all"}, ValueError, "compile must be one of 'noise', got 'all'"),
     ({"on_divergence": "ignore"}, ValueError, "on_divergence must be one of 'freeze', 'raise'"),
     (
         {"sampler": fs.sgld(torch.ones(3), nbeta=1.0)},
