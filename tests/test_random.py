@@ -184,3 +184,21 @@ def test_shapes_and_dtypes():
 def test_refusals(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.slow
+def test_a_hundred_million_normals_have_the_right_tails():
+    edges = torch.linspace(-5.5, 5.5, 111)
+    counts = torch.zeros(112)
+    for chain in range(10):
+        draws = normal(fold_in(key(77), chain), (10_000_000,), torch.float32).double()
+        counts += torch.bincount(torch.bucketize(draws, edges), minlength=112)
+    probabilities = torch.tensor(stats.norm.cdf(edges.numpy())).diff(
+        prepend=torch.zeros(1), append=torch.ones(1)
+    )
+    expected = probabilities * counts.sum()
+    # The outermost bins expect 1.9 draws each: merge what expects fewer than 10.
+    inner = expected >= 10
+    merged = torch.cat([counts[inner], counts[~inner].sum()[None]])
+    wanted = torch.cat([expected[inner], expected[~inner].sum()[None]])
+    assert stats.chisquare(merged.numpy(), wanted.numpy()).pvalue > 1e-4

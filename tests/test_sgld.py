@@ -390,3 +390,31 @@ def test_chains_of_sampler_and_params_must_agree():
         ValueError, match=r"a sampler of 3 chains needs params of batch size \(3,\)"
     ):
         sampler.init({"w": torch.ones(2)})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["plain", "localized"])
+def test_law_over_many_seeds(sampler):
+    """The pooled z-scores of 50 seeds are standard normal: 0.2 % in the noise scale would show."""
+    settings = {"nbeta": 2.5, "localization": 0.5 if sampler == "localized" else 0.0}
+    total = settings["nbeta"] * CURVATURE + settings["localization"]
+    mean = settings["nbeta"] * CURVATURE * TARGET / total
+    lr = 0.35 * 4 / float(total.max())
+    variance = 1 / (total * (1 - lr * total / 4))
+    scores = []
+    for seed in range(50):
+        samples = fs.sample(
+            quadratic,
+            {"w": torch.zeros(4)},
+            torch.zeros(1, 1),
+            fs.sgld(lr, **settings),
+            num_chains=NUM_CHAINS,
+            num_draws=1,
+            num_burnin_steps=150,
+            key=fs.key(seed),
+            initial_loss=0.0,
+        )
+        score = (samples.state.params["w"] - mean) / variance.sqrt()
+        scores.append(float((score.square().mean() - 1) / math.sqrt(2 / (4 * NUM_CHAINS))))
+    assert abs(np.mean(scores)) * math.sqrt(50) < 4
+    assert stats.kstest(scores, "norm").pvalue > 1e-3
