@@ -12,10 +12,10 @@ from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
 from funcsgmcmc.metrics import Metrics, metrics
 from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
 from funcsgmcmc.random import fold_in, key, split
-from funcsgmcmc.samplers import Sampler, State, Term, Terms, rmsprop_sgld, sgld
+from funcsgmcmc.samplers import Sampler, State, Term, Terms, rmsprop_sgld, sgld, sgnht
 from funcsgmcmc.samples import Frozen, Samples
 from funcsgmcmc.sampling import DivergenceError, SamplingError, sample
-from funcsgmcmc.tree import params_of
+from funcsgmcmc.tree import normal_like, params_of
 
 __all__ = [
     "LLC",
@@ -43,11 +43,13 @@ __all__ = [
     "llc_draws",
     "metrics",
     "module_loss",
+    "normal_like",
     "params_of",
     "rmsprop",
     "rmsprop_sgld",
     "sample",
     "sgld",
+    "sgnht",
     "split",
     "summary",
     "to_datatree",

@@ -70,17 +70,5 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
         dot_grad_prior=grad.dot(localization) + grad.dot(decay),
         dot_grad_noise=grad.dot(terms.noise),
         dot_prior_noise=localization.dot(terms.noise) + decay.dot(terms.noise),
-        numel=_numel(terms.distance, mask),
+        numel=tree.count(terms.distance, mask),
     )
-
-
-def _numel(params: TensorDict, mask: TensorDict | None) -> Tensor:
-    if mask is None:
-        like = next(leaf for _, leaf in tree.leaves(params))
-        count = torch.tensor(tree.size(params), device=like.device)
-    else:
-        dims = mask.batch_dims
-        count = torch.stack(
-            [(leaf != 0).reshape(*leaf.shape[:dims], -1).sum(-1) for _, leaf in tree.leaves(mask)]
-        ).sum(0)
-    return count.expand(params.batch_size)

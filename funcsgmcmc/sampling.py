@@ -146,13 +146,13 @@ def sample(
 
     device = tree.device(params)
     key = key.to(device)
-    data_key, init_key = random.split(key, 2)
+    data_key, start_key, momentum_key = random.split(key, 3)
     chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
     keys = random.fold_in(key, chains)
     sampler = sampler.to(device).anchored(params)
-    state = sampler.init(
-        _starts(params, sampler, init_noise, random.fold_in(init_key, chains), num_chains)
-    )
+    starts = _starts(params, sampler, init_noise, random.fold_in(start_key, chains), num_chains)
+    momentum_noise = tree.normal_like(random.fold_in(momentum_key, chains), starts)
+    state = sampler.init(starts, momentum_noise)
     batches = stream(
         data,
         batch_size=batch_size,
@@ -308,11 +308,10 @@ def _starts(
         checks.inside_box(params, center, sampler.bounding_box_size)
     if not scale > 0:
         return params
-    flat = random.normal(keys, (tree.size(params),), tree.noise_dtype(params))
     moved = tree.map_leaves(
         lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
         params,
-        sampler.masked(tree.unflatten(flat, params)),
+        sampler.masked(tree.normal_like(keys, params)),
     )
     return sampler.boxed(moved, center)
 

@@ -15,6 +15,8 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from funcsgmcmc import random
+
 Name = str | tuple[str, ...]
 TreeT = TypeVar("TreeT")
 
@@ -93,6 +95,22 @@ def size(tree: TensorDictBase) -> int:
     return sum(math.prod(leaf.shape[chains:]) for _, leaf in leaves(tree))
 
 
+def count(tree: TensorDictBase, mask: TensorDictBase | None = None) -> Tensor:
+    """Number of entries of each chain whose mask is not zero.
+
+    Args:
+        tree: Tree of batch size `[*chains]`.
+        mask: Tree of the same structure, of batch size `[]` or `[*chains]`; None means 1.
+
+    Returns:
+        int64 `[*chains]`.
+    """
+    if mask is None:
+        return torch.tensor(size(tree), device=device(tree)).expand(tree.batch_size)
+    entries = [_sum_over_leaf((leaf != 0).long(), mask.batch_dims) for _, leaf in leaves(mask)]
+    return sum(entries[1:], start=entries[0]).expand(tree.batch_size)
+
+
 def device(tree: TensorDictBase) -> torch.device:
     """The device of the first leaf."""
     return next(leaf for _, leaf in leaves(tree)).device
@@ -126,6 +144,19 @@ def unflatten(flat: Tensor, like: TensorDictBase) -> TensorDict:
         views[name] = view.to(torch.promote_types(leaf.dtype, torch.float32))
         start = stop
     return build(views, like.batch_size)
+
+
+def normal_like(key: Tensor, like: TensorDictBase) -> TensorDict:
+    """Draw a tree of standard normals.
+
+    Args:
+        key: `[*chains, 2]`.
+        like: The tree whose structure and batch size `[*chains]` to take.
+
+    Returns:
+        Entries N(0, 1), in float32 or better.
+    """
+    return unflatten(random.normal(key, (size(like),), noise_dtype(like)), like)
 
 
 def dot(a: TensorDictBase, b: TensorDictBase) -> Tensor:

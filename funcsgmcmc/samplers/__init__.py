@@ -2,5 +2,18 @@
 
 from funcsgmcmc.samplers.base import Sampler, State, Term, Terms
 from funcsgmcmc.samplers.sgld import SGLD, SGLDState, rmsprop_sgld, sgld
+from funcsgmcmc.samplers.sgnht import SGNHT, SGNHTState, sgnht
 
-__all__ = ["SGLD", "SGLDState", "Sampler", "State", "Term", "Terms", "rmsprop_sgld", "sgld"]
+__all__ = [
+    "SGLD",
+    "SGNHT",
+    "SGLDState",
+    "SGNHTState",
+    "Sampler",
+    "State",
+    "Term",
+    "Terms",
+    "rmsprop_sgld",
+    "sgld",
+    "sgnht",
+]

@@ -1,6 +1,6 @@
 """What every sampler is: data with two pure methods.
 
-    init(params) -> state
+    init(params, noise) -> state
     update(state, grads, noise, prior_pull) -> (state, terms)
 
 `update` is deterministic: gradients and noise are arguments, and nothing is drawn, written in place
@@ -21,6 +21,7 @@ from tensordict import TensorClass, TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.priors import gaussian_pull
 
 
 class State(TensorClass, frozen=True):
@@ -78,6 +79,9 @@ class Terms(TensorClass, frozen=True):
         weight_decay: Drift from the pull to zero.
         noise: What was added at random.
         distance: w − w₀ before the update, a tree.
+        momentum: What a momentum carries over from the step before; None without one.
+
+    Without a box, w' − w = momentum − scaled_grad − localization − weight_decay + noise.
     """
 
     scaled_grad: Term
@@ -86,6 +90,7 @@ class Terms(TensorClass, frozen=True):
     weight_decay: Term
     noise: Term
     distance: TensorDict
+    momentum: Term | None
 
 
 class Sampler(TensorClass, frozen=True):
@@ -113,8 +118,8 @@ class Sampler(TensorClass, frozen=True):
     bounding_box_size: Tensor | None
 
     @abstractmethod
-    def init(self, params: TensorDict) -> State:
-        """State before the first step."""
+    def init(self, params: TensorDict, noise: TensorDict | None = None) -> State:
+        """State before the first step; noise like `params` for samplers with a momentum."""
 
     @abstractmethod
     def update(
@@ -170,9 +175,56 @@ class Sampler(TensorClass, frozen=True):
             raise ValueError("the state holds no anchor: make it with this sampler's init")
         return center
 
+    def terms(
+        self,
+        state: State,
+        grads: TensorDict,
+        noise: TensorDict,
+        prior_pull: TensorDict | None,
+        *,
+        drift: Tensor,
+        diffusion: Tensor,
+        preconditioner: TensorDict | None = None,
+        momentum: Term | None = None,
+    ) -> Terms:
+        """Decompose a step down the potential, drift · m G ∇U(w), with noise diffusion · m √G η.
+
+        Args:
+            state: The state before the step, of batch size `[*chains]`.
+            grads: g = ∇L(w).
+            noise: η.
+            prior_pull: −∇log p(w), or None.
+            drift: Step size of the drift, `[*chains]` or `[]`: ε/2 for SGLD.
+            diffusion: Scale of the noise, likewise: √ε σ for SGLD.
+            preconditioner: G, or None for 1.
+            momentum: As in `Terms`.
+        """
+        chains, params = state.shape, state.params
+        root = None if preconditioner is None else tree.map_leaves(torch.sqrt, preconditioner)
+        distance = tree.map_leaves(torch.sub, params, self.center(state))
+        grad_coefficient = drift * self.nbeta
+        if prior_pull is None:
+            localization, pull = drift * self.localization, distance
+        else:
+            localization, pull = drift, gaussian_pull(distance, self.localization)
+            pull = tree.map_leaves(torch.add, pull, prior_pull)
+        return Terms(
+            scaled_grad=term(grad_coefficient, self.masked(scale(grads, preconditioner))),
+            unscaled_grad=term(grad_coefficient, grads),
+            localization=term(localization, self.masked(scale(pull, preconditioner))),
+            weight_decay=term(
+                drift * self.weight_decay, self.masked(scale(params, preconditioner))
+            ),
+            noise=term(diffusion, self.masked(scale(noise, root))),
+            distance=distance,
+            momentum=momentum,
+            batch_size=chains,
+            lock=False,
+        )
+
     def masked(self, direction: TensorDict) -> TensorDict:
-        """Multiply by m; without a mask, return the direction as it is."""
-        return direction if self.mask is None else scale(direction, self.mask)
+        """Multiply by m, if there is a mask."""
+        return scale(direction, self.mask)
 
     def boxed(self, params: TensorDict, center: TensorDict) -> TensorDict:
         """Clamp w to [w₀ − b, w₀ + b]; without a box, return it as it is."""
@@ -187,8 +239,18 @@ class Sampler(TensorClass, frozen=True):
         return tree.map_leaves(clamp_leaf, params, center)
 
 
-def scale(direction: TensorDict, factors: TensorDict) -> TensorDict:
-    """Multiply elementwise, in the dtype of the direction."""
+def term(coefficient: Tensor, direction: TensorDict) -> Term:
+    """Make a term; a coefficient `[]` is shared by the direction's chains."""
+    chains = direction.shape
+    return Term(
+        coefficient=coefficient.expand(chains), direction=direction, batch_size=chains, lock=False
+    )
+
+
+def scale(direction: TensorDict, factors: TensorDict | None) -> TensorDict:
+    """Multiply elementwise, in the dtype of the direction; None means 1, at no cost."""
+    if factors is None:
+        return direction
     return tree.map_leaves(lambda leaf, factor: leaf * factor.to(leaf.dtype), direction, factors)
 
 

@@ -28,22 +28,12 @@ Li, Chen, Carlson and Carin, AAAI 2016, eqs. 4 to 6.
 from collections.abc import Mapping
 from typing import cast
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks
 from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
-from funcsgmcmc.priors import gaussian_pull
-from funcsgmcmc.samplers.base import (
-    Sampler,
-    State,
-    Term,
-    Terms,
-    move,
-    scale,
-    shared_settings,
-)
+from funcsgmcmc.samplers.base import Sampler, State, Terms, move, shared_settings
 
 
 class SGLDState(State, frozen=True):
@@ -62,11 +52,12 @@ class SGLD(Sampler, frozen=True):
     noise_level: Tensor
     preconditioner: Preconditioner
 
-    def init(self, params: TensorDict) -> SGLDState:
+    def init(self, params: TensorDict, noise: TensorDict | None = None) -> SGLDState:
         """State at `params`, which are copied.
 
         Args:
             params: w, a tree of batch size `[*chains]`.
+            noise: Not needed.
 
         Raises:
             TypeError, ValueError: As `Sampler.start`.
@@ -100,54 +91,27 @@ class SGLD(Sampler, frozen=True):
             The next state, and the terms of the update.
         """
         state = cast(SGLDState, state)
-        chains, params, center = state.shape, state.params, self.center(state)
-        coefficients, averages = self.preconditioner.update(state.preconditioner, grads)
-        half_lr = self.lr / 2
-
-        def term(coefficient: Tensor, direction: TensorDict) -> Term:
-            return Term(
-                coefficient=coefficient.expand(chains),
-                direction=direction,
-                batch_size=chains,
-                lock=False,
-            )
-
-        def drift(direction: TensorDict) -> TensorDict:
-            scaled = direction if coefficients is None else scale(direction, coefficients)
-            return self.masked(scaled)
-
-        def diffusion(direction: TensorDict) -> TensorDict:
-            if coefficients is not None:
-                direction = scale(direction, tree.map_leaves(torch.sqrt, coefficients))
-            return self.masked(direction)
-
-        distance = tree.map_leaves(torch.sub, params, center)
-        if prior_pull is None:
-            localization = term(half_lr * self.localization, drift(distance))
-        else:
-            pull = gaussian_pull(distance, self.localization)
-            localization = term(half_lr, drift(tree.map_leaves(torch.add, pull, prior_pull)))
-        terms = Terms(
-            scaled_grad=term(half_lr * self.nbeta, drift(grads)),
-            unscaled_grad=term(half_lr * self.nbeta, grads),
-            localization=localization,
-            weight_decay=term(half_lr * self.weight_decay, drift(params)),
-            noise=term(self.lr.sqrt() * self.noise_level, diffusion(noise)),
-            distance=distance,
-            batch_size=chains,
-            lock=False,
+        gain, averages = self.preconditioner.update(state.preconditioner, grads)
+        terms = self.terms(
+            state,
+            grads,
+            noise,
+            prior_pull,
+            drift=self.lr / 2,
+            diffusion=self.lr.sqrt() * self.noise_level,
+            preconditioner=gain,
         )
         moved = move(
-            params,
+            state.params,
             minus=(terms.scaled_grad, terms.localization, terms.weight_decay),
             plus=(terms.noise,),
         )
         new_state = SGLDState(
-            params=self.boxed(moved, center),
+            params=self.boxed(moved, self.center(state)),
             step=state.step + 1,
             anchor=state.anchor,
             preconditioner=averages,
-            batch_size=chains,
+            batch_size=state.shape,
             lock=False,
         )
         return new_state, terms
