@@ -7,12 +7,13 @@ but no value to branch on, and there only rules about shapes and dtypes apply.
 
 import math
 import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
 
@@ -59,6 +60,18 @@ def hyperparameter(
                 limit = "finite" if below == math.inf else f"< {below:g}"
                 rule = f"{relation} {minimum:g}" if not above else limit
                 raise ValueError(f"{name} must be {rule}, got {number:g}{where}")
+    return tensor
+
+
+def number(name: str, value: float | Tensor) -> Tensor:
+    """Check a number >= 0 that all chains share.
+
+    Raises:
+        TypeError, ValueError: As `hyperparameter`, or it is a tensor of more than one value.
+    """
+    tensor = hyperparameter(name, value)
+    if tensor.ndim:
+        raise ValueError(f"{name} must be a number, got shape {tuple(tensor.shape)}")
     return tensor
 
 
@@ -217,19 +230,154 @@ def same_structure(name: str, other: TensorDictBase, params: TensorDictBase) -> 
             raise ValueError(f"{label} has shape {shape}, parameter has {expected}")
 
 
-def inside_box(params: TensorDictBase, anchor: TensorDictBase, half_width: Tensor) -> None:
+def inside_box(params: TensorDictBase, boxed: TensorDictBase) -> None:
     """Refuse parameters that start outside the bounding box.
 
+    Args:
+        params: Where chains start.
+        boxed: The same, clamped to the box.
+
     Raises:
-        ValueError: Some |w − w₀| exceeds `half_width`.
+        ValueError: They differ.
     """
     for key, leaf in tree.leaves(params):
-        excess = (leaf - anchor[key]).abs() - tree.expand_right(half_width, leaf)
-        if not (excess <= 0).all():
+        excess = (leaf - boxed[key]).abs().max().item() if leaf.numel() else 0.0
+        if excess > 0:
             raise ValueError(
                 f"params[{tree.dotted(key)!r}] must start within bounding_box_size of the anchor, "
-                f"got an entry {excess.max().item():g} outside"
+                f"got an entry {excess:g} outside"
             )
+
+
+def same_dtypes(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
+    """Refuse a tree whose dtypes are not those of the parameters.
+
+    Raises:
+        ValueError: A dtype differs.
+    """
+    for key, leaf in tree.leaves(params):
+        if other[key].dtype != leaf.dtype:
+            raise ValueError(
+                f"{name}[{tree.dotted(key)!r}] has dtype {other[key].dtype}, "
+                f"parameter has {leaf.dtype}"
+            )
+
+
+def anchor(value: TensorDictBase | Mapping[str, Tensor]) -> TensorDict:
+    """Take an anchor: a copy of a tree of finite parameters.
+
+    Raises:
+        TypeError, ValueError: As `parameters`, or it is not finite.
+    """
+    taken = parameters(value, "anchor").detach().clone()
+    if all(_has_values(leaf) for _, leaf in tree.leaves(taken)):
+        finite("anchor", taken)
+    return taken
+
+
+def sampler(value: Any, kind: type) -> None:
+    """Refuse what is not a sampler.
+
+    Raises:
+        TypeError: It is not an instance of `kind`.
+    """
+    if not isinstance(value, kind):
+        given = value.__name__ if callable(value) and hasattr(value, "__name__") else value
+        raise TypeError(
+            f"sampler must be one made by a factory such as sgld(lr=..., nbeta=...), got {given!r}"
+        )
+
+
+def preconditioner(value: Any, kind: type) -> None:
+    """Refuse what is not a preconditioner.
+
+    Raises:
+        TypeError: It is not an instance of `kind`.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(
+            f"preconditioner must be one made by identity() or rmsprop(...), got {value!r}"
+        )
+
+
+def function(name: str, value: Any) -> None:
+    """Refuse what cannot be called.
+
+    Raises:
+        TypeError: It is not callable.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be a function, got {value!r}")
+
+
+def one_chain(state: torch.Size, key: torch.Size) -> None:
+    """Refuse the state or the keys of many chains in a step of one.
+
+    Raises:
+        ValueError: The state has a batch size, or the key is not `[2]`.
+    """
+    if state != torch.Size() or key != torch.Size((2,)):
+        raise ValueError(
+            f"a kernel steps one chain, got a state of batch size {tuple(state)} and a key of "
+            f"shape {tuple(key)}: for many chains, torch.vmap the step"
+        )
+
+
+def loss_output(output: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Split what a loss function returned beside the loss.
+
+    Returns:
+        Loss and aux; `()` for an aux of None.
+
+    Raises:
+        TypeError: It is not a pair, or aux holds something else than tensors.
+    """
+    if len(output) != 2:
+        raise TypeError(f"loss_fn must return a loss or (loss, aux), got {len(output)} values")
+    loss, aux = output
+    aux = () if aux is None else aux
+    for leaf in pytree.tree_leaves(aux):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"aux must hold tensors only, got {type(leaf).__name__}")
+    return loss, aux
+
+
+def initial_loss(value: Any, num_chains: int) -> Tensor:
+    """Take L(w₀).
+
+    Returns:
+        float64, `[]` or `[num_chains]`, detached, on the CPU.
+
+    Raises:
+        TypeError: It is not a real number or tensor.
+        ValueError: It has another shape, or is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
+        raise TypeError(f"initial_loss must be a number or a tensor, got {type(value).__name__}")
+    loss = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if loss.shape not in (torch.Size(), torch.Size((num_chains,))):
+        raise ValueError(
+            f"initial_loss must have shape () or ({num_chains},), got shape {tuple(loss.shape)}"
+        )
+    if not loss.isfinite().all():
+        raise ValueError(f"initial_loss must be finite, got {loss.tolist()}")
+    return loss
+
+
+def uses_params(loss: Tensor, leaves: list[Tensor]) -> None:
+    """Refuse a loss that does not depend on the parameters it is given.
+
+    Raises:
+        ValueError: No leaf has a gradient.
+    """
+    used: Iterable[Tensor | None] = ()
+    if loss.requires_grad:
+        used = torch.autograd.grad(loss, leaves, allow_unused=True)
+    if all(gradient is None for gradient in used):
+        raise ValueError(
+            "loss_fn must depend on the params it is given, got a loss without gradient: evaluate "
+            "the model with them (module_loss, or torch.func.functional_call), and do not detach"
+        )
 
 
 def scalar(name: str, value: Any) -> Tensor:
@@ -285,19 +433,31 @@ def batch_size(value: int | None, num_examples: int) -> int:
     return value
 
 
-def iterable_data(data: Any, *, is_dataset: bool, batch_size: int | None) -> None:
+def batched(data: TensorDictBase) -> None:
+    """Check that a `TensorDict` of data has the examples as its batch.
+
+    Raises:
+        ValueError: Its batch size is `[]`.
+    """
+    if not data.batch_size:
+        raise ValueError(
+            "a TensorDict of data must have a batch size, the number of examples, got ()"
+        )
+
+
+def iterable_data(data: Any, *, is_dataset: bool, batch_size: int | None, minibatches: str) -> None:
     """Check data that is not tensors in memory.
 
     Raises:
         TypeError: It is no iterable of batches.
-        ValueError: A batch size is given, which only tensors take.
+        ValueError: An option is given that only tensors take.
     """
     if is_dataset:
         raise TypeError(
             f"data must be tensors or an iterable of batches, got the data set "
             f"{type(data).__name__}: wrap it in a torch.utils.data.DataLoader"
         )
-    if not isinstance(data, Iterable):
+    if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(
             f"data must be tensors or an iterable of batches, got {type(data).__name__}"
         )
@@ -305,6 +465,11 @@ def iterable_data(data: Any, *, is_dataset: bool, batch_size: int | None) -> Non
         raise ValueError(
             f"batch_size must be None for an iterable, which makes its own batches, "
             f"got {batch_size}"
+        )
+    if minibatches != "replacement":
+        raise ValueError(
+            f"minibatches must not be set for an iterable, which makes its own batches, "
+            f"got {minibatches!r}"
         )
 
 
@@ -383,32 +548,53 @@ def draws(values: Tensor) -> None:
         )
 
 
-def observable_names(names: Iterable[str], parameters: list[tree.Name]) -> None:
-    """Check that observables do not take the name of another quantity of the record.
+def observables(
+    value: Mapping[str, Any] | None, parameters: list[tree.Name]
+) -> dict[str, Callable[[TensorDict], Tensor]]:
+    """Take observables, by name.
 
     Raises:
-        ValueError: One is called `loss`, `llc`, or like a parameter.
+        TypeError: They are no mapping of names to functions.
+        ValueError: One is called like a quantity, a dimension or a parameter of the record.
     """
-    taken = {"loss", "llc", *map(tree.dotted, parameters)}
-    for name in names:
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise TypeError(
+            f"observables must map names to functions of params, got {type(value).__name__}"
+        )
+    taken = {"loss", "llc", "chain", "draw", "step", *map(tree.dotted, parameters)}
+    for name, item in value.items():
         if name in taken:
             raise ValueError(
                 f"an observable must not be named {name!r}, which the record has already"
             )
+        function(f"observables[{name!r}]", item)
+    return dict(value)
+
+
+def same_twice(loss: Tensor, again: Tensor, generator_untouched: bool) -> None:
+    """Refuse a loss that draws random numbers or changes what it depends on.
+
+    Raises:
+        ValueError: It differs from one evaluation to the next, or moved torch's generator.
+    """
+    if not generator_untouched or not torch.equal(loss.nan_to_num(), again.nan_to_num()):
+        raise ValueError(impure_loss(f"two evaluations gave {loss.item():g} and {again.item():g}"))
 
 
 def is_impure(error: RuntimeError) -> bool:
-    """Whether vmap complains of a random draw, or of a buffer updated in place."""
-    complaints = ("random operation", "inplace arithmetic", "updated in place", "in-place")
+    """Whether a transform complains of a random draw, or of a buffer updated in place."""
+    complaints = ("random operation", "mutate a captured Tensor", "will be updated in place")
     return any(complaint in str(error) for complaint in complaints)
 
 
-def impure_loss(error: RuntimeError) -> str:
+def impure_loss(error: RuntimeError | str) -> str:
     """What to say of a loss that draws random numbers or updates buffers."""
     return (
         "the loss must be a function of its arguments alone, but it draws random numbers or "
         "updates buffers (dropout, batch normalization in train mode): call model.eval(). "
-        f"vmap says: {error}"
+        f"What happened: {error}"
     )
 
 

@@ -116,13 +116,21 @@ class IterableData:
         """L(w) of one chain's parameters over one pass, weighted by the size of each batch.
 
         Returns:
-            None if the data cannot be passed over twice (an iterator) or has no known length.
+            None if the data cannot be passed over twice (an iterator), has no known length, or a
+            batch holds no tensor with a first dimension, over examples.
         """
         if isinstance(self._iterable, Iterator) or _length(self._iterable) is None:
             return None
         total, count = torch.zeros(()), 0
         for batch in self._iterable:
-            size = checks.examples(pytree.tree_leaves(batch))
+            sizes = [
+                leaf.shape[0]
+                for leaf in pytree.tree_leaves(batch)
+                if isinstance(leaf, Tensor) and leaf.ndim
+            ]
+            if not sizes:
+                return None
+            size = sizes[0]
             loss, _ = loss_and_aux(loss_fn, params, self._to_device(batch))
             total, count = total + loss * size, count + size
         return total / count if count else None
@@ -176,13 +184,19 @@ def stream(
             chains=chains,
             device=device,
         )
-    checks.iterable_data(data, is_dataset=isinstance(data, Dataset), batch_size=batch_size)
+    checks.iterable_data(
+        data,
+        is_dataset=isinstance(data, Dataset),
+        batch_size=batch_size,
+        minibatches=minibatches,
+    )
     return IterableData(data, device=device)
 
 
 def _map(function: Any, data: Any) -> Any:
     """Apply to every leaf; a `TensorDict` takes its new batch size from the result."""
     if isinstance(data, TensorDictBase):
+        checks.batched(data)
         return data.apply(function, batch_size=function(torch.empty(data.batch_size)).shape)
     return pytree.tree_map(function, data)
 

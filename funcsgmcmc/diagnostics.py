@@ -115,9 +115,10 @@ def to_datatree(samples: Samples) -> "DataTree":
     Returns:
         Groups, all of healthy chains, with the chains' indices as coordinate: `posterior` with
         `loss`, `llc` (if L(w₀) is known), the observables and the recorded parameters under their
-        dotted names, dimensions (chain, draw, …); `sample_stats` with the metrics of the draws'
-        steps; and `trace` with the loss of every step, burn-in included, dimensions (chain, step).
-        The attributes of `posterior` hold the settings of the run.
+        dotted names (`params.loss` for one called like a quantity), dimensions (chain, draw, …);
+        `sample_stats` with the metrics of the draws' steps; and `trace` with the loss of every
+        step, burn-in included, dimensions (chain, step). The attributes of `posterior` hold the
+        settings of the run.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -129,7 +130,9 @@ def to_datatree(samples: Samples) -> "DataTree":
     healthy = checks.usable_chains(samples.healthy, samples.num_draws)
     posterior = _quantities(samples)
     if samples.draws is not None:
-        posterior |= {tree.dotted(name): leaf for name, leaf in tree.leaves(samples.draws)}
+        for name, leaf in tree.leaves(samples.draws):
+            taken = tree.dotted(name) in posterior
+            posterior[f"params.{tree.dotted(name)}" if taken else tree.dotted(name)] = leaf
     groups = {"posterior": posterior}
     if samples.metrics is not None:
         steps = samples.draw_steps
@@ -178,8 +181,8 @@ def _settings(samples: Samples) -> dict[str, Any]:
 
 
 def _array(values: Tensor) -> Any:
-    """NumPy has no bfloat16."""
-    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    """NumPy has no bfloat16, and statistics of booleans are those of 0 and 1."""
+    return (values.float() if values.dtype in (torch.bfloat16, torch.bool) else values).numpy()
 
 
 @contextlib.contextmanager

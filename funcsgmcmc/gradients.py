@@ -75,11 +75,11 @@ def loss_and_aux(loss_fn: LossFn, params: TensorDict, batch: Any) -> tuple[Tenso
     """Evaluate a loss function, with `()` for aux if it returns the loss alone.
 
     Raises:
-        TypeError, ValueError: The loss is not a real scalar.
+        TypeError, ValueError: The loss is not a real scalar, or aux holds more than tensors.
     """
     output = loss_fn(params, batch)
     # An empty tuple, since None may not leave a vmap.
-    loss, aux = output if isinstance(output, tuple) else (output, ())
+    loss, aux = checks.loss_output(output) if isinstance(output, tuple) else (output, ())
     return checks.scalar("loss_fn", loss), aux
 
 

@@ -6,14 +6,16 @@
 The noise of a step depends on the chain's key and the step's index only.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
+import torch._dynamo
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import random, tree
+from funcsgmcmc import checks, random, tree
 from funcsgmcmc.gradients import Gradient, LossFn, gradient
 from funcsgmcmc.metrics import Metrics
 from funcsgmcmc.metrics import metrics as metrics_of
@@ -34,6 +36,8 @@ class Info(NamedTuple):
     metrics: Metrics | tuple[()]
     aux: Any
 
+
+_MAX_VERSIONS = 256
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -69,12 +73,14 @@ def kernel(
         from `fold_in(key, state.step)`.
 
     Raises:
-        TypeError, ValueError: When stepping, if `loss_fn` or `log_prior` does not return a real
-            scalar.
+        TypeError, ValueError: Now, if an argument is of the wrong type; when stepping, if `loss_fn`
+            or `log_prior` does not return a real scalar, or the state is that of many chains.
     """
+    checks.sampler(sampler, Sampler)
     sampler_step = chain_kernel(loss_fn, log_prior=log_prior, metrics=metrics)
 
     def step(state: State, batch: Any, key: Tensor) -> tuple[State, Info]:
+        checks.one_chain(state.shape, key.shape)
         return sampler_step(sampler, state, batch, key)
 
     return step
@@ -139,14 +145,23 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     """Compile a function that draws noise, with `torch.compile`, without graph breaks.
 
     Args:
-        function: For instance a kernel's step, or a `torch.vmap` of it. Compiled for the shapes it
-            is called with.
+        function: For instance a kernel's step, or a `torch.vmap` of it. Compiled anew for every
+            shape, structure and loss that it meets.
 
     Without the option that is set here, Inductor inlines the rounds of the generator into one
     another: compiling the noise takes six times as long, and the code is no faster.
     """
     options: dict[str, Any] = {"realize_opcount_threshold": 8}
-    return torch.compile(function, fullgraph=True, dynamic=False, options=options)
+    run = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        # All kernels share one code object, for which torch allows eight versions: a sweep over
+        # networks has more.
+        with torch._dynamo.config.patch(recompile_limit=_MAX_VERSIONS):
+            return run(*args, **kwargs)
+
+    return call
 
 
 def _assemble(

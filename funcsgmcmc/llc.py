@@ -18,12 +18,14 @@ class LLC:
         mean: λ̂, the mean over healthy chains and draws.
         mcse: Monte Carlo standard error of `mean`, autocorrelation included.
         per_chain: Each chain's mean over draws, `[C]`; NaN for frozen chains.
+        mcse_per_chain: The Monte Carlo standard error of each, `[C]`; NaN for frozen chains.
         num_chains: How many chains the estimate uses.
     """
 
     mean: float
     mcse: float
     per_chain: Tensor
+    mcse_per_chain: Tensor
     num_chains: int
 
     def __str__(self) -> str:
@@ -57,8 +59,10 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
 
         λ̂_{c,d} = nβ (L_B(w_{c,d}) − L_n(w₀))
 
-    with L_B the loss on the draw's minibatch, unbiased for L_n given w, and L_n(w₀) the loss on all
-    data at the anchor.
+    with L_B the loss on the draw's minibatch and L_n(w₀) the loss on all data at the anchor. L_B is
+    unbiased for L_n(w) where the batch is independent of w: drawn with replacement, or all data. It
+    is not with `minibatches="epochs"` or an iterable that is passed over again, where a chain has
+    just been pulled by the other batches of the epoch: there λ̂ is biased upwards.
 
     Source: Lau et al. 2023 (arXiv:2308.12108), eq. 8.
 
@@ -78,7 +82,7 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
             "initial_loss must be given: the run's data could not be passed over twice, "
             "so that L(w0) on all data is not known"
         )
-    baseline = torch.as_tensor(reference, dtype=torch.float64).reshape(-1, 1)
+    baseline = checks.initial_loss(reference, samples.num_chains).reshape(-1, 1)
     nbeta = samples.sampler.nbeta.cpu().reshape(-1, 1)
     return nbeta * (samples.draw_losses.double() - baseline)
 
@@ -98,7 +102,8 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         initial_loss: L_n(w₀), `[]` or `[C]` (default: the run's).
 
     Returns:
-        The estimate with its Monte Carlo standard error, and one for each chain.
+        The estimate with its Monte Carlo standard error, and one for each chain. Where chains have
+        different settings (a sweep), only the latter mean something.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -108,10 +113,12 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
 
     draws = llc_draws(samples, initial_loss)
     used = draws[checks.usable_chains(samples.healthy, samples.num_draws)]
-    per_chain = draws.mean(1).where(samples.healthy, torch.nan)
+    mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)
+    mcse_per_chain[samples.healthy] = torch.stack([diagnostics(d[None]).mcse_mean for d in used])
     return LLC(
         mean=float(used.mean()),
         mcse=float(diagnostics(used).mcse_mean),
-        per_chain=per_chain,
+        per_chain=draws.mean(1).where(samples.healthy, torch.nan),
+        mcse_per_chain=mcse_per_chain,
         num_chains=len(used),
     )

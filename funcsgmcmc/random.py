@@ -14,6 +14,7 @@ data (`fold_in`). Drawing from a key therefore never repeats one of its children
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 
 import torch
@@ -45,8 +46,9 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
         TypeError: `seed` is not an integer.
         ValueError: `seed` is out of range.
     """
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
+    seed = int(seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
     return torch.tensor(
@@ -68,6 +70,8 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         TypeError, ValueError: `key` is not a key, or `num < 1`.
     """
     check_key(key)
+    if not isinstance(num, numbers.Integral):
+        raise TypeError(f"num must be an int, got {num!r}")
     if not num >= 1:
         raise ValueError(f"num must be >= 1, got {num}")
     index = torch.arange(num, dtype=torch.int32, device=key.device)
@@ -96,6 +100,9 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
             raise TypeError(f"data must hold integers, got dtype {data.dtype}")
         wide = data.to(device=key.device, dtype=torch.int64)
         return _child(key, _as_word(wide), _as_word((wide >> 32) | _FOLD))
+    if not isinstance(data, numbers.Integral):
+        raise TypeError(f"data must be an int or an integer tensor, got {data!r}")
+    data = int(data)
     if not 0 <= data < _MAX_DATA:
         raise ValueError(f"data must be in [0, 2**62), got {data}")
     low, high = (

@@ -1,11 +1,12 @@
 """What a run of `sample` returns."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from funcsgmcmc.metrics import Metrics
 from funcsgmcmc.samplers.base import Sampler, State
@@ -33,6 +34,10 @@ class Frozen:
 
     def __str__(self) -> str:
         return f"chain {self.chain} frozen at step {self.step}: {self.reason}"
+
+
+def _tensors(settings: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(settings) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -115,13 +120,30 @@ class Samples:
             step = int(self.frozen_at[row])
             loss = float(self.losses[row, step])
             finite = torch.isfinite(self.losses[row, step])
-            reason = "parameters are not finite after the update" if finite else f"loss is {loss}"
+            reason = "its state is not finite after the update" if finite else f"loss is {loss}"
             report.append(Frozen(int(self.chains[row]), step, reason))
         return report
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether chains have different settings, so that they do not sample one distribution.
+
+        Their anchors may differ, as those of chains with different starts do.
+        """
+        if not self.sampler.shape:
+            return False
+        settings = [
+            getattr(self.sampler, name)
+            for name in self.sampler.__dataclass_fields__
+            if name != "anchor"
+        ]
+        return any(bool((leaf != leaf[:1]).any()) for leaf in _tensors(settings))
 
     def health(self) -> str:
         """One line that says how many chains estimates use, and one for each frozen chain."""
         used = f"{int(self.healthy.sum())} of {self.num_chains} chains"
+        if self.is_sweep:
+            used += ", which have different settings: what is pooled over them mixes these"
         return "\n".join([used, *map(str, self.frozen)])
 
     def llc(self) -> "LLC":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from funcsgmcmc import checks, random, tree
 from funcsgmcmc.data import IterableData, TensorData, stream
-from funcsgmcmc.gradients import LossFn, gradient
+from funcsgmcmc.gradients import LossFn, gradient, loss_and_aux
 from funcsgmcmc.kernel import (
     Info,
     SamplerStep,
@@ -86,8 +86,9 @@ def sample(
             `[C]`.
         data: Tensors `[n, …]` (one, or a tuple, dict, `TensorDict` or `TensorDataset` of them):
             each chain draws minibatches of its own. Or any other iterable of batches, such as a
-            `DataLoader`: all chains see one batch a step, so that their gradient noise is common,
-            and it is started again when it ends.
+            `DataLoader` or a list: all chains see one batch a step, so that their gradient noise is
+            common, and it is started again when it ends. (A `DataLoader` that shuffles does so by
+            torch's global generator, not by `key`.)
         sampler: For instance `sgld(…)`, of batch size `[]` or `[num_chains]`.
         num_chains: C ≥ 1.
         num_draws: D ≥ 1, for each chain.
@@ -95,7 +96,8 @@ def sample(
         num_steps_between_draws: Steps a draw, ≥ 1.
         batch_size: Examples a minibatch, for tensors; None means all of them at every step.
         minibatches: `"replacement"`: uniform, independent at every step. `"epochs"`: a new
-            permutation each epoch, without the incomplete batch at its end.
+            permutation each epoch, without the incomplete batch at its end; its losses are biased
+            (see `llc_draws`).
         key: `funcsgmcmc.key(seed)`.
         chain_offset: Index of the first chain: `num_chains=1, chain_offset=17` runs chain 17 alone.
         init_noise: Standard deviation of normal noise added to each chain's start, in units of w;
@@ -126,6 +128,10 @@ def sample(
         SamplingError: The loss, the data or an observable raised an error during the run. Both
             carry what was recorded, in `samples`.
     """
+    checks.function("loss_fn", loss_fn)
+    if log_prior is not None:
+        checks.function("log_prior", log_prior)
+    checks.sampler(sampler, Sampler)
     checks.count("num_chains", num_chains, minimum=1)
     checks.count("num_draws", num_draws, minimum=1)
     checks.count("num_burnin_steps", num_burnin_steps, minimum=0)
@@ -141,14 +147,16 @@ def sample(
     checks.chains("params", params.shape, num_chains)
     checks.chains("sampler", sampler.shape, num_chains)
     checks.finite("params", params)
-    observables = dict(observables or {})
-    checks.observable_names(observables, tree.names(params))
+    observables = checks.observables(observables, tree.names(params))
+    size = num_chains if chunk_size is None else chunk_size
+    checks.count("chunk_size", size, minimum=1)
 
     device = tree.device(params)
     key = key.to(device)
     data_key, start_key, momentum_key = random.split(key, 3)
     chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
     keys = random.fold_in(key, chains)
+    anchor = params if sampler.anchor is None else sampler.anchor
     sampler = sampler.to(device).anchored(params)
     starts = _starts(params, sampler, init_noise, random.fold_in(start_key, chains), num_chains)
     momentum_noise = tree.normal_like(random.fold_in(momentum_key, chains), starts)
@@ -162,22 +170,17 @@ def sample(
         device=device,
     )
     loss_dtype = _check_loss(loss_fn, state.params, batches, vmapped=chain_method == "vmap")
-    if log_prior is not None:
-        log_prior_pull(log_prior)(state.params[0])
-    for name, function in observables.items():
-        checks.observable(name, function(state.params[0]))
+    _check_functions(log_prior, observables, state.params, vmapped=chain_method == "vmap")
     if initial_loss is None:
-        reference = _mean_loss(loss_fn, batches, cast(TensorDict, sampler.anchor))
+        reference = _mean_loss(loss_fn, batches, anchor.to(device))
     else:
-        reference = torch.as_tensor(initial_loss)
+        reference = checks.initial_loss(initial_loss, num_chains)
 
     noise = compiled(step_noise) if compile == "noise" else step_noise
     if chain_method == "loop":
         indices: list[Chunk] = list(range(num_chains))
         step = chain_kernel(loss_fn, log_prior=log_prior, metrics=save_metrics, noise=noise)
     else:
-        size = num_chains if chunk_size is None else chunk_size
-        checks.count("chunk_size", size, minimum=1)
         indices = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
         step = chains_kernel(
             loss_fn,
@@ -212,6 +215,7 @@ def sample(
     )
 
     def samples() -> Samples:
+        frozen_at = _gather([chunk.frozen_at for chunk in chunks]).cpu()
         return Samples(
             losses=recorder.losses(),
             draws=recorder.draws(),
@@ -222,7 +226,8 @@ def sample(
             key=key,
             chains=chains.cpu(),
             initial_loss=None if reference is None else reference.cpu(),
-            frozen_at=_gather([chunk.frozen_at for chunk in chunks]).cpu(),
+            # A run that stops in a step has not recorded what some chains did in it.
+            frozen_at=frozen_at.where(frozen_at < recorder.steps_done, -1),
             num_burnin_steps=num_burnin_steps,
             num_steps_between_draws=num_steps_between_draws,
         )
@@ -285,7 +290,7 @@ def _freezing(step: SamplerStep) -> FreezingStep:
     ) -> tuple[State, Info, Tensor]:
         moved, info = step(sampler, state, batch, key)
         was_alive = frozen_at < 0
-        finite = info.loss.isfinite() & tree.all_finite(moved.params)
+        finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
         frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)
         info = info._replace(loss=torch.where(was_alive, info.loss, torch.nan))
         alive = frozen_at < 0
@@ -301,11 +306,11 @@ def _starts(
     params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor, num_chains: int
 ) -> TensorDict:
     """Where the chains start: `params`, plus normal noise where the mask is not zero."""
-    scale = checks.hyperparameter("init_noise", init_noise).to(keys.device)
+    scale = checks.number("init_noise", init_noise).to(keys.device)
     params = params if params.batch_size else params.expand(num_chains)
     center = cast(TensorDict, sampler.anchor)
     if sampler.bounding_box_size is not None:
-        checks.inside_box(params, center, sampler.bounding_box_size)
+        checks.inside_box(params, sampler.boxed(params, center))
     if not scale > 0:
         return params
     moved = tree.map_leaves(
@@ -319,22 +324,50 @@ def _starts(
 def _check_loss(
     loss_fn: LossFn, params: TensorDict, batches: TensorData | IterableData, *, vmapped: bool
 ) -> torch.dtype:
-    """Evaluate the first chain's first gradient, to refuse a loss that cannot be sampled.
+    """Evaluate the first chain's first loss, to refuse what cannot be sampled.
 
     Returns:
         The dtype of the loss.
     """
     evaluate = gradient(loss_fn)
-    # Under vmap even for a loop over chains: there a random or in-place operation is refused.
-    vmap_evaluate = torch.vmap(evaluate, in_dims=(0, None if batches.shared else 0))
     try:
-        return vmap_evaluate(params[:1], batches.batch(0, slice(0, 1))).loss.dtype
+        if vmapped:
+            in_dims = (0, None if batches.shared else 0)
+            chain = (params[:1], batches.batch(0, slice(0, 1)))
+            loss = torch.vmap(evaluate, in_dims=in_dims)(*chain).loss
+        else:
+            generator = torch.get_rng_state()
+            chain = (params[0], batches.batch(0, 0))
+            loss, again = (evaluate(*chain).loss for _ in range(2))
+            checks.same_twice(loss, again, torch.equal(generator, torch.get_rng_state()))
     except RuntimeError as error:
         if checks.is_impure(error):
             raise ValueError(checks.impure_loss(error)) from error
-        if vmapped:
-            raise
-    return evaluate(params[0], batches.batch(0, 0)).loss.dtype
+        raise
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in tree.leaves(params[0])}
+    with torch.enable_grad():
+        value, _ = loss_and_aux(loss_fn, tree.build(leaves, torch.Size()), batches.batch(0, 0))
+        checks.uses_params(value, list(leaves.values()))
+    return loss.dtype
+
+
+def _check_functions(
+    log_prior: LogPrior | None,
+    observables: Mapping[str, Observable],
+    params: TensorDict,
+    *,
+    vmapped: bool,
+) -> None:
+    """Evaluate the other functions at the first chain's start, in the way that the run will."""
+
+    def evaluate(function: Callable[[TensorDict], Any]) -> Any:
+        return torch.vmap(function)(params[:1]) if vmapped else function(params[0])
+
+    if log_prior is not None:
+        evaluate(log_prior_pull(log_prior))
+    for name, function in observables.items():
+        checks.observable(name, function(params[0]))
+        evaluate(function)
 
 
 def _mean_loss(

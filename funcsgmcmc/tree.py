@@ -8,7 +8,7 @@ slower in eager code, and breaks `torch.compile(fullgraph=True)` where a chain's
 
 import math
 from collections.abc import Callable, Iterator
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -181,10 +181,19 @@ def norm(tree: TensorDictBase) -> Tensor:
     return dot(tree, tree).sqrt()
 
 
-def all_finite(tree: TensorDictBase) -> Tensor:
-    """Whether every entry of a chain's leaves is finite: bool `[*chains]`."""
+def all_finite(tree: Any, chains: torch.Size) -> Tensor:
+    """Whether every entry of a chain's floating leaves is finite.
+
+    Args:
+        tree: Parameters or a state, of batch size `[*chains]`.
+        chains: That batch size.
+
+    Returns:
+        bool `[*chains]`.
+    """
     # NaN passes through a maximum: two passes, 10 to 30 times as fast as isfinite().all().
-    rows = [leaf.reshape(*tree.batch_size, -1) for _, leaf in leaves(tree) if leaf.numel() > 0]
+    floating = [leaf for leaf in pytree.tree_leaves(tree) if leaf.is_floating_point()]
+    rows = [leaf.reshape(*chains, -1) for leaf in floating if leaf.numel() > 0]
     extremes = [extreme for row in rows for extreme in (row.amax(-1), row.amin(-1))]
     return torch.stack(extremes).isfinite().all(0)
 

@@ -73,7 +73,8 @@ def test_frozen_chains_are_left_out_and_named():
     assert estimate.mean == pytest.approx(float(draws[samples.healthy].mean()))
     assert str(estimate).startswith("LLC = ")
     summary = samples.summary()
-    assert "3 of 4 chains\nchain 2 frozen at step" in str(summary)
+    assert str(summary).startswith("3 of 4 chains, which have different settings")
+    assert "\nchain 2 frozen at step 1: its state is not finite" in str(summary)
     assert list(summary.table.index) == ["llc", "loss", "first[0]", "first[1]"]
     assert samples.to_datatree()["posterior"].coords["chain"].values.tolist() == [0, 1, 3]
 
@@ -220,3 +221,35 @@ def test_parameters_may_be_nested():
     )
     assert samples.draws["layer", "w"].shape == (4, 5, 3)
     assert "layer.w" in samples.to_datatree()["posterior"]
+
+
+def test_parameters_and_observables_of_any_name_and_dtype():
+    samples = fs.sample(
+        lambda p, batch: (p["loss"] ** 2).sum(),
+        {"loss": torch.ones(3)},
+        torch.zeros(4),
+        fs.sgld(1e-2, nbeta=3.0),
+        num_chains=4,
+        num_draws=10,
+        key=fs.key(0),
+        save_draws=True,
+        observables={"positive": lambda p: p["loss"][0] > 0.99},
+    )
+    posterior = samples.to_datatree()["posterior"]
+    np.testing.assert_array_equal(posterior["loss"], samples.draw_losses)
+    np.testing.assert_array_equal(posterior["params.loss"], samples.draws["loss"])
+    assert 0 <= samples.summary().table.loc["positive", "mean"] <= 1
+
+
+def test_errors_per_chain():
+    samples, _ = quadratic_llc(2.0, [1.0, 2.0], 0.5, 0.1, num_chains=20, num_draws=300)
+    estimate = samples.llc()
+    assert estimate.mcse_per_chain.shape == (20,)
+    pooled = float(estimate.mcse_per_chain.square().mean().sqrt()) / 20**0.5
+    assert estimate.mcse == pytest.approx(pooled, rel=0.3)
+
+
+def test_initial_loss_may_carry_a_graph():
+    weight = torch.ones(2, requires_grad=True)
+    samples = run(fs.sgld(1e-3, nbeta=3.0), initial_loss=weight.sum())
+    assert samples.llc().num_chains == 5

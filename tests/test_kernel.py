@@ -42,7 +42,7 @@ def test_step_is_pure(problem, case):
     for a, b in zip(*map(pytree.tree_leaves, results), strict=True):
         assert torch.equal(a, b)
     assert not any(leaf.requires_grad for leaf in pytree.tree_leaves(results))
-    # Nothing that a step returns shares memory with what it was given to change.
+    # The state is a copy: training the module further moves no chain.
     given = {leaf.untyped_storage().data_ptr() for leaf in params.values()}
     assert not any(leaf.untyped_storage().data_ptr() in given for leaf in state.params.values())
 
@@ -192,3 +192,13 @@ def test_bad_losses_are_refused(loss_fn, error, message):
     state = sampler.init({"w": torch.ones(3)})
     with pytest.raises(error, match=message):
         fs.kernel(sampler, loss_fn)(state, None, fs.key(0))
+
+
+def test_a_kernel_refuses_many_chains_without_vmap():
+    sampler = fs.sgld(0.1, nbeta=1.0)
+    step = fs.kernel(sampler, lambda params, batch: params["w"].sum())
+    states = sampler.init(TensorDict({"w": torch.ones(4, 3)}, batch_size=4))
+    with pytest.raises(ValueError, match=r"got a state of batch size \(4,\).*torch.vmap"):
+        step(states, None, fs.key(0))
+    with pytest.raises(TypeError, match="sampler must be one made by a factory"):
+        fs.kernel(fs.sgld, lambda params, batch: params["w"].sum())

@@ -154,6 +154,97 @@ def test_draws_losses_and_observables_belong_together(params):
     assert samples.state.step.tolist() == [27] * 5
 
 
+def everything_per_chain(params: TensorDict, chain: int | None = None) -> fs.Sampler:
+    """A sampler with every setting of its own for each of three chains; or that of one chain."""
+    settings: dict = {
+        "lr": torch.tensor([1e-3, 3e-3, 1e-2]),
+        "nbeta": torch.tensor([1.0, 5.0, 3.0]),
+        "alpha": torch.tensor([0.9, 0.5, 0.99]),
+        "eps": torch.tensor([0.1, 0.3, 0.2]),
+        "localization": torch.tensor([0.0, 2.0, 5.0]),
+        "weight_decay": torch.tensor([1.0, 0.0, 0.3]),
+        "noise_level": torch.tensor([1.0, 0.5, 0.8]),
+        "bounding_box_size": torch.tensor([0.02, 0.3, 0.1]),
+    }
+    shift = torch.arange(3.0) / 100
+    trees = {
+        "anchor": {k: v + shift.reshape(-1, *[1] * v.ndim) for k, v in params.items()},
+        "mask": {
+            k: (torch.arange(3 * v.numel()).reshape(3, *v.shape) % 4 > 0).double()
+            for k, v in params.items()
+        },
+    }
+    if chain is not None:
+        settings = {k: float(v[chain]) for k, v in settings.items()}
+        trees = {name: {k: v[chain] for k, v in tree.items()} for name, tree in trees.items()}
+    batch = [] if chain is not None else [3]
+    trees = {name: TensorDict(tree, batch_size=batch) for name, tree in trees.items()}
+    return fs.rmsprop_sgld(**settings, **trees)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"chunk_size": 2}, {"chain_method": "loop"}, {"compile": True}], ids=str
+)
+def test_everything_may_be_per_chain(params, how):
+    def log_prior(params):
+        return -3 * (params["0.bias"] ** 2).sum()
+
+    # Every chain starts at its anchor, which is inside its box.
+    anchors = everything_per_chain(params).anchor
+    settings = {"init_noise": 0.01, "log_prior": log_prior, "observables": observables()}
+    whole = run(everything_per_chain(params), anchors, num_chains=3, **settings, **how)
+    assert whole.is_sweep
+    assert "different settings" in whole.health()
+    for chain in range(3):
+        sampler = everything_per_chain(params, chain)
+        alone = run(sampler, anchors[chain], num_chains=1, chain_offset=chain, **settings)
+        for ours, theirs in zip(records(alone), records(whole), strict=True):
+            torch.testing.assert_close(ours[0], theirs[chain], rtol=1e-8, atol=1e-10)
+    estimates = fs.llc_draws(whole)
+    for chain, nbeta in enumerate([1.0, 5.0, 3.0]):
+        expected = nbeta * (whole.draw_losses[chain] - whole.initial_loss[chain])
+        torch.testing.assert_close(estimates[chain], expected)
+
+
+@pytest.mark.parametrize("chain_method", ["vmap", "loop"])
+def test_log_prior_is_a_pull_of_every_chain(params, chain_method):
+    """A Gaussian log-prior at zero is weight decay under another name."""
+    decayed = run(fs.sgld(1e-2, nbeta=2.0, weight_decay=3.0), chain_method=chain_method)
+    log_prior = run(
+        fs.sgld(1e-2, nbeta=2.0),
+        log_prior=lambda params: -1.5 * tree.dot(params, params),
+        chain_method=chain_method,
+    )
+    for name, leaf in decayed.draws.items():
+        torch.testing.assert_close(log_prior.draws[name], leaf)
+
+
+def test_a_run_restarts_from_its_final_state_in_its_box():
+    params = {"w": torch.linspace(-1, 1, 1000, dtype=torch.float32)}
+    sampler = fs.sgld(1.0, nbeta=1.0, bounding_box_size=0.1, anchor=params)
+    arguments = {"num_chains": 4, "num_draws": 3, "key": fs.key(0)}
+    first = fs.sample(good_loss, params, torch.ones(4), sampler, **arguments)
+    assert (first.state.params["w"] - params["w"]).abs().max() > 0.0999
+    fs.sample(good_loss, first.state.params, torch.ones(4), sampler, **arguments)
+
+
+def test_a_sweep_over_many_networks_compiles_each():
+    """More versions than torch allows of one code object by default."""
+    for width in range(1, 11):
+        model = nn.Linear(width, 2)
+        samples = fs.sample(
+            fs.module_loss(model, cross_entropy),
+            fs.params_of(model),
+            (torch.randn(6, width), torch.randint(2, (6,))),
+            fs.sgld(1e-3, nbeta=1.0),
+            num_chains=2,
+            num_draws=1,
+            key=fs.key(0),
+            compile=True,
+        )
+        assert samples.num_steps == 1
+
+
 # ---- data
 
 
@@ -288,8 +379,71 @@ def test_parameters_that_overflow_freeze_their_chain(params):
     lr = torch.tensor([1e-3, 1e300, 1e-3])
     samples = run(fs.sgld(lr, nbeta=1e300, localization=1.0, noise_level=0.0), num_chains=3)
     (frozen,) = samples.frozen
-    assert (frozen.chain, frozen.reason) == (1, "parameters are not finite after the update")
-    assert tree.all_finite(samples.state.params).all()
+    assert (frozen.chain, frozen.reason) == (1, "its state is not finite after the update")
+    assert tree.all_finite(samples.state, samples.state.shape).all()
+
+
+def test_a_frozen_chain_keeps_its_whole_state(params):
+    lr = torch.tensor([1e-3, 1e-3])
+    model, (inputs, targets) = classification()
+    bad = torch.full_like(inputs[:8], torch.nan)
+    batches = [(inputs[:8], targets[:8])] * 3 + [(bad, targets[:8])] + [(inputs[8:16], targets[:8])]
+    samples = run(
+        fs.rmsprop_sgld(lr, nbeta=3.0), data=batches, batch_size=None, num_chains=2, num_draws=5
+    )
+    before = run(
+        fs.rmsprop_sgld(lr, nbeta=3.0), data=batches, batch_size=None, num_chains=2, num_draws=3
+    )
+    assert samples.frozen_at.tolist() == [3, 3]
+    for ours, theirs in zip(
+        pytree.tree_leaves(samples.state), pytree.tree_leaves(before.state), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_averages_that_overflow_freeze_their_chain():
+    samples = fs.sample(
+        lambda params, batch: 1e30 * params["w"].sum(),
+        {"w": torch.ones(2, dtype=torch.float32)},
+        torch.ones(4),
+        fs.rmsprop_sgld(1e-3, nbeta=1.0),
+        num_chains=2,
+        num_draws=2,
+        key=fs.key(0),
+        initial_loss=0.0,
+    )
+    assert not samples.healthy.any()
+
+
+def test_a_failure_within_a_step_leaves_a_readable_record(params):
+    """A chain of the first chunk fails in the step in which the second chunk raises."""
+    calls = []
+
+    def loss_fn(params, batch):
+        calls.append(1)
+        # Checks of the loss, then two chunks a step: chunk 1 raises in step 3.
+        if len(calls) == first_call + 8:
+            raise RuntimeError("no more")
+        step_three = len(calls) > first_call + 6
+        return (params["w"] ** 2).sum() * (torch.nan if step_three else 1.0)
+
+    first_call = 2
+    with pytest.raises(fs.SamplingError, match="sampling stopped in step 3: no more") as error:
+        fs.sample(
+            loss_fn,
+            {"w": torch.ones(3)},
+            torch.ones(4),
+            fs.sgld(1e-3, nbeta=1.0),
+            num_chains=2,
+            num_draws=6,
+            chunk_size=1,
+            key=fs.key(0),
+            initial_loss=0.0,
+        )
+    samples = error.value.samples
+    assert samples.num_steps == 3
+    assert samples.health() == "2 of 2 chains"
+    assert len(samples.summary().table) == 2
 
 
 def test_divergence_can_raise():
@@ -358,6 +512,40 @@ def test_impure_layers_are_refused_with_advice(layer):
     model.train()
     with pytest.raises(ValueError, match=r"in train mode: call model.eval"):
         fs.sample(loss_fn, params, data, fs.sgld(1e-3, nbeta=1.0), **settings)
+
+
+def test_a_loop_refuses_a_random_model_that_does_not_vmap():
+    model = nn.Sequential(nn.Linear(5, 3), nn.RReLU())
+    with pytest.raises(ValueError, match="it draws random numbers or updates buffers"):
+        fs.sample(
+            fs.module_loss(model, cross_entropy),
+            fs.params_of(model),
+            classification()[1],
+            fs.sgld(1e-3, nbeta=1.0),
+            num_chains=2,
+            num_draws=2,
+            key=fs.key(0),
+            chain_method="loop",
+        )
+
+
+def test_a_loop_takes_a_pure_loss_that_writes_into_its_own_tensor():
+    def loss_fn(params, batch):
+        out = torch.zeros(3)
+        out[0] = params["w"].sum()
+        return out.sum()
+
+    samples = fs.sample(
+        loss_fn,
+        {"w": torch.ones(3)},
+        torch.ones(4),
+        fs.sgld(1e-3, nbeta=1.0),
+        num_chains=2,
+        num_draws=2,
+        key=fs.key(0),
+        chain_method="loop",
+    )
+    assert samples.num_steps == 2
 
 
 @pytest.mark.parametrize("chain_method", ["vmap", "loop"])
@@ -446,6 +634,46 @@ BAD_CALLS = [
         {"chain_method": "pmap"},
         ValueError,
         "chain_method must be one of 'vmap', 'loop', got 'pmap'",
+    ),
+    (
+        {"loss_fn": lambda p, b: b.sum()},
+        ValueError,
+        "loss_fn must depend on the params it is given",
+    ),
+    ({"loss_fn": lambda p, b: p["w"].sum().detach()}, ValueError, "must depend on the params"),
+    ({"loss_fn": None}, TypeError, "loss_fn must be a function, got None"),
+    ({"loss_fn": lambda p, b: (p["w"].sum(), 1, 2)}, TypeError, "got 3 values"),
+    (
+        {"loss_fn": lambda p, b: (p["w"].sum(), "x")},
+        TypeError,
+        "aux must hold tensors only, got str",
+    ),
+    ({"sampler": fs.sgld}, TypeError, "sampler must be one made by a factory.*got 'sgld'"),
+    ({"log_prior": 3}, TypeError, "log_prior must be a function, got 3"),
+    ({"observables": [1]}, TypeError, "observables must map names to functions"),
+    ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] must be a function, got 3"),
+    ({"observables": {"draw": tree.norm}}, ValueError, "must not be named 'draw'"),
+    (
+        {"observables": {"a": lambda p: torch.tensor(p["w"].sum().item())}, "num_burnin_steps": 9},
+        RuntimeError,
+        "vmap",
+    ),
+    ({"initial_loss": torch.zeros(7)}, ValueError, r"shape \(\) or \(2,\), got shape \(7,\)"),
+    ({"initial_loss": torch.nan}, ValueError, "initial_loss must be finite, got nan"),
+    ({"initial_loss": "a"}, TypeError, "initial_loss must be a number or a tensor, got str"),
+    ({"init_noise": torch.ones(2)}, ValueError, r"init_noise must be a number, got shape \(2,\)"),
+    ({"data": "hello"}, TypeError, "data must be tensors or an iterable of batches, got str"),
+    ({"data": [torch.ones(2)], "minibatches": "epochs"}, ValueError, "minibatches must not be set"),
+    (
+        {"data": TensorDict({"x": torch.ones(3)})},
+        ValueError,
+        "a TensorDict of data must have a batch",
+    ),
+    ({"chain_method": "loop", "chunk_size": -3}, ValueError, "chunk_size must be >= 1, got -3"),
+    (
+        {"sampler": fs.sgld(0.1, nbeta=1.0, anchor={"w": torch.ones(3).double()})},
+        ValueError,
+        r"anchor\['w'\] has dtype torch.float64, parameter has torch.float32",
     ),
     ({"compile": "all"}, ValueError, "compile must be one of 'noise', got 'all'"),
     ({"on_divergence": "ignore"}, ValueError, "on_divergence must be one of 'freeze', 'raise'"),

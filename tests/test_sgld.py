@@ -11,6 +11,7 @@ from scipy import stats
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
+from funcsgmcmc import tree
 
 
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -316,6 +317,9 @@ BAD_SETTINGS = [
     ({"bounding_box_size": 0.0}, ValueError, "bounding_box_size must be > 0, got 0"),
     ({"mask": {"w": torch.tensor([float("nan")])}}, ValueError, r"mask\['w'\] must be finite"),
     ({"mask": 1.0}, TypeError, "mask must be a TensorDict or a mapping, got float"),
+    ({"anchor": {"w": torch.tensor([torch.nan])}}, ValueError, r"anchor\['w'\] must be finite"),
+    ({"preconditioner": "rmsprop"}, TypeError, "preconditioner must be one made by identity"),
+    ({"preconditioner": fs.rmsprop}, TypeError, "preconditioner must be one made by identity"),
     ({"anchor": [1.0]}, TypeError, "anchor must be a TensorDict or a mapping"),
     (
         {"lr": torch.ones(2), "nbeta": torch.ones(3)},
@@ -342,6 +346,14 @@ def test_bad_settings_are_refused(settings, error, message):
 def test_bad_rmsprop_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         fs.rmsprop_sgld(0.1, nbeta=1.0, **settings)
+
+
+def test_a_half_precision_preconditioner_does_not_overflow():
+    params = TensorDict({"w": torch.ones(4, dtype=torch.float16)})
+    sampler = fs.rmsprop_sgld(1e-12, nbeta=1.0, eps=1e-6)
+    state, terms = sampler.update(sampler.init(params), params * 1e-7, params.float())
+    assert tree.all_finite(state, state.shape)
+    assert terms.scaled_grad.direction["w"].dtype == torch.float32
 
 
 def test_valid_limits_are_accepted():

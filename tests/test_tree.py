@@ -57,10 +57,10 @@ def test_dot_norm_and_health_are_per_chain():
     for bad in (torch.nan, torch.inf, -torch.inf):
         broken = a.clone()
         broken["w"][1, 2] = bad
-        assert tree.all_finite(broken).tolist() == [True, False]
+        assert tree.all_finite(broken, broken.shape).tolist() == [True, False]
     broken = a.clone()
     broken["b"][0] = torch.nan
-    assert tree.all_finite(broken).tolist() == [False, True]
+    assert tree.all_finite(broken, broken.shape).tolist() == [False, True]
 
 
 def test_narrow_dtypes_accumulate_in_float32():

@@ -147,6 +147,8 @@ class Sampler(TensorClass, frozen=True):
         for name, other in (("anchor", self.anchor), ("mask", self.mask)):
             if other is not None:
                 checks.same_structure(name, other, params)
+        if self.anchor is not None:
+            checks.same_dtypes("anchor", self.anchor, params)
         step = torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params))
         return State(
             params=params.clone(),
@@ -248,10 +250,15 @@ def term(coefficient: Tensor, direction: TensorDict) -> Term:
 
 
 def scale(direction: TensorDict, factors: TensorDict | None) -> TensorDict:
-    """Multiply elementwise, in the dtype of the direction; None means 1, at no cost."""
+    """Multiply elementwise, in the dtype of the direction, float32 at least; None means 1."""
     if factors is None:
         return direction
-    return tree.map_leaves(lambda leaf, factor: leaf * factor.to(leaf.dtype), direction, factors)
+
+    def product(leaf: Tensor, factor: Tensor) -> Tensor:
+        dtype = torch.promote_types(leaf.dtype, torch.float32)
+        return leaf.to(dtype) * factor.to(dtype)
+
+    return tree.map_leaves(product, direction, factors)
 
 
 def move(params: TensorDict, minus: Sequence[Term], plus: Sequence[Term]) -> TensorDict:
@@ -292,7 +299,7 @@ def shared_settings(
         "nbeta": checks.hyperparameter("nbeta", nbeta),
         "localization": checks.hyperparameter("localization", localization),
         "weight_decay": checks.hyperparameter("weight_decay", weight_decay),
-        "anchor": None if anchor is None else checks.parameters(anchor, "anchor").detach().clone(),
+        "anchor": None if anchor is None else checks.anchor(anchor),
         "mask": None if mask is None else checks.mask(mask),
         "bounding_box_size": None
         if box is None

@@ -160,6 +160,8 @@ def sgld(
         TypeError: A setting is not of the type above.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
+    preconditioner = identity() if preconditioner is None else preconditioner
+    checks.preconditioner(preconditioner, Preconditioner)
     fields, chains = checks.per_chain(
         {
             **shared_settings(
@@ -172,7 +174,7 @@ def sgld(
                 bounding_box_size=bounding_box_size,
             ),
             "noise_level": checks.hyperparameter("noise_level", noise_level),
-            "preconditioner": identity() if preconditioner is None else preconditioner,
+            "preconditioner": preconditioner,
         }
     )
     return SGLD(**fields, batch_size=chains, lock=False)
