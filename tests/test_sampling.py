@@ -385,7 +385,7 @@ def test_parameters_that_overflow_freeze_their_chain(params):
 
 def test_a_frozen_chain_keeps_its_whole_state(params):
     lr = torch.tensor([1e-3, 1e-3])
-    model, (inputs, targets) = classification()
+    _, (inputs, targets) = classification()
     bad = torch.full_like(inputs[:8], torch.nan)
     batches = [(inputs[:8], targets[:8])] * 3 + [(bad, targets[:8])] + [(inputs[8:16], targets[:8])]
     samples = run(
@@ -671,9 +671,9 @@ BAD_CALLS = [
     ),
     ({"chain_method": "loop", "chunk_size": -3}, ValueError, "chunk_size must be >= 1, got -3"),
     (
-        {"sampler": fs.sgld(0.1, nbeta=1.0, anchor={"w": torch.ones(3).double()})},
+        {"sampler": fs.sgld(0.1, nbeta=1.0, anchor={"w": torch.ones(3, dtype=torch.float16)})},
         ValueError,
-        r"anchor\['w'\] has dtype torch.float64, parameter has torch.float32",
+        r"anchor\['w'\] has dtype torch.float16, parameter has torch.float64",
     ),
     ({"compile": "all"}, ValueError, "compile must be one of 'noise', got 'all'"),
     ({"on_divergence": "ignore"}, ValueError, "on_divergence must be one of 'freeze', 'raise'"),
