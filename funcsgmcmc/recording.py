@@ -25,6 +25,8 @@ class Recorder:
     Attributes:
         num_steps: Steps of the whole run.
         steps_done: Steps that all chains have made.
+        num_burnin_steps: Steps before draws are made.
+        num_steps_between_draws: Steps a draw.
     """
 
     def __init__(
@@ -42,7 +44,8 @@ class Recorder:
         self.num_steps = num_burnin_steps + num_draws * num_steps_between_draws
         self.steps_done = 0
         self._num_chains, self._num_draws = num_chains, num_draws
-        self._burnin, self._between = num_burnin_steps, num_steps_between_draws
+        self.num_burnin_steps = num_burnin_steps
+        self.num_steps_between_draws = num_steps_between_draws
         self._losses = torch.full(
             (num_chains, self.num_steps), torch.nan, dtype=loss_dtype, device=device
         )
@@ -63,8 +66,10 @@ class Recorder:
 
     def draw(self, chunk: Chunk, params: TensorDict) -> None:
         """Write a draw of some chains, if this step makes one."""
-        index, rest = divmod(self.steps_done - self._burnin + 1, self._between)
-        if self.steps_done < self._burnin or rest:
+        index, rest = divmod(
+            self.steps_done - self.num_burnin_steps + 1, self.num_steps_between_draws
+        )
+        if self.steps_done < self.num_burnin_steps or rest:
             return
         for name, function in self._functions.items():
             value = function(params) if isinstance(chunk, int) else torch.vmap(function)(params)
@@ -110,4 +115,4 @@ class Recorder:
 
     @property
     def _draws_done(self) -> int:
-        return max(0, self.steps_done - self._burnin) // self._between
+        return max(0, self.steps_done - self.num_burnin_steps) // self.num_steps_between_draws

@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -137,6 +138,7 @@ def sample(
     checks.count("num_burnin_steps", num_burnin_steps, minimum=0)
     checks.count("num_steps_between_draws", num_steps_between_draws, minimum=1)
     checks.count("chain_offset", chain_offset, minimum=0)
+    size = num_chains if chunk_size is None else checks.count("chunk_size", chunk_size, minimum=1)
     checks.choice("chain_method", chain_method, ("vmap", "loop"))
     if not isinstance(compile, bool):
         checks.choice("compile", compile, ("noise",))
@@ -144,23 +146,19 @@ def sample(
     random.check_key(key)
     checks.one_key(key.shape)
     params = checks.parameters(params)
+    checks.finite("params", params)
     checks.chains("params", params.shape, num_chains)
     checks.chains("sampler", sampler.shape, num_chains)
-    checks.finite("params", params)
     observables = checks.observables(observables, tree.names(params))
-    size = num_chains if chunk_size is None else chunk_size
-    checks.count("chunk_size", size, minimum=1)
 
     device = tree.device(params)
-    key = key.to(device)
+    key, vmapped = key.to(device), chain_method == "vmap"
     data_key, start_key, momentum_key = random.split(key, 3)
     chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
-    keys = random.fold_in(key, chains)
     anchor = params if sampler.anchor is None else sampler.anchor
     sampler = sampler.to(device).anchored(params)
-    starts = _starts(params, sampler, init_noise, random.fold_in(start_key, chains), num_chains)
-    momentum_noise = tree.normal_like(random.fold_in(momentum_key, chains), starts)
-    state = sampler.init(starts, momentum_noise)
+    starts = _starts(params, sampler, init_noise, random.fold_in(start_key, chains))
+    state = sampler.init(starts, tree.normal_like(random.fold_in(momentum_key, chains), starts))
     batches = stream(
         data,
         batch_size=batch_size,
@@ -169,104 +167,40 @@ def sample(
         chains=chains,
         device=device,
     )
-    loss_dtype = _check_loss(loss_fn, state.params, batches, vmapped=chain_method == "vmap")
-    _check_functions(log_prior, observables, state.params, vmapped=chain_method == "vmap")
+    loss_dtype = _check_loss(loss_fn, state.params, batches, vmapped=vmapped)
+    _check_functions(log_prior, observables, state.params, vmapped=vmapped)
     if initial_loss is None:
         reference = _mean_loss(loss_fn, batches, anchor.to(device))
     else:
         reference = checks.initial_loss(initial_loss, num_chains)
 
+    make = partial(chains_kernel, shared_batch=batches.shared) if vmapped else chain_kernel
     noise = compiled(step_noise) if compile == "noise" else step_noise
-    if chain_method == "loop":
-        indices: list[Chunk] = list(range(num_chains))
-        step = chain_kernel(loss_fn, log_prior=log_prior, metrics=save_metrics, noise=noise)
-    else:
-        indices = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
-        step = chains_kernel(
-            loss_fn,
-            shared_batch=batches.shared,
-            log_prior=log_prior,
-            metrics=save_metrics,
-            noise=noise,
-        )
-    freezing_step = _freezing(step)
-    if compile is True:
-        freezing_step = compiled(freezing_step)
-    frozen_at = torch.full((num_chains,), -1, device=device)
-    chunks = [
-        _Chunk(
-            index,
-            sampler[index] if sampler.shape else sampler,
-            state[index],
-            keys[index],
-            frozen_at[index],
-        )
-        for index in indices
-    ]
-    recorder = Recorder(
-        num_chains,
-        num_draws=num_draws,
-        num_burnin_steps=num_burnin_steps,
-        num_steps_between_draws=num_steps_between_draws,
-        observables=observables,
-        save_draws=save_draws,
-        loss_dtype=loss_dtype,
-        device=device,
-    )
-
-    def samples() -> Samples:
-        frozen_at = _gather([chunk.frozen_at for chunk in chunks]).cpu()
-        return Samples(
-            losses=recorder.losses(),
-            draws=recorder.draws(),
-            observables=recorder.observables(),
-            metrics=recorder.metrics(),
-            state=_gather([chunk.state for chunk in chunks]),
-            sampler=sampler,
-            key=key,
-            chains=chains.cpu(),
-            initial_loss=None if reference is None else reference.cpu(),
-            # A run that stops in a step has not recorded what some chains did in it.
-            frozen_at=frozen_at.where(frozen_at < recorder.steps_done, -1),
+    step = _freezing(make(loss_fn, log_prior=log_prior, metrics=save_metrics, noise=noise))
+    run = _Run(
+        step=compiled(step) if compile is True else step,
+        sampler=sampler,
+        key=key,
+        chains=chains,
+        batches=batches,
+        initial_loss=None if reference is None else reference.cpu(),
+        recorder=Recorder(
+            num_chains,
+            num_draws=num_draws,
             num_burnin_steps=num_burnin_steps,
             num_steps_between_draws=num_steps_between_draws,
-        )
-
-    def status() -> str:
-        healthy = sum(int((chunk.frozen_at < 0).sum()) for chunk in chunks)
-        return f"loss {recorder.mean_loss:.4g}, {healthy}/{num_chains} chains healthy"
-
-    with torch.no_grad(), progress_bar(recorder.num_steps, enabled=progress) as advance:
-        try:
-            while recorder.steps_done < recorder.num_steps:
-                for chunk in chunks:
-                    batch = batches.batch(recorder.steps_done, chunk.index)
-                    recorder.draw(chunk.index, chunk.state.params)
-                    chunk.state, info, chunk.frozen_at = freezing_step(
-                        chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
-                    )
-                    recorder.step(chunk.index, info)
-                recorder.steps_done += 1
-                advance(status)
-                if on_divergence == "raise" and any((c.frozen_at >= 0).any() for c in chunks):
-                    so_far = samples()
-                    raise DivergenceError("; ".join(map(str, so_far.frozen)), so_far)
-        except KeyboardInterrupt:
-            warnings.warn(
-                f"interrupted after {recorder.steps_done} of {recorder.num_steps} steps; "
-                "what they recorded is returned",
-                stacklevel=2,
-            )
-        except SamplingError:
-            raise
-        except Exception as error:
-            message = f"sampling stopped in step {recorder.steps_done}: {error}"
-            raise SamplingError(message, samples()) from error
-    return samples()
+            observables=observables,
+            save_draws=save_draws,
+            loss_dtype=loss_dtype,
+            device=device,
+        ),
+    )
+    run.add_chunks(state, size if vmapped else None)
+    return run.go(progress=progress, stop_at_divergence=on_divergence == "raise")
 
 
 @dataclass
-class _Chunk:
+class _ChunkState:
     """Chains that step together: one (`index` an int, no batch dimension), or a slice of them."""
 
     index: Chunk
@@ -274,6 +208,97 @@ class _Chunk:
     state: State
     key: Tensor
     frozen_at: Tensor
+
+
+@dataclass
+class _Run:
+    """A run in progress: its chains, and all that their next step depends on."""
+
+    step: "FreezingStep"
+    sampler: Sampler
+    key: Tensor
+    chains: Tensor
+    batches: TensorData | IterableData
+    initial_loss: Tensor | None
+    recorder: Recorder
+    chunks: list[_ChunkState] = field(default_factory=list)
+
+    def add_chunks(self, state: State, size: int | None) -> None:
+        """Split the chains into chunks of a size, or into single chains without a batch axis."""
+        num_chains = len(self.chains)
+        indices: list[Chunk] = list(range(num_chains))
+        if size is not None:
+            indices = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
+        keys = random.fold_in(self.key, self.chains)
+        for index in indices:
+            sampler = self.sampler[index] if self.sampler.shape else self.sampler
+            frozen_at = torch.full_like(self.chains[index], -1)
+            chunk = _ChunkState(index, sampler, state[index], keys[index], frozen_at)
+            self.chunks.append(chunk)
+
+    def go(self, *, progress: bool, stop_at_divergence: bool) -> Samples:
+        """Make all steps; whatever ends them early, hand over what was recorded."""
+        recorder = self.recorder
+        with torch.no_grad(), progress_bar(recorder.num_steps, enabled=progress) as advance:
+            try:
+                while recorder.steps_done < recorder.num_steps:
+                    self.make_step()
+                    advance(self.status)
+                    if stop_at_divergence and self.num_healthy < len(self.chains):
+                        samples = self.samples()
+                        raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"interrupted after {recorder.steps_done} of {recorder.num_steps} steps; "
+                    "what they recorded is returned",
+                    stacklevel=3,
+                )
+            except SamplingError:
+                raise
+            except Exception as error:
+                message = f"sampling stopped in step {recorder.steps_done}: {error}"
+                raise SamplingError(message, self.samples()) from error
+        return self.samples()
+
+    def make_step(self) -> None:
+        """Make one step of every chunk, and record it."""
+        for chunk in self.chunks:
+            batch = self.batches.batch(self.recorder.steps_done, chunk.index)
+            self.recorder.draw(chunk.index, chunk.state.params)
+            chunk.state, info, chunk.frozen_at = self.step(
+                chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
+            )
+            self.recorder.step(chunk.index, info)
+        self.recorder.steps_done += 1
+
+    @property
+    def num_healthy(self) -> int:
+        """Number of chains that were not frozen."""
+        return sum(int((chunk.frozen_at < 0).sum()) for chunk in self.chunks)
+
+    def status(self) -> str:
+        """What the progress bar shows."""
+        healthy = f"{self.num_healthy}/{len(self.chains)} chains healthy"
+        return f"loss {self.recorder.mean_loss:.4g}, {healthy}"
+
+    def samples(self) -> Samples:
+        """The record of the steps done."""
+        frozen_at = _gather([chunk.frozen_at for chunk in self.chunks]).cpu()
+        return Samples(
+            losses=self.recorder.losses(),
+            draws=self.recorder.draws(),
+            observables=self.recorder.observables(),
+            metrics=self.recorder.metrics(),
+            state=_gather([chunk.state for chunk in self.chunks]),
+            sampler=self.sampler,
+            key=self.key,
+            chains=self.chains.cpu(),
+            initial_loss=self.initial_loss,
+            # A run that stops within a step has not recorded what some chains did in it.
+            frozen_at=frozen_at.where(frozen_at < self.recorder.steps_done, -1),
+            num_burnin_steps=self.recorder.num_burnin_steps,
+            num_steps_between_draws=self.recorder.num_steps_between_draws,
+        )
 
 
 FreezingStep = Callable[[Sampler, State, Any, Tensor, Tensor], tuple[State, Info, Tensor]]
@@ -302,12 +327,10 @@ def _freezing(step: SamplerStep) -> FreezingStep:
     return freezing_step
 
 
-def _starts(
-    params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor, num_chains: int
-) -> TensorDict:
-    """Where the chains start: `params`, plus normal noise where the mask is not zero."""
+def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor) -> TensorDict:
+    """Where the chains with `keys` start: `params`, plus normal noise times the mask."""
     scale = checks.number("init_noise", init_noise).to(keys.device)
-    params = params if params.batch_size else params.expand(num_chains)
+    params = params if params.batch_size else params.expand(len(keys))
     center = cast(TensorDict, sampler.anchor)
     if sampler.bounding_box_size is not None:
         checks.inside_box(params, sampler.boxed(params, center))
