@@ -148,6 +148,7 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
     if isinstance(params, TensorDictBase):
         taken = cast(TensorDict, params.copy())
     elif isinstance(params, Mapping):
+        _named_tensors(params, name)
         taken = TensorDict(dict(params))
     else:
         raise TypeError(
@@ -155,8 +156,6 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
             f"(funcsgmcmc.params_of(module) makes one), got {type(params).__name__}"
         )
     for key, leaf in tree.leaves(taken):
-        if not isinstance(leaf, Tensor):
-            raise TypeError(f"{name}[{tree.dotted(key)!r}] must be a tensor, got {leaf!r}")
         if not leaf.is_floating_point():
             raise TypeError(
                 f"{name}[{tree.dotted(key)!r}] must be real floating point, got {leaf.dtype}"
@@ -611,6 +610,17 @@ def missing_extra(extra: str, needs: str, used_for: str) -> ImportError:
     return ImportError(
         f"{used_for} needs {needs}, which is not installed: pip install 'funcsgmcmc[{extra}]'"
     )
+
+
+def _named_tensors(params: Mapping[Any, Any], name: str) -> None:
+    """Refuse a mapping, nested or not, of something else than names to tensors."""
+    for key, value in params.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must be keyed by strings, got {key!r}")
+        if isinstance(value, Mapping):
+            _named_tensors(value, f"{name}[{key!r}]")
+        elif not isinstance(value, Tensor):
+            raise TypeError(f"{name}[{key!r}] must be a tensor, got {type(value).__name__}")
 
 
 def _has_values(tensor: Tensor) -> bool:

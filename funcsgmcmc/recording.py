@@ -66,10 +66,9 @@ class Recorder:
 
     def draw(self, chunk: Chunk, params: TensorDict) -> None:
         """Write a draw of some chains, if this step makes one."""
-        index, rest = divmod(
-            self.steps_done - self.num_burnin_steps + 1, self.num_steps_between_draws
-        )
-        if self.steps_done < self.num_burnin_steps or rest:
+        step = self.steps_done - self.num_burnin_steps
+        index, rest = divmod(step + 1, self.num_steps_between_draws)
+        if step < 0 or rest:
             return
         for name, function in self._functions.items():
             value = function(params) if isinstance(chunk, int) else torch.vmap(function)(params)

@@ -388,6 +388,9 @@ def test_mismatched_trees_are_refused(mask, message):
             r"params\['w'\] must be real floating",
         ),
         ({"w": torch.ones(3, dtype=torch.complex64)}, TypeError, "got torch.complex64"),
+        ({"w": torch.ones(3), "n": "x"}, TypeError, r"params\['n'\] must be a tensor, got str"),
+        ({"w": [1.0]}, TypeError, r"params\['w'\] must be a tensor, got list"),
+        ({0: torch.ones(3)}, TypeError, "params must be keyed by strings, got 0"),
         ([torch.ones(3)], TypeError, "params must be a TensorDict or a mapping"),
     ],
 )
