@@ -22,6 +22,9 @@ from torch.utils.data import Dataset, TensorDataset
 from funcsgmcmc import checks, random
 from funcsgmcmc.gradients import LossFn, loss_and_aux
 
+# Choosing the examples of many steps at once costs little more than those of one.
+_BLOCK_SIZE = 1 << 18
+
 
 class TensorData:
     """Examples in memory; minibatches are chosen by the key, each chain's its own.
@@ -44,7 +47,10 @@ class TensorData:
         self._batch_size = checks.batch_size(batch_size, self._n)
         self._epochs = minibatches == "epochs"
         self._keys = random.fold_in(key, chains)
-        self._order = (-1, torch.empty(0))
+        self._block_length = self._n // self._batch_size
+        if not self._epochs:
+            self._block_length = max(1, _BLOCK_SIZE // (len(chains) * self._batch_size))
+        self._block = (-1, torch.empty(0))
         self._data = _map(lambda leaf: leaf.to(device), data)
         self.shared = batch_size is None
 
@@ -54,7 +60,11 @@ class TensorData:
         """
         if self.shared:
             return self._data
-        index = self._epoch_index(step, chains) if self._epochs else self._draw_index(step, chains)
+        block, position = divmod(step, self._block_length)
+        if self._block[0] != block:
+            examples = self._permutations(block) if self._epochs else self._draws(block)
+            self._block = (block, examples)
+        index = self._block[1][chains, position]
         return _map(lambda leaf: leaf[index], self._data)
 
     def mean_loss(self, loss_fn: LossFn, params: Any) -> Tensor:
@@ -68,24 +78,24 @@ class TensorData:
             total = total + loss * (piece.stop - start)
         return total / self._n
 
-    def _draw_index(self, step: int, chains: int | slice) -> Tensor:
-        """Uniform with replacement, `[batch_size]` or `[c, batch_size]`."""
-        words = random.bits(random.fold_in(self._keys[chains], step), (self._batch_size,))
+    def _draws(self, block: int) -> Tensor:
+        """Examples for a block of steps, `[C, steps, batch_size]`: uniform with replacement."""
+        first = block * self._block_length
+        steps = torch.arange(first, first + self._block_length, device=self._keys.device)
+        words = random.bits(random.fold_in(self._keys[:, None], steps), (self._batch_size,))
         # The high word of the product word · n: uniform up to a relative n/2**32.
         return ((words.to(torch.int64) & 0xFFFFFFFF) * self._n) >> 32
 
-    def _epoch_index(self, step: int, chains: int | slice) -> Tensor:
-        """The step's part of the epoch's permutation; what is left at the end of an epoch, less
-        than a batch, is not used.
+    def _permutations(self, epoch: int) -> Tensor:
+        """Examples for an epoch of steps, `[C, steps, batch_size]`: a permutation a chain. What is
+        left at its end, less than a batch, is not used.
         """
-        epoch, position = divmod(step, self._n // self._batch_size)
-        if self._order[0] != epoch:
-            words = random.bits(random.fold_in(self._keys, epoch), (2, self._n)).to(torch.int64)
-            high, low = words.unbind(-2)
-            # Sorting 64 bits: two examples would share a sort key once in 2**64 pairs.
-            self._order = (epoch, ((high << 32) | (low & 0xFFFFFFFF)).argsort(-1))
-        start = position * self._batch_size
-        return self._order[1][chains, start : start + self._batch_size]
+        words = random.bits(random.fold_in(self._keys, epoch), (2, self._n)).to(torch.int64)
+        high, low = words.unbind(-2)
+        # Sorting 64 bits: two examples would share a sort key once in 2**64 pairs.
+        order = ((high << 32) | (low & 0xFFFFFFFF)).argsort(-1)
+        used = self._block_length * self._batch_size
+        return order[:, :used].reshape(len(order), self._block_length, self._batch_size)
 
 
 class IterableData:
