@@ -160,10 +160,12 @@ def normal(
     compute = torch.promote_types(dtype, torch.float32)
 
     def box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        uniform = (first & 0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
+        # In place wherever a value is needed no more: the words are this draw's own.
+        uniform = first.bitwise_and_(0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
         radius = uniform.log_().mul_(-2).sqrt_()
         angle = second.to(compute).mul_(math.pi * 2.0**-31)
-        return (radius * angle.cos()).to(dtype), (radius * angle.sin()).to(dtype)
+        cosine = angle.cos().mul_(radius)
+        return cosine.to(dtype), angle.sin_().mul_(radius).to(dtype)
 
     return _draw(key if device is None else key.to(device), tuple(shape), box_muller)
 
