@@ -4,6 +4,9 @@ import hypothesis
 import pytest
 import torch
 
+import funcsgmcmc
+from problems import classification
+
 hypothesis.settings.register_profile(
     "project", deadline=None, derandomize=True, max_examples=40, print_blob=True
 )
@@ -15,3 +18,10 @@ def _float64():
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Parameters of the classification problem."""
+    torch.set_default_dtype(torch.float64)
+    return funcsgmcmc.params_of(classification()[0])

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
+from funcsgmcmc import tree
 
 
 def classification(num_examples: int = 40) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
@@ -17,6 +18,16 @@ def classification(num_examples: int = 40) -> tuple[nn.Module, tuple[torch.Tenso
     model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3))
     inputs = torch.randn(num_examples, 5, generator=generator)
     return model, (inputs, torch.randint(3, (num_examples,), generator=generator))
+
+
+def observables() -> dict:
+    """A number and a vector, by name."""
+    return {"norm": tree.norm, "first": lambda params: params["0.weight"][0]}
+
+
+def good_loss(params: TensorDict, batch: torch.Tensor) -> torch.Tensor:
+    """A quadratic around the mean of the batch."""
+    return ((params["w"] - batch.mean()) ** 2).sum()
 
 
 def run(sampler: fs.Sampler, params: TensorDict | None = None, **settings: Any) -> fs.Samples:
