@@ -148,10 +148,11 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
         function: For instance a kernel's step, or a `torch.vmap` of it. Compiled anew for every
             shape, structure and loss that it meets.
 
-    Without the option that is set here, Inductor inlines the rounds of the generator into one
-    another: compiling the noise takes six times as long, and the code is no faster.
+    Without the options that are set here, Inductor inlines the rounds of the generator into one
+    another, and a step's key into every value drawn from it: compiling the noise takes several
+    times as long, and the code is no faster.
     """
-    options: dict[str, Any] = {"realize_opcount_threshold": 8}
+    options: dict[str, Any] = {"realize_opcount_threshold": 3, "max_pointwise_cat_inputs": 1}
     run = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
     @functools.wraps(function)
