@@ -12,9 +12,10 @@ from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
 from funcsgmcmc.metrics import Metrics, metrics
 from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
 from funcsgmcmc.random import fold_in, key, split
-from funcsgmcmc.samplers import Sampler, State, Term, Terms, rmsprop_sgld, sgld, sgnht
+from funcsgmcmc.samplers import Sampler, State, rmsprop_sgld, sgld, sgnht
 from funcsgmcmc.samples import Frozen, Samples
 from funcsgmcmc.sampling import DivergenceError, SamplingError, sample
+from funcsgmcmc.terms import Term, Terms
 from funcsgmcmc.tree import normal_like, params_of
 
 __all__ = [

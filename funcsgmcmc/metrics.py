@@ -1,13 +1,25 @@
 """Norms and inner products of the terms of an update."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.samplers.base import Terms
+from funcsgmcmc.terms import Term, Terms
+from funcsgmcmc.tree import Scalar
+
+_NORMS = ("scaled_grad", "unscaled_grad", "localization", "weight_decay", "noise", "distance")
+_DOTS = (
+    ("scaled_grad", "localization"),
+    ("scaled_grad", "weight_decay"),
+    ("scaled_grad", "noise"),
+    ("localization", "noise"),
+    ("weight_decay", "noise"),
+)
+_PAIRS = tuple((name, name) for name in _NORMS) + _DOTS
 
 
 class Metrics(NamedTuple):
@@ -59,16 +71,62 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     Returns:
         Metrics, each entry `[*chains]`.
     """
-    grad, localization, decay = terms.scaled_grad, terms.localization, terms.weight_decay
+    numel = tree.count(cast(TensorDict, terms.noise.direction), mask)
+    return from_products(terms, products(terms).unbind(-1), numel)
+
+
+def products(terms: Terms) -> Tensor:
+    """Inner products of the directions of a step's terms, without their coefficients.
+
+    They add up over the parts of a parameter vector: a driver that updates one part at a time sums
+    them, and asks for norms at the end.
+
+    Returns:
+        `[*chains, 11]`, for `from_products`, which never reads those of a term that is `()`.
+    """
+    directions = {name: term.direction for name, term in _present(terms).items()}
+    # Without preconditioner, mask and log-prior, several terms share a direction.
+    distinct = list({id(direction): direction for direction in directions.values()}.values())
+    place = {
+        name: next(i for i, other in enumerate(distinct) if other is direction)
+        for name, direction in directions.items()
+    }
+    # A term that is not there is given the first one's place.
+    return tree.inner_products(distinct, [(place.get(a, 0), place.get(b, 0)) for a, b in _PAIRS])
+
+
+def from_products(terms: Terms, values: Sequence[Scalar], numel: Tensor) -> Metrics:
+    """Norms and inner products of terms from those of their directions.
+
+    Args:
+        terms: Terms with the step's coefficients.
+        values: The result of `products`, or a sum of such, entry by entry: `[*chains]` each, or
+            numbers, if the coefficients are numbers.
+        numel: Number of parameters whose mask is not zero.
+    """
+    product: dict[tuple[str, str], Any] = dict(zip(_PAIRS, values, strict=True))
+    coefficient = {name: term.coefficient for name, term in _present(terms).items()}
+
+    def dot(a: str, b: str) -> Any:
+        if a not in coefficient or b not in coefficient:
+            return 0.0
+        return coefficient[a] * coefficient[b] * product[a, b]
+
+    def norm(name: str) -> Any:
+        if name not in coefficient:
+            return 0.0
+        return abs(coefficient[name]) * product[name, name] ** 0.5
+
     return Metrics(
-        scaled_grad=grad.norm(),
-        unscaled_grad=terms.unscaled_grad.norm(),
-        localization=localization.norm(),
-        weight_decay=decay.norm(),
-        noise=terms.noise.norm(),
-        distance=tree.norm(terms.distance),
-        dot_grad_prior=grad.dot(localization) + grad.dot(decay),
-        dot_grad_noise=grad.dot(terms.noise),
-        dot_prior_noise=localization.dot(terms.noise) + decay.dot(terms.noise),
-        numel=tree.count(terms.distance, mask),
+        **{name: norm(name) for name in _NORMS},
+        dot_grad_prior=dot("scaled_grad", "localization") + dot("scaled_grad", "weight_decay"),
+        dot_grad_noise=dot("scaled_grad", "noise"),
+        dot_prior_noise=dot("localization", "noise") + dot("weight_decay", "noise"),
+        numel=numel,
     )
+
+
+def _present(terms: Terms) -> dict[str, Term]:
+    """The terms that metrics are about, as far as the update has them."""
+    named = {name: getattr(terms, name) for name in _NORMS}
+    return {name: term for name, term in named.items() if term}

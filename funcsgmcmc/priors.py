@@ -15,11 +15,27 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.tree import AnyTree, Scalar
 
 LogPrior = Callable[[TensorDict], Tensor]
 
 
-def gaussian_pull(displacement: TensorDict, precision: Tensor) -> TensorDict:
+def displacement(params: AnyTree, center: AnyTree) -> AnyTree:
+    """Displacement w − w₀, the direction of the pull to a centre, in float32 or better.
+
+    Args:
+        params: w, a tree of batch size `[*chains]`.
+        center: w₀, of the same structure, of batch size `[]` or `[*chains]`.
+    """
+
+    def difference(leaf: Tensor, middle: Tensor) -> Tensor:
+        dtype = tree.working_dtype(leaf)
+        return leaf.to(dtype) - middle.to(dtype)
+
+    return tree.map_leaves(difference, params, center)
+
+
+def gaussian_pull(displacement: AnyTree, precision: Scalar) -> AnyTree:
     """Gradient of (precision/2) ‖displacement‖².
 
     Args:

@@ -26,6 +26,7 @@ from funcsgmcmc.progress import progress_bar
 from funcsgmcmc.recording import Chunk, Observable, Recorder
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.samples import Samples
+from funcsgmcmc.terms import scaled
 
 
 class SamplingError(RuntimeError):
@@ -339,7 +340,7 @@ def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tenso
     moved = tree.map_leaves(
         lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
         params,
-        sampler.masked(tree.normal_like(keys, params)),
+        scaled(tree.normal_like(keys, params), sampler.mask),
     )
     return sampler.boxed(moved, center)
 

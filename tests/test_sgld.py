@@ -137,7 +137,7 @@ def test_terms_add_up_and_metrics_are_theirs(chains, rms, masked, log_prior, see
             "localization": terms.localization.value(),
             "weight_decay": terms.weight_decay.value(),
             "noise": terms.noise.value(),
-            "distance": terms.distance,
+            "distance": terms.distance.value(),
             "moved": TensorDict({k: new_state.params[k] - params[k] for k in shapes}),
             "raw": TensorDict({k: 0.3 / 2 * 2.0 * grads[k] for k in shapes}),
         }.items()

@@ -1,6 +1,6 @@
 """Samplers, one algorithm a file."""
 
-from funcsgmcmc.samplers.base import Sampler, State, Term, Terms
+from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.samplers.sgld import SGLD, SGLDState, rmsprop_sgld, sgld
 from funcsgmcmc.samplers.sgnht import SGNHT, SGNHTState, sgnht
 
@@ -11,8 +11,6 @@ __all__ = [
     "SGNHTState",
     "Sampler",
     "State",
-    "Term",
-    "Terms",
     "rmsprop_sgld",
     "sgld",
     "sgnht",

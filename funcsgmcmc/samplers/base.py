@@ -13,7 +13,7 @@ and terms `[*chains, *shape]`; leaves of the anchor and the mask `[*shape]` or `
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -21,7 +21,9 @@ from tensordict import TensorClass, TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.priors import gaussian_pull
+from funcsgmcmc.priors import displacement, gaussian_pull
+from funcsgmcmc.terms import Parts, Term, Terms, gains
+from funcsgmcmc.tree import AnyTree, Scalar
 
 
 class State(TensorClass, frozen=True):
@@ -36,61 +38,6 @@ class State(TensorClass, frozen=True):
     params: TensorDict
     step: Tensor
     anchor: TensorDict | None
-
-
-class Term(TensorClass, frozen=True):
-    """One term of an update, kept as the product coefficient · direction.
-
-    Applying a term is then one fused multiply-add a leaf, its norm is the coefficient times the
-    direction's, and a term that nobody reads beyond the update takes no memory of its own: an
-    eager update is 2 to 3 times as fast as with its terms as tensors.
-
-    Attributes:
-        coefficient: `[*chains]`, the scalars of the term: step size, temperature, precision.
-        direction: Tree like the parameters: gradient, displacement or noise, times whatever is a
-            tensor of the leaf's shape (mask, preconditioner).
-    """
-
-    coefficient: Tensor
-    direction: TensorDict
-
-    def value(self) -> TensorDict:
-        """The term itself, a tree in float32 or better."""
-        return tree.map_leaves(
-            lambda leaf: tree.expand_right(self.coefficient, leaf) * leaf, self.direction
-        )
-
-    def norm(self) -> Tensor:
-        """L2 norm over all leaves, `[*chains]`."""
-        return self.coefficient.abs() * tree.norm(self.direction)
-
-    def dot(self, other: "Term") -> Tensor:
-        """Inner product with another term, `[*chains]`."""
-        return self.coefficient * other.coefficient * tree.dot(self.direction, other.direction)
-
-
-class Terms(TensorClass, frozen=True):
-    """The parts of one update, as applied: step size, preconditioner and mask included.
-
-    Attributes:
-        scaled_grad: Drift from the loss.
-        unscaled_grad: The same without preconditioner and mask.
-        localization: Drift from the pull to the anchor, and from a user's log-prior.
-        weight_decay: Drift from the pull to zero.
-        noise: What was added at random.
-        distance: w − w₀ before the update, a tree.
-        momentum: What a momentum carries over from the step before; None without one.
-
-    Without a box, w' − w = momentum − scaled_grad − localization − weight_decay + noise.
-    """
-
-    scaled_grad: Term
-    unscaled_grad: Term
-    localization: Term
-    weight_decay: Term
-    noise: Term
-    distance: TensorDict
-    momentum: Term | None
 
 
 class Sampler(TensorClass, frozen=True):
@@ -177,105 +124,57 @@ class Sampler(TensorClass, frozen=True):
             raise ValueError("the state holds no anchor: make it with this sampler's init")
         return center
 
-    def terms(
+    def parts(
         self,
         state: State,
         grads: TensorDict,
-        noise: TensorDict,
+        noise: Term,
         prior_pull: TensorDict | None,
-        *,
-        drift: Tensor,
-        diffusion: Tensor,
         preconditioner: TensorDict | None = None,
-        momentum: Term | None = None,
-    ) -> Terms:
-        """Decompose a step down the potential, drift · m G ∇U(w), with noise diffusion · m √G η.
+    ) -> Parts:
+        """Collect what this sampler's update is made of.
 
         Args:
             state: The state before the step, of batch size `[*chains]`.
             grads: g = ∇L(w).
-            noise: η.
+            noise: σ η.
             prior_pull: −∇log p(w), or None.
-            drift: Step size of the drift, `[*chains]` or `[]`: ε/2 for SGLD.
-            diffusion: Scale of the noise, likewise: √ε σ for SGLD.
             preconditioner: G, or None for 1.
-            momentum: As in `Terms`.
         """
-        chains, params = state.shape, state.params
-        root = None if preconditioner is None else tree.map_leaves(torch.sqrt, preconditioner)
-        distance = tree.map_leaves(torch.sub, params, self.center(state))
-        grad_coefficient = drift * self.nbeta
-        if prior_pull is None:
-            localization, pull = drift * self.localization, distance
-        else:
-            localization, pull = drift, gaussian_pull(distance, self.localization)
-            pull = tree.map_leaves(torch.add, pull, prior_pull)
-        return Terms(
-            scaled_grad=term(grad_coefficient, self.masked(scale(grads, preconditioner))),
-            unscaled_grad=term(grad_coefficient, grads),
-            localization=term(localization, self.masked(scale(pull, preconditioner))),
-            weight_decay=term(
-                drift * self.weight_decay, self.masked(scale(params, preconditioner))
-            ),
-            noise=term(diffusion, self.masked(scale(noise, root))),
+        distance = Term(torch.ones_like(self.lr), displacement(state.params, self.center(state)))
+        localization = Term(self.localization, distance.direction)
+        if prior_pull is not None:
+            pull = gaussian_pull(distance.direction, self.localization)
+            localization = Term(distance.coefficient, tree.map_leaves(torch.add, pull, prior_pull))
+        return Parts(
+            grad=Term(self.nbeta, grads),
+            localization=localization,
+            weight_decay=Term(self.weight_decay, state.params),
+            noise=noise,
             distance=distance,
-            momentum=momentum,
-            batch_size=chains,
-            lock=False,
+            gains=gains(preconditioner, self.mask),
         )
-
-    def masked(self, direction: TensorDict) -> TensorDict:
-        """Multiply by m, if there is a mask."""
-        return scale(direction, self.mask)
 
     def boxed(self, params: TensorDict, center: TensorDict) -> TensorDict:
         """Clamp w to [w₀ − b, w₀ + b]; without a box, return it as it is."""
         box = self.bounding_box_size
-        if box is None:
-            return params
-
-        def clamp_leaf(leaf: Tensor, middle: Tensor) -> Tensor:
-            half_width = tree.expand_right(box, leaf)
-            return torch.clamp(leaf, middle - half_width, middle + half_width).to(leaf.dtype)
-
-        return tree.map_leaves(clamp_leaf, params, center)
+        return params if box is None else boxed(params, center, box)
 
 
-def term(coefficient: Tensor, direction: TensorDict) -> Term:
-    """Make a term; a coefficient `[]` is shared by the direction's chains."""
-    chains = direction.shape
-    return Term(
-        coefficient=coefficient.expand(chains), direction=direction, batch_size=chains, lock=False
-    )
+def boxed(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTree:
+    """Clamp w to [w₀ − b, w₀ + b].
 
-
-def scale(direction: TensorDict, factors: TensorDict | None) -> TensorDict:
-    """Multiply elementwise, in the dtype of the direction, float32 at least; None means 1."""
-    if factors is None:
-        return direction
-
-    def product(leaf: Tensor, factor: Tensor) -> Tensor:
-        dtype = torch.promote_types(leaf.dtype, torch.float32)
-        return leaf.to(dtype) * factor.to(dtype)
-
-    return tree.map_leaves(product, direction, factors)
-
-
-def move(params: TensorDict, minus: Sequence[Term], plus: Sequence[Term]) -> TensorDict:
-    """Make the move: w − Σ minus + Σ plus, in the order given.
-
-    Returns:
-        A tree like `params`: sums are taken in float32 or better, and rounded once.
+    Args:
+        params: w, a tree of batch size `[*chains]`.
+        center: w₀, of the same structure.
+        half_width: b, `[*chains]` or `[]`.
     """
-    signed = [(term, -1) for term in minus] + [(term, 1) for term in plus]
-    moved: dict[tree.Name, Tensor] = {}
-    for name, leaf in tree.leaves(params):
-        total = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
-        for term, sign in signed:
-            coefficient = tree.expand_right(term.coefficient, leaf)
-            total = torch.addcmul(total, term.direction[name], coefficient, value=sign)
-        moved[name] = total.to(leaf.dtype)
-    return tree.build(moved, params.batch_size)
+
+    def clamp_leaf(leaf: Tensor, middle: Tensor) -> Tensor:
+        width = tree.expand_right(half_width, leaf)
+        return torch.clamp(leaf, middle - width, middle + width).to(leaf.dtype)
+
+    return tree.map_leaves(clamp_leaf, params, center)
 
 
 def shared_settings(

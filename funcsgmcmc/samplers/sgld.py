@@ -33,7 +33,9 @@ from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
-from funcsgmcmc.samplers.base import Sampler, State, Terms, move, shared_settings
+from funcsgmcmc.samplers.base import Sampler, State, shared_settings
+from funcsgmcmc.terms import Parts, Term, Terms, decompose, move
+from funcsgmcmc.tree import Scalar
 
 
 class SGLDState(State, frozen=True):
@@ -92,20 +94,10 @@ class SGLD(Sampler, frozen=True):
         """
         state = cast(SGLDState, state)
         gain, averages = self.preconditioner.update(state.preconditioner, grads)
-        terms = self.terms(
-            state,
-            grads,
-            noise,
-            prior_pull,
-            drift=self.lr / 2,
-            diffusion=self.lr.sqrt() * self.noise_level,
-            preconditioner=gain,
-        )
-        moved = move(
-            state.params,
-            minus=(terms.scaled_grad, terms.localization, terms.weight_decay),
-            plus=(terms.noise,),
-        )
+        scaled_noise = Term(self.noise_level, noise)
+        parts = self.parts(state, grads, scaled_noise, prior_pull, preconditioner=gain)
+        terms = langevin(parts, self.lr)
+        moved = move(state.params, minus=terms.down(), plus=terms.up())
         new_state = SGLDState(
             params=self.boxed(moved, self.center(state)),
             step=state.step + 1,
@@ -115,6 +107,11 @@ class SGLD(Sampler, frozen=True):
             lock=False,
         )
         return new_state, terms
+
+
+def langevin(parts: Parts, lr: Scalar) -> Terms:
+    """Terms of a step of SGLD: drift ε/2, noise √ε."""
+    return decompose(parts, drift=lr / 2, diffusion=lr**0.5)
 
 
 def sgld(

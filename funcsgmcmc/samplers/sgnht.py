@@ -27,7 +27,7 @@ Source: Ding, Fang, Babbush, Chen, Skeel and Neven, "Bayesian sampling using sto
 thermostats", NeurIPS 2014, algorithm 2, with their step size √ε and p = √ε · (their momentum).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import torch
@@ -35,7 +35,9 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import Sampler, State, Terms, move, shared_settings, term
+from funcsgmcmc.samplers.base import Sampler, State, shared_settings
+from funcsgmcmc.terms import Parts, Term, Terms, decompose, move, scaled
+from funcsgmcmc.tree import AnyTree, Scalar
 
 
 class SGNHTState(State, frozen=True):
@@ -72,7 +74,7 @@ class SGNHT(Sampler, frozen=True):
             params=start.params,
             step=start.step,
             anchor=start.anchor,
-            momentum=term(self.lr.sqrt(), self.masked(noise)).value(),
+            momentum=first_momentum(noise, self.lr, self.mask),
             thermostat=self.diffusion_factor.expand(start.shape).clone(),
             batch_size=start.shape,
             lock=False,
@@ -97,38 +99,68 @@ class SGNHT(Sampler, frozen=True):
             The next state, and the terms of the update.
         """
         state = cast(SGNHTState, state)
-        friction = term(state.thermostat, state.momentum)
-        terms = self.terms(
-            state,
-            grads,
-            noise,
-            prior_pull,
-            drift=self.lr,
-            diffusion=(2 * self.diffusion_factor * self.lr).sqrt(),
-            momentum=term(1 - state.thermostat, state.momentum),
+        parts = self.parts(state, grads, Term(torch.ones_like(self.lr), noise), prior_pull)
+        friction = Term(state.thermostat, state.momentum)
+        terms = thermostatted(parts, friction, self.lr, self.diffusion_factor)
+        center = self.center(state)
+        params, momentum = push(
+            state.params, friction, terms, lambda moved: self.boxed(moved, center)
         )
-        momentum = move(
-            state.momentum,
-            minus=(friction, terms.scaled_grad, terms.localization, terms.weight_decay),
-            plus=(terms.noise,),
-        )
-        moved = tree.map_leaves(lambda w, p: (w + p).to(w.dtype), state.params, momentum)
-        params = self.boxed(moved, self.center(state))
-        if params is not moved:
-            momentum = tree.map_leaves(
-                lambda p, inside, free: torch.where(inside == free, p, -p), momentum, params, moved
-            )
-        sampled = tree.count(state.params, self.mask).clamp(min=1)
+        energy = tree.dot(momentum, momentum)
+        sampled = tree.count(state.params, self.mask)
         new_state = SGNHTState(
             params=params,
             step=state.step + 1,
             anchor=state.anchor,
             momentum=momentum,
-            thermostat=state.thermostat + tree.dot(momentum, momentum) / sampled - self.lr,
+            thermostat=regulated(state.thermostat, energy, sampled, self.lr),
             batch_size=state.shape,
             lock=False,
         )
         return new_state, terms
+
+
+def first_momentum(noise: AnyTree, lr: Scalar, mask: AnyTree | None) -> AnyTree:
+    """p₀ = √ε m η₀."""
+    root = lr**0.5
+    return tree.map_leaves(lambda leaf: tree.expand_right(root, leaf) * leaf, scaled(noise, mask))
+
+
+def thermostatted(parts: Parts, friction: Term, lr: Scalar, diffusion_factor: Scalar) -> Terms:
+    """Terms of a step of SGNHT: drift ε, noise √(2Aε), friction ξ · p on the momentum."""
+    momentum = Term(1 - friction.coefficient, friction.direction)
+    diffusion = (2 * diffusion_factor * lr) ** 0.5
+    return decompose(parts, drift=lr, diffusion=diffusion, momentum=momentum)
+
+
+def push(
+    params: AnyTree, friction: Term, terms: Terms, boxed: Callable[[AnyTree], AnyTree]
+) -> tuple[AnyTree, AnyTree]:
+    """Change the momentum by the terms, then the parameters by the momentum.
+
+    Args:
+        params: w.
+        friction: ξ · p.
+        terms: The step's.
+        boxed: Clamps parameters to the box; returns what it was given if there is none.
+
+    Returns:
+        w' and p'.
+    """
+    start = cast(AnyTree, friction.direction)
+    momentum = move(start, (friction, *terms.down()), terms.up())
+    moved = move(params, (), (Term(1.0, momentum),))
+    inside = boxed(moved)
+    if inside is not moved:
+        momentum = tree.map_leaves(
+            lambda p, inside, free: torch.where(inside == free, p, -p), momentum, inside, moved
+        )
+    return inside, momentum
+
+
+def regulated(thermostat: Tensor, energy: Tensor, sampled: Tensor, lr: Scalar) -> Tensor:
+    """ξ' = ξ + ‖p'‖²/d − ε, from the energy ‖p'‖² and the number d of sampled entries."""
+    return thermostat + energy / sampled.clamp(min=1) - lr
 
 
 def sgnht(

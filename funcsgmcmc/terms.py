@@ -1,0 +1,204 @@
+"""The decomposition of an update: its terms, and the move that adds them up.
+
+    ∇U(w) = nβ g + γ (w − w₀) + λ w − ∇log p(w)
+    w'    = w + momentum − scaled_grad − localization − weight_decay + correction + noise
+
+A term is kept as a product coefficient · direction. Samplers say what the coefficients are; the
+rest stands here, once, for trees of many chains and for the bare tensors of an optimizer.
+
+Shapes: coefficients `[*chains]` or `[]` (numbers for bare tensors), directions
+`[*chains, *shape]`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import tree
+from funcsgmcmc.tree import AnyTree, Scalar, Tree
+
+
+class Term(NamedTuple):
+    """One term of an update, kept as the product coefficient · direction.
+
+    Applying a term is then one fused multiply-add a leaf, its norm is the coefficient times the
+    direction's, and a term that nobody reads beyond the update takes no memory of its own: an
+    eager update is 2 to 3 times as fast as with its terms as tensors.
+
+    Attributes:
+        coefficient: `[*chains]` or `[]`: step size, temperature, precision.
+        direction: Tree like the parameters: gradient, displacement or noise, times whatever is a
+            tensor of the leaf's shape (mask, preconditioner).
+    """
+
+    coefficient: Scalar
+    direction: Tree
+
+    def value(self) -> Tree:
+        """The term itself, a tree in float32 or better."""
+        return tree.map_leaves(
+            lambda leaf: tree.expand_right(self.coefficient, leaf) * leaf, self.direction
+        )
+
+
+MaybeTerm = Term | tuple[()]
+"""A term, or `()` for one that an update does not have (None may not leave a `torch.vmap`)."""
+
+
+class Terms(NamedTuple):
+    """The parts of one update, as applied: step size, preconditioner and mask included.
+
+    A term that an update does not have is `()`.
+
+    Attributes:
+        scaled_grad: Drift from the loss.
+        unscaled_grad: The same without preconditioner and mask.
+        localization: Drift from the pull to the anchor, and from a user's log-prior.
+        weight_decay: Drift from the pull to zero.
+        noise: What was added at random.
+        distance: w − w₀ before the update, with coefficient 1; `()` if nobody knows w₀.
+        correction: Drift from the curvature of a preconditioner, Γ.
+        momentum: What a momentum carries over from the step before.
+
+    Without a box, w' − w = momentum − scaled_grad − localization − weight_decay + correction +
+    noise.
+    """
+
+    scaled_grad: MaybeTerm
+    unscaled_grad: MaybeTerm
+    localization: MaybeTerm
+    weight_decay: MaybeTerm
+    noise: Term
+    distance: MaybeTerm
+    correction: MaybeTerm = ()
+    momentum: MaybeTerm = ()
+
+    def down(self) -> list[Term]:
+        """The terms that the update subtracts."""
+        return [term for term in (self.scaled_grad, self.localization, self.weight_decay) if term]
+
+    def up(self) -> list[Term]:
+        """The terms that the update adds, momentum aside."""
+        return [term for term in (self.correction, self.noise) if term]
+
+
+class Gains(NamedTuple):
+    """Elementwise factors of the terms, with preconditioner and mask in them; None means 1.
+
+    Attributes:
+        grad: Factor of the gradient: m G.
+        prior: Factor of the pulls: m G.
+        noise: Factor of the noise: m √G.
+        correction: Factor of Γ: m.
+    """
+
+    grad: Tree | None = None
+    prior: Tree | None = None
+    noise: Tree | None = None
+    correction: Tree | None = None
+
+
+def gains(preconditioner: AnyTree | None, mask: AnyTree | None) -> Gains:
+    """The gains of a diagonal preconditioner G and a mask m."""
+    if preconditioner is None:
+        return Gains(mask, mask, mask, mask)
+    drift = scaled(preconditioner, mask)
+    return Gains(drift, drift, scaled(tree.map_leaves(torch.sqrt, preconditioner), mask), mask)
+
+
+def scaled(direction: AnyTree, factors: AnyTree | None) -> AnyTree:
+    """Multiply elementwise, in the dtype of the direction, float32 at least; None means 1."""
+    if factors is None:
+        return direction
+
+    def product(leaf: Tensor, factor: Tensor) -> Tensor:
+        dtype = tree.working_dtype(leaf)
+        return leaf.to(dtype) * factor.to(dtype)
+
+    return tree.map_leaves(product, direction, factors)
+
+
+class Parts(NamedTuple):
+    """What an update is made of, before a sampler's step sizes.
+
+    Attributes:
+        grad: nβ · g.
+        localization: γ · (w − w₀), or a sum of pulls.
+        weight_decay: λ · w.
+        noise: σ · η.
+        distance: 1 · (w − w₀).
+        gains: Preconditioner and mask.
+        correction: 1 · Γ.
+    """
+
+    grad: MaybeTerm
+    localization: MaybeTerm
+    weight_decay: MaybeTerm
+    noise: Term
+    distance: MaybeTerm
+    gains: Gains
+    correction: MaybeTerm = ()
+
+
+def decompose(parts: Parts, *, drift: Scalar, diffusion: Scalar, momentum: MaybeTerm = ()) -> Terms:
+    """Decompose a step with drift · m (G ∇U(w) − Γ) down the potential, diffusion · m √G σ η up.
+
+    Args:
+        parts: Gradient, pulls, noise, preconditioner and mask.
+        drift: Step size of the drift: ε/2 for SGLD.
+        diffusion: Scale of the noise: √ε for SGLD.
+        momentum: As in `Terms`.
+    """
+    gains, noise = parts.gains, parts.noise
+    return Terms(
+        scaled_grad=_applied(drift, parts.grad, gains.grad),
+        unscaled_grad=_applied(drift, parts.grad, None),
+        localization=_applied(drift, parts.localization, gains.prior),
+        weight_decay=_applied(drift, parts.weight_decay, gains.prior),
+        noise=Term(diffusion * noise.coefficient, scaled(noise.direction, gains.noise)),
+        distance=parts.distance,
+        correction=_applied(drift, parts.correction, gains.correction),
+        momentum=momentum,
+    )
+
+
+def _applied(drift: Scalar, term: MaybeTerm, gain: Tree | None) -> MaybeTerm:
+    return Term(drift * term.coefficient, scaled(term.direction, gain)) if term else ()
+
+
+def move(
+    params: AnyTree, minus: Sequence[Term], plus: Sequence[Term], out: Tensor | None = None
+) -> AnyTree:
+    """Make the move: w − Σ minus + Σ plus, in the order given.
+
+    Args:
+        params: w.
+        minus: Terms to subtract.
+        plus: Terms to add.
+        out: For a bare tensor with numbers as coefficients: where to write the result, which may
+            be `params` themselves. No further memory is needed then, unless the dtype is
+            narrower than float32.
+
+    Returns:
+        A tree like `params`: sums are taken in float32 or better, and rounded once.
+    """
+    terms = (*minus, *plus)
+    signs = (-1,) * len(minus) + (1,) * len(plus)
+
+    def move_leaf(leaf: Tensor, *directions: Tensor) -> Tensor:
+        total = leaf.to(tree.working_dtype(leaf))
+        buffer = out if out is None or out.dtype == total.dtype else total
+        for term, sign, direction in zip(terms, signs, directions, strict=True):
+            coefficient = tree.expand_right(term.coefficient, leaf)
+            if isinstance(coefficient, Tensor):
+                total = torch.addcmul(total, direction, coefficient, value=sign)
+            else:
+                total = torch.add(total, direction, alpha=sign * coefficient, out=buffer)
+        if out is None:
+            return total.to(leaf.dtype)
+        return out if total is out else out.copy_(total)
+
+    directions = cast(list[AnyTree], [term.direction for term in terms])
+    return tree.map_leaves(move_leaf, params, *directions)
