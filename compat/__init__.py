@@ -1,5 +1,12 @@
 """Stateful `torch.optim` classes over `funcsgmcmc`, with the API of `devinterp.optim` 2.0.1.
 
-The package is empty for now: `SGMCMC`, `SGLD` and `SGNHT` will be importable from here, so that
-`from devinterp.optim import SGMCMC` becomes `from compat import SGMCMC` and nothing else changes.
+`from devinterp.optim import SGMCMC` becomes `from compat import SGMCMC`, and nothing else changes:
+the same seed gives the same chain, except where the published package differs from its own
+document. The guide to migrating lists those places.
 """
+
+from compat.sgld import SGLD
+from compat.sgmcmc import SGMCMC, SamplingMethodLiteral
+from compat.sgnht import SGNHT
+
+__all__ = ["SGLD", "SGMCMC", "SGNHT", "SamplingMethodLiteral"]

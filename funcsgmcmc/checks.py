@@ -7,7 +7,7 @@ but no value to branch on, and there only rules about shapes and dtypes apply.
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -73,6 +73,47 @@ def number(name: str, value: float | Tensor) -> Tensor:
     if tensor.ndim:
         raise ValueError(f"{name} must be a number, got shape {tuple(tensor.shape)}")
     return tensor
+
+
+def finite_number(name: str, value: Any) -> None:
+    """Check a real number, of either sign.
+
+    Raises:
+        TypeError: It is not one.
+        ValueError: It is infinite or NaN.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+
+
+def one_each(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
+    """Check that there is one tensor for each parameter, of its shape.
+
+    Raises:
+        TypeError: A value is not a tensor.
+        ValueError: The number or a shape differs.
+    """
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must hold tensors, got {type(value).__name__}")
+    got, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (values, params))
+    if got != wanted:
+        raise ValueError(
+            f"{name} must have one tensor for each parameter, of shapes {wanted}, got {got}"
+        )
+
+
+def optimized(params: Sequence[Tensor]) -> None:
+    """Check what an optimizer is to sample.
+
+    Raises:
+        TypeError: A parameter is not real floating point.
+    """
+    for index, param in enumerate(params):
+        if not param.is_floating_point():
+            raise TypeError(f"params[{index}] must be real floating point, got {param.dtype}")
 
 
 def per_chain(fields: dict[str, Any]) -> tuple[dict[str, Any], torch.Size]:
@@ -480,6 +521,16 @@ def data_ended(step: int) -> str:
         f"data must give a batch for every step, but it ended at step {step}: "
         "pass something that can be iterated again, or enough batches"
     )
+
+
+def sketched(size: int, input_dim: int) -> None:
+    """Check that a count sketch is made for as many parameters as there are.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if size != input_dim:
+        raise ValueError(f"the sketch is for {input_dim} parameters, got {size}")
 
 
 def chains(name: str, batch_size: torch.Size, num_chains: int) -> None:

@@ -19,6 +19,7 @@ from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.tree import AnyTree, Scalar
 
 
 class Preconditioner(TensorClass, frozen=True):
@@ -46,7 +47,7 @@ class Identity(Preconditioner, frozen=True):
 
 
 class RMSprop(Preconditioner, frozen=True):
-    """G = 1/(√V + eps), V' = αV + (1 − α) g², V₀ = 0 (Li et al. 2016, eqs. 4 and 5)."""
+    """G = 1/(√V' + eps), V' = αV + (1 − α) g², V₀ = 0 (Li et al. 2016, eqs. 4 and 5)."""
 
     alpha: Tensor
     eps: Tensor
@@ -54,24 +55,53 @@ class RMSprop(Preconditioner, frozen=True):
     def init(self, params: TensorDict) -> TensorDict:
         """V₀ = 0, in float32 or better."""
         return tree.map_leaves(
-            lambda leaf: torch.zeros_like(
-                leaf, dtype=torch.promote_types(leaf.dtype, torch.float32)
-            ),
-            params,
+            lambda leaf: torch.zeros_like(leaf, dtype=tree.working_dtype(leaf)), params
         )
 
     def update(self, state: TensorDict, grads: TensorDict) -> tuple[TensorDict | None, TensorDict]:
         """V' and G from the gradient g of this step."""
+        averages = square_average(state, grads, self.alpha)
+        return rmsprop_gain(averages, self.eps), averages
 
-        def average(square_avg: Tensor, grad: Tensor) -> Tensor:
-            alpha = tree.expand_right(self.alpha, square_avg)
-            return alpha * square_avg + (1 - alpha) * grad.to(square_avg.dtype).square()
 
-        def coefficient(square_avg: Tensor) -> Tensor:
-            return 1 / (square_avg.sqrt() + tree.expand_right(self.eps, square_avg))
+def square_average(average: AnyTree, grads: AnyTree, alpha: Scalar) -> AnyTree:
+    """V' = αV + (1 − α) g², in float32 or better."""
 
-        square_avg = tree.map_leaves(average, state, grads)
-        return tree.map_leaves(coefficient, square_avg), square_avg
+    def mix(average: Tensor, grad: Tensor) -> Tensor:
+        dtype = tree.working_dtype(average)
+        forget = tree.expand_right(1 - alpha, average)
+        return torch.lerp(average.to(dtype), grad.to(dtype).square(), forget)
+
+    return tree.map_leaves(mix, average, grads)
+
+
+def rmsprop_gain(average: AnyTree, eps: Scalar) -> AnyTree:
+    """G = 1/(√V' + eps)."""
+    return tree.map_leaves(lambda leaf: 1 / (leaf.sqrt() + tree.expand_right(eps, leaf)), average)
+
+
+def rmsprop_curvature(
+    average: AnyTree, gain: AnyTree, grads: AnyTree, hessian_diagonal: AnyTree, alpha: Scalar
+) -> AnyTree:
+    """Γ = ∂G/∂w = −(1 − α) g h G²/√V', the drift that a varying G asks for (eq. 7).
+
+    Args:
+        average: V', from this step's gradients.
+        gain: G.
+        grads: g.
+        hessian_diagonal: h, the diagonal of ∇²L.
+        alpha: α.
+
+    Returns:
+        Γ, which is 0 where V' is: there g is 0, and G has a kink of slope ±√(1 − α) h/eps².
+    """
+
+    def derivative(average: Tensor, gain: Tensor, grad: Tensor, hessian: Tensor) -> Tensor:
+        forget = tree.expand_right(1 - alpha, average)
+        slope = -forget * grad * hessian * gain.square() / average.sqrt()
+        return torch.where(average > 0, slope, 0.0)
+
+    return tree.map_leaves(derivative, average, gain, grads, hessian_diagonal)
 
 
 def identity() -> Identity:

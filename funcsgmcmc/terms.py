@@ -91,13 +91,13 @@ class Gains(NamedTuple):
         grad: Factor of the gradient: m G.
         prior: Factor of the pulls: m G.
         noise: Factor of the noise: m √G.
-        correction: Factor of Γ: m.
+        mask: Factor of Γ: m alone.
     """
 
     grad: Tree | None = None
     prior: Tree | None = None
     noise: Tree | None = None
-    correction: Tree | None = None
+    mask: Tree | None = None
 
 
 def gains(preconditioner: AnyTree | None, mask: AnyTree | None) -> Gains:
@@ -159,7 +159,7 @@ def decompose(parts: Parts, *, drift: Scalar, diffusion: Scalar, momentum: Maybe
         weight_decay=_applied(drift, parts.weight_decay, gains.prior),
         noise=Term(diffusion * noise.coefficient, scaled(noise.direction, gains.noise)),
         distance=parts.distance,
-        correction=_applied(drift, parts.correction, gains.correction),
+        correction=_applied(drift, parts.correction, gains.mask),
         momentum=momentum,
     )
 
@@ -178,8 +178,8 @@ def move(
         minus: Terms to subtract.
         plus: Terms to add.
         out: For a bare tensor with numbers as coefficients: where to write the result, which may
-            be `params` themselves. No further memory is needed then, unless the dtype is
-            narrower than float32.
+            be `params` themselves. Memory for the sum is then needed only if the dtype is narrower
+            than float32, or a direction is `params` (weight decay without preconditioner).
 
     Returns:
         A tree like `params`: sums are taken in float32 or better, and rounded once.
@@ -189,12 +189,12 @@ def move(
 
     def move_leaf(leaf: Tensor, *directions: Tensor) -> Tensor:
         total = leaf.to(tree.working_dtype(leaf))
-        buffer = out if out is None or out.dtype == total.dtype else total
+        buffer = _buffer(leaf, total, directions, out)
         for term, sign, direction in zip(terms, signs, directions, strict=True):
             coefficient = tree.expand_right(term.coefficient, leaf)
             if isinstance(coefficient, Tensor):
                 total = torch.addcmul(total, direction, coefficient, value=sign)
-            else:
+            elif coefficient != 0:
                 total = torch.add(total, direction, alpha=sign * coefficient, out=buffer)
         if out is None:
             return total.to(leaf.dtype)
@@ -202,3 +202,20 @@ def move(
 
     directions = cast(list[AnyTree], [term.direction for term in terms])
     return tree.map_leaves(move_leaf, params, *directions)
+
+
+def _buffer(
+    leaf: Tensor, total: Tensor, directions: Sequence[Tensor], out: Tensor | None
+) -> Tensor | None:
+    """Where a leaf's sum may be written as it grows; None for new memory at every term."""
+    if out is None or any(direction.data_ptr() == out.data_ptr() for direction in directions):
+        return None
+    return out if out.dtype == total.dtype else total
+
+
+def total(terms: Sequence[Term]) -> MaybeTerm:
+    """Add terms up to one; `()` for none."""
+    if len(terms) < 2:
+        return terms[0] if terms else ()
+    first, *rest = terms
+    return Term(1.0, move(first.value(), (), rest))

@@ -122,7 +122,7 @@ def size(tree: TensorDictBase) -> int:
     return sum(math.prod(leaf.shape[chains:]) for _, leaf in leaves(tree))
 
 
-def count(tree: TensorDictBase, mask: TensorDictBase | None = None) -> Tensor:
+def count(tree: Tree | TensorDictBase, mask: Tree | TensorDictBase | None = None) -> Tensor:
     """Number of entries of each chain whose mask is not zero.
 
     Args:
@@ -132,6 +132,10 @@ def count(tree: TensorDictBase, mask: TensorDictBase | None = None) -> Tensor:
     Returns:
         int64 `[*chains]`.
     """
+    if isinstance(tree, Tensor) or isinstance(mask, Tensor):
+        return torch.count_nonzero(
+            torch.ones_like(cast(Tensor, tree)) if mask is None else mask.expand_as(tree)
+        )
     if mask is None:
         return torch.tensor(size(tree), device=device(tree)).expand(tree.batch_size)
     entries = [_sum_over_leaf((leaf != 0).long(), mask.batch_dims) for _, leaf in leaves(mask)]
@@ -171,6 +175,19 @@ def unflatten(flat: Tensor, like: TensorDictBase) -> TensorDict:
         views[name] = view.to(working_dtype(leaf))
         start = stop
     return build(views, like.batch_size)
+
+
+def flatten(tree: Tree) -> Tensor:
+    """The flat layout of a tree, in the order of `leaves`.
+
+    Returns:
+        `[*chains, n]`, in the dtype of the widest leaf, float32 at least.
+    """
+    if isinstance(tree, Tensor):
+        return tree.reshape(-1).to(working_dtype(tree))
+    dtype = noise_dtype(tree)
+    rows = [leaf.reshape(*tree.batch_size, -1).to(dtype) for _, leaf in leaves(tree)]
+    return torch.cat(rows, -1)
 
 
 def normal_like(key: Tensor, like: TensorDictBase) -> TensorDict:

@@ -107,7 +107,7 @@ class SGNHT(Sampler, frozen=True):
             state.params, friction, terms, lambda moved: self.boxed(moved, center)
         )
         energy = tree.dot(momentum, momentum)
-        sampled = tree.count(state.params, self.mask)
+        sampled = tree.count(state.params, self.mask).clamp(min=1)
         new_state = SGNHTState(
             params=params,
             step=state.step + 1,
@@ -158,9 +158,9 @@ def push(
     return inside, momentum
 
 
-def regulated(thermostat: Tensor, energy: Tensor, sampled: Tensor, lr: Scalar) -> Tensor:
-    """ξ' = ξ + ‖p'‖²/d − ε, from the energy ‖p'‖² and the number d of sampled entries."""
-    return thermostat + energy / sampled.clamp(min=1) - lr
+def regulated(thermostat: Tensor, energy: Tensor, sampled: int | Tensor, lr: Scalar) -> Tensor:
+    """ξ' = ξ + ‖p'‖²/d − ε, from the energy ‖p'‖² and the number d ≥ 1 of sampled entries."""
+    return thermostat + energy / sampled - lr
 
 
 def sgnht(

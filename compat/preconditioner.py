@@ -1,0 +1,234 @@
+"""Preconditioners of `SGMCMC`: coefficients for the terms of one parameter's update.
+
+With g the gradient, η the noise and products elementwise, a step is
+
+    w' = w − (ε/2) overall_coef (grad_coef nβ g + prior_coef ∇prior − grad_correction)
+           + √ε overall_coef noise_coef σ η
+"""
+
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import checks
+from funcsgmcmc.curvature import hessian_diagonal
+from funcsgmcmc.preconditioners import rmsprop_curvature, rmsprop_gain, square_average
+from funcsgmcmc.terms import Gains, MaybeTerm, Term
+
+
+class PreconditionerCoefs(NamedTuple):
+    """Coefficients of one parameter's update: numbers, or tensors that broadcast against it.
+
+    Attributes:
+        grad_coef: Factor of the gradient.
+        prior_coef: Factor of the prior's pull.
+        noise_coef: Factor of the noise.
+        overall_coef: Factor of all terms: a mask, for instance.
+        grad_correction: Drift to add, Γ; None for none.
+    """
+
+    grad_coef: float | Tensor
+    prior_coef: float | Tensor
+    noise_coef: float | Tensor
+    overall_coef: float | Tensor
+    grad_correction: float | Tensor | None = None
+
+    def combine_with(self, other: "PreconditionerCoefs") -> "PreconditionerCoefs":
+        """Coefficients of two preconditioners together: products, and the sum of corrections."""
+        corrections = [
+            coefs.grad_correction for coefs in (self, other) if coefs.grad_correction is not None
+        ]
+        return PreconditionerCoefs(
+            grad_coef=self.grad_coef * other.grad_coef,
+            prior_coef=self.prior_coef * other.prior_coef,
+            noise_coef=self.noise_coef * other.noise_coef,
+            overall_coef=self.overall_coef * other.overall_coef,
+            grad_correction=reduce(operator.add, corrections) if corrections else None,
+        )
+
+    @classmethod
+    def combine(cls, *coefs: "PreconditionerCoefs") -> "PreconditionerCoefs":
+        """Coefficients of any number of preconditioners together."""
+        return reduce(cls.combine_with, coefs, cls(1.0, 1.0, 1.0, 1.0))
+
+    def gains(self, param: Tensor) -> Gains:
+        """Elementwise factors of the update's terms, where None stands for 1."""
+
+        def factor(coef: float | Tensor) -> Tensor | None:
+            product = self.overall_coef * coef
+            if isinstance(product, Tensor):
+                return product
+            return None if product == 1 else torch.as_tensor(product, device=param.device)
+
+        return Gains(
+            grad=factor(self.grad_coef),
+            prior=factor(self.prior_coef),
+            noise=factor(self.noise_coef),
+            mask=factor(1.0),
+        )
+
+    def correction(self, param: Tensor) -> MaybeTerm:
+        """The drift to add, as a term; `()` for none."""
+        if self.grad_correction is None:
+            return ()
+        drift = torch.as_tensor(self.grad_correction, device=param.device)
+        return Term(1.0, drift.expand_as(param))
+
+
+class Preconditioner(ABC):
+    """What every preconditioner is; subclass it to write one."""
+
+    @abstractmethod
+    def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
+        """Coefficients for this step of one parameter.
+
+        Args:
+            param: The parameter, before the step.
+            grad: Its gradient, without nβ.
+            state: The optimizer's state of the parameter, where running averages may be kept.
+        """
+
+
+class IdentityPreconditioner(Preconditioner):
+    """No preconditioning: all coefficients are 1."""
+
+    def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
+        """All coefficients are 1."""
+        return PreconditionerCoefs(1.0, 1.0, 1.0, 1.0)
+
+    def __repr__(self) -> str:
+        return "IdentityPreconditioner()"
+
+
+class MaskPreconditioner(Preconditioner):
+    """Masks as overall coefficients: 0 keeps an entry where it is, 1 samples it.
+
+    Args:
+        masks: One for each parameter of the group, of its shape or a number.
+    """
+
+    def __init__(self, masks: list[Tensor | float]):
+        self.masks = masks
+
+    def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
+        """The parameter's mask as overall coefficient.
+
+        Raises:
+            ValueError: `state` does not say which parameter of its group this is.
+        """
+        if "param_idx" not in state:
+            raise ValueError(f"the state of a masked parameter needs param_idx, got {list(state)}")
+        return PreconditionerCoefs(1.0, 1.0, 1.0, self.masks[state["param_idx"]])
+
+    def __repr__(self) -> str:
+        return f"MaskPreconditioner(masks={self.masks})"
+
+
+class CompositePreconditioner(Preconditioner):
+    """Several preconditioners at once: products of their coefficients, sums of corrections.
+
+    Args:
+        preconditioners: Any number, composites among them or not.
+    """
+
+    def __init__(self, preconditioners: list[Preconditioner]):
+        self.preconditioners = list(preconditioners)
+
+    def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
+        """Coefficients of all preconditioners together."""
+        return PreconditionerCoefs.combine(
+            *(each.get_coefficients(param, grad, state) for each in self.preconditioners)
+        )
+
+    def __repr__(self) -> str:
+        return f"CompositePreconditioner({', '.join(map(repr, self.preconditioners))})"
+
+
+class RMSpropPreconditioner(Preconditioner):
+    """RMSprop's diagonal: G = 1/(√V' + eps) for drift, √G for noise, V' = αV + (1 − α) g².
+
+    Args:
+        alpha: α in [0, 1), memory of the running average.
+        eps: eps ≥ 0, in units of the gradient.
+        add_grad_correction: Whether to add the curvature term Γ = ∂G/∂w to the drift. It needs
+            gradients made with `backward(create_graph=True)`, and is exact for parameters of up to
+            `funcsgmcmc.curvature.EXACT_UP_TO` entries, else an unbiased estimate.
+
+    Raises:
+        TypeError, ValueError: A value is not a number in its range.
+    """
+
+    def __init__(self, alpha: float = 0.99, eps: float = 0.1, add_grad_correction=False):
+        checks.hyperparameter("alpha", alpha, below=1.0)
+        checks.hyperparameter("eps", eps)
+        self.alpha = alpha
+        self.eps = eps
+        self.add_grad_correction = add_grad_correction
+
+    def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
+        """G and √G, after V, `state["square_avg"]`, is brought up to date.
+
+        Raises:
+            ValueError: The curvature term is wanted, and `grad` has no graph.
+        """
+        slopes = grad.detach()
+        if "square_avg" not in state:
+            state["square_avg"] = torch.zeros_like(slopes)
+        average = state["square_avg"]
+        updated = square_average(average, slopes, self.alpha)
+        gain = rmsprop_gain(updated, self.eps)
+        correction = None
+        if self.add_grad_correction:
+            curvature = hessian_diagonal(grad, param)
+            correction = rmsprop_curvature(updated, gain, slopes, curvature, self.alpha)
+        average.copy_(updated)
+        return PreconditionerCoefs(gain, gain, gain.sqrt(), 1.0, correction)
+
+    def __repr__(self) -> str:
+        return (
+            f"RMSpropPreconditioner(alpha={self.alpha}, eps={self.eps}, "
+            f"add_grad_correction={self.add_grad_correction})"
+        )
+
+
+class NHTPreconditioning(Preconditioner):
+    """The stochastic gradient Nosé–Hoover thermostat, as a preconditioner.
+
+    `SGMCMC` makes steps of SGNHT, with momenta and a thermostat for each group, where this is the
+    group's preconditioner or part of it; the coefficients of others then scale the force on the
+    momentum and its noise.
+
+    Args:
+        diffusion_factor: A ≥ 0.
+        eps: Accepted for compatibility; the method has no such constant.
+
+    Raises:
+        TypeError, ValueError: A value is not a number in its range.
+    """
+
+    def __init__(self, diffusion_factor: float = 0.01, eps: float = 1e-8):
+        checks.hyperparameter("diffusion_factor", diffusion_factor)
+        checks.hyperparameter("eps", eps)
+        self.diffusion_factor = diffusion_factor
+        self.eps = eps
+
+    def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
+        """All coefficients are 1: friction and noise scale are the sampler's."""
+        return PreconditionerCoefs(1.0, 1.0, 1.0, 1.0)
+
+    def __repr__(self) -> str:
+        return f"NHTPreconditioning(diffusion_factor={self.diffusion_factor}, eps={self.eps})"
+
+
+def members(preconditioner: Preconditioner) -> Iterator[Preconditioner]:
+    """A preconditioner, or those in a composite, at any depth."""
+    if isinstance(preconditioner, CompositePreconditioner):
+        for member in preconditioner.preconditioners:
+            yield from members(member)
+    else:
+        yield preconditioner

@@ -1,0 +1,201 @@
+"""Priors of `SGMCMC`: pulls on one parameter, with what they remember in the optimizer's state."""
+
+from abc import ABC, abstractmethod
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from numbers import Real
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from funcsgmcmc import checks
+from funcsgmcmc.priors import displacement, gaussian_pull
+from funcsgmcmc.terms import MaybeTerm, Term, total
+
+State = MutableMapping[str, Any]
+
+
+class Prior(ABC):
+    """What every prior is; subclass it to write one.
+
+    Attributes:
+        key: Under which name the prior keeps what it remembers of a parameter.
+    """
+
+    key: str
+
+    @abstractmethod
+    def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
+        """What to remember of each parameter of a group, at its values now."""
+
+    @abstractmethod
+    def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
+        """−∇ log p(w) for one parameter.
+
+        Args:
+            param: w.
+            state: The optimizer's state of the parameter, with what `initialize` gave.
+        """
+
+
+class GaussianPrior(Prior):
+    """A Gaussian: −∇ log p(w) = γ (w − c).
+
+    Args:
+        localization: Precision γ ≥ 0, in units of 1/w².
+        center: c: "initial" for the parameters as they are when the optimizer is made, None for
+            zero, a number for all entries, or an iterable of one tensor a parameter.
+
+    Raises:
+        TypeError, ValueError: A value is not of the type above or not in its range.
+    """
+
+    def __init__(
+        self,
+        localization: float,
+        center: Literal["initial"] | Iterable[Tensor] | Real | None = "initial",
+    ):
+        checks.number("localization", localization)
+        if isinstance(center, str):
+            checks.choice("center", center, ("initial",))
+        elif isinstance(center, Real):
+            checks.finite_number("center", center)
+        self.localization = localization
+        self.key = "prior_center"
+        self.center: Any = center
+        if isinstance(center, Iterable) and not isinstance(center, str):
+            self.center = list(center)
+
+    def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
+        """The centre of each parameter, under `key`; None for zero.
+
+        Raises:
+            ValueError: The given centres are not one for each parameter, of its shape.
+        """
+        if isinstance(self.center, list):
+            checks.one_each("center", self.center, params)
+            centers: list[Tensor | None] = [center.detach().clone() for center in self.center]
+        elif isinstance(self.center, str):
+            centers = [param.detach().clone() for param in params]
+        elif self.center is None:
+            centers = [None] * len(params)
+        else:
+            centers = [param.new_tensor(float(self.center)) for param in params]
+        return {param: {self.key: center} for param, center in zip(params, centers, strict=True)}
+
+    def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
+        """γ (w − c), with c from the state; in the dtype of `param`."""
+        precision, direction = self.pull(param, state)
+        return gaussian_pull(direction, precision).to(param.dtype)
+
+    def pull(self, param: Tensor, state: State) -> Term:
+        """The same as the product γ · (w − c)."""
+        center = state.get(self.key)
+        return Term(
+            float(self.localization), param if center is None else displacement(param, center)
+        )
+
+    def __repr__(self) -> str:
+        return f"GaussianPrior(localization={self.localization}, center={self.center})"
+
+
+class UniformPrior(Prior):
+    """A uniform prior on all of space: no pull.
+
+    Args:
+        box_size: Must be infinite; `bounding_box_size` of the optimizers is a finite box.
+
+    Raises:
+        ValueError: It is finite.
+    """
+
+    def __init__(self, box_size: float = np.inf):
+        if not box_size == np.inf:
+            raise ValueError(
+                f"box_size must be infinite, got {box_size}: use the optimizer's bounding_box_size"
+            )
+        self.key = "uniform_prior"
+        self.box_size = box_size
+
+    def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
+        """Nothing to remember."""
+        return {}
+
+    def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
+        """Zeros."""
+        return torch.zeros_like(param)
+
+    def __repr__(self) -> str:
+        return "UniformPrior()"
+
+
+class CompositePrior(Prior):
+    """A product of priors, whose pulls add up.
+
+    Each prior keeps what it remembers in a compartment of its own: one prior may stand in several
+    composites, or several times in one, and a composite may stand in another.
+
+    Args:
+        priors: Any number; uniform ones are left out.
+    """
+
+    def __init__(self, priors: list[Prior]):
+        self.key = "composite_prior"
+        self.priors = [prior for prior in priors if not isinstance(prior, UniformPrior)]
+
+    def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
+        """The compartments of all priors."""
+        combined: dict[Tensor, dict[str, Any]] = {param: {} for param in params}
+        for compartment, prior in self._compartments():
+            remembered = prior.initialize(params)
+            for param in params:
+                combined[param][compartment] = remembered.get(param, {})
+        return combined
+
+    def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
+        """The sum of all pulls; in the dtype of `param`."""
+        total = torch.zeros_like(param)
+        for prior, remembered in self.members(state):
+            total += prior.grad(param, cast(dict[str, Any], remembered))
+        return total
+
+    def members(self, state: State) -> Iterator[tuple[Prior, State]]:
+        """Every prior, with the state as it sees it: its compartment before all others."""
+        for compartment, prior in self._compartments():
+            yield prior, ChainMap(state[compartment], state)
+
+    def _compartments(self) -> Iterator[tuple[str, Prior]]:
+        return ((f"{self.key}_{i}", prior) for i, prior in enumerate(self.priors))
+
+    def __repr__(self) -> str:
+        return f"CompositePrior({self.priors})"
+
+
+def pulls(prior: Prior | None, param: Tensor, state: State) -> tuple[MaybeTerm, MaybeTerm]:
+    """Sort the pulls of a prior on one parameter.
+
+    Returns:
+        Localization and weight decay, where a Gaussian around zero is weight decay and everything
+        else is localization; `()` where there is none.
+    """
+    localization: list[Term] = []
+    weight_decay: list[Term] = []
+    for each, remembered in _leaves(prior, state):
+        if isinstance(each, GaussianPrior) and type(each).grad is GaussianPrior.grad:
+            pull = each.pull(param, remembered)
+        else:
+            pull = Term(1.0, each.grad(param, cast(dict[str, Any], remembered)))
+        decays = isinstance(each, GaussianPrior) and each.center is None
+        (weight_decay if decays else localization).append(pull)
+    return total(localization), total(weight_decay)
+
+
+def _leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:
+    """The priors in a composite, at any depth."""
+    if isinstance(prior, CompositePrior):
+        for member, remembered in prior.members(state):
+            yield from _leaves(member, remembered)
+    elif prior is not None:
+        yield prior, state

@@ -1,0 +1,121 @@
+"""`SGLD`: localized, tempered stochastic gradient Langevin dynamics as an optimizer."""
+
+import warnings
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Generator
+from torch.nn import Parameter
+
+from compat.optimizer import (
+    Group,
+    SamplingOptimizer,
+    StepReport,
+    clamp_to_box_,
+    dense_grad,
+    masks,
+    noise_like,
+    setting,
+    start_mask,
+    warn_of_settings,
+)
+from funcsgmcmc.priors import displacement
+from funcsgmcmc.samplers.sgld import langevin
+from funcsgmcmc.terms import Parts, Term, gains, move
+
+
+class SGLD(SamplingOptimizer):
+    """Stochastic gradient Langevin dynamics, localized and tempered (Lau et al. 2023).
+
+        w' = w − (ε/2) m [nβ g + γ (w − w₀) + λ w] + √ε m σ η,    η ~ N(0, I)
+
+    clamped to [w₀ − b, w₀ + b] if b is given, with g the gradient in `.grad`, 0 where it is None,
+    and w₀ the parameters when their group was added. Deprecated: `SGMCMC.sgld` is the same chain,
+    except that it leaves parameters without gradient alone.
+
+    A group may have a `mask` m: one tensor for each of its parameters, of its shape, or one tensor
+    for all, if they are of one shape.
+
+    Args:
+        params: Parameters, or dicts of parameter groups with settings of their own.
+        lr: Step size ε ≥ 0, in units of w².
+        noise_level: σ ≥ 0. Other than 1 samples another distribution.
+        weight_decay: Precision λ ≥ 0 of the pull to zero.
+        localization: Precision γ ≥ 0 of the pull to the initial parameters.
+        nbeta: Inverse temperature nβ ≥ 0, or a function that gives it, called at every step.
+        bounding_box_size: Half-width b of the box; None (or 0) for no box.
+        save_metrics: Whether to keep each step's norms and inner products for `get_metrics`.
+        sketch_dim: Numbers to keep in each of a step's sketches, for `get_sketches`.
+        sketch_seed: Names the sketch.
+
+    Raises:
+        TypeError, ValueError: A setting or a parameter is of the wrong type or out of its range.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Parameter],
+        *,
+        lr: float = 0.01,
+        noise_level: float = 1.0,
+        weight_decay: float = 0.0,
+        localization: float = 0.0,
+        nbeta: Callable[[], float] | float = 1.0,
+        bounding_box_size: float | None = None,
+        save_metrics: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+    ):
+        warnings.warn(
+            "SGLD is deprecated: SGMCMC.sgld does the same", DeprecationWarning, stacklevel=2
+        )
+        warn_of_settings(nbeta, noise_level)
+        defaults = {
+            "lr": lr,
+            "noise_level": noise_level,
+            "weight_decay": weight_decay,
+            "localization": localization,
+            "nbeta": nbeta,
+            "bounding_box_size": bounding_box_size,
+        }
+        super().__init__(
+            params,
+            defaults,
+            save_metrics=save_metrics,
+            sketch_dim=sketch_dim,
+            sketch_seed=sketch_seed,
+        )
+
+    def _start_group(self, group: Group) -> None:
+        super()._start_group(group)
+        start_mask(group)
+        for param in group["params"]:
+            self.state[param]["initial_param"] = param.detach().clone()
+
+    @torch.no_grad()
+    def step(self, noise_generator: Generator | None = None) -> None:
+        """Make one step.
+
+        Args:
+            noise_generator: Where the noise is drawn from (default: the global generator).
+        """
+        for group in self.param_groups:
+            lr, nbeta = setting(group, "lr"), setting(group, "nbeta")
+            report = StepReport(self, group)
+            for param, mask in zip(group["params"], masks(group), strict=True):
+                w, initial = param.data, self.state[param]["initial_param"]
+                distance = Term(1.0, displacement(w, initial))
+                parts = Parts(
+                    grad=Term(nbeta, dense_grad(param)),
+                    localization=distance._replace(coefficient=setting(group, "localization")),
+                    weight_decay=Term(setting(group, "weight_decay"), w),
+                    noise=Term(setting(group, "noise_level"), noise_like(w, noise_generator)),
+                    distance=distance,
+                    gains=gains(None, mask),
+                )
+                terms = langevin(parts, lr)
+                report.add(param, terms, mask)
+                move(w, terms.down(), terms.up(), out=w)
+                if group["bounding_box_size"]:
+                    clamp_to_box_(w, initial, group["bounding_box_size"])
+            report.finish()

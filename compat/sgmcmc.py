@@ -1,0 +1,429 @@
+"""`SGMCMC`: SGLD, RMSprop-SGLD and SGNHT with priors and preconditioners, as an optimizer."""
+
+from collections.abc import Iterable, Iterator
+from functools import reduce
+from numbers import Real
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Generator, Tensor
+
+from compat.optimizer import (
+    Group,
+    SamplingOptimizer,
+    StepReport,
+    clamp_to_box_,
+    dense_grad,
+    evaluate,
+    noise_like,
+    setting,
+    warn_of_settings,
+)
+from compat.preconditioner import (
+    CompositePreconditioner,
+    IdentityPreconditioner,
+    MaskPreconditioner,
+    NHTPreconditioning,
+    Preconditioner,
+    RMSpropPreconditioner,
+    members,
+)
+from compat.prior import CompositePrior, GaussianPrior, Prior, pulls
+from compat.sgnht import Thermostat, momentum_of, start_thermostat
+from funcsgmcmc import checks
+from funcsgmcmc.samplers.sgld import langevin
+from funcsgmcmc.terms import Parts, Term, move
+
+SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]
+
+_PRECONDITIONERS: dict[str, type[Preconditioner]] = {
+    "identity": IdentityPreconditioner,
+    "rmsprop": RMSpropPreconditioner,
+}
+
+
+class SGMCMC(SamplingOptimizer):
+    """Stochastic gradient MCMC with a prior and a diagonal preconditioner.
+
+        w' = w − (ε/2) m [G (nβ g − ∇log p(w)) − Γ] + √ε m √G σ η,    η ~ N(0, I)
+
+    clamped to [w₀ − b, w₀ + b] if b is given; with `NHTPreconditioning`, steps of SGNHT (see
+    `compat.sgnht`). g is the gradient in `.grad`; parameters where it is None stay where they are,
+    and w₀ are the parameters when their group was added. Make one by `SGMCMC.sgld`,
+    `SGMCMC.rmsprop_sgld` or `SGMCMC.sgnht`, which know what their method needs.
+
+    The noise is drawn parameter by parameter, in the order of the groups, in the default dtype.
+
+    Args:
+        params: Parameters, or dicts of parameter groups with settings of their own.
+        lr: Step size ε ≥ 0, in units of w².
+        noise_level: σ ≥ 0. Other than 1 samples another distribution.
+        nbeta: Inverse temperature nβ ≥ 0, or a function that gives it, called at every step.
+        prior: p: a `Prior`; "initial" for a Gaussian of precision 1 around the initial parameters;
+            a number for its precision; an iterable of tensors, one a parameter, for its centre;
+            None for none.
+        preconditioner: G: a `Preconditioner`, "identity", "rmsprop", or None for the identity.
+        preconditioner_kwargs: Settings of a preconditioner that is given by name.
+        bounding_box_size: Half-width b of the box; None for no box.
+        mask: m, 0 where an entry stays: one tensor for each parameter of the group, of its shape;
+            a bare tensor for a group of one parameter.
+        save_metrics: Whether to keep each step's norms and inner products for `get_metrics`.
+        sketch_dim: Numbers to keep in each of a step's sketches, for `get_sketches`.
+        sketch_seed: Names the sketch.
+
+    Raises:
+        TypeError, ValueError: A setting or a parameter is of the wrong type or out of its range.
+
+    Sources: Welling and Teh 2011 (SGLD), Li et al. 2016 (preconditioner), Ding et al. 2014 (SGNHT),
+    Lau et al. 2023 (localization); the equations with their numbers are in `funcsgmcmc.samplers`.
+    """
+
+    def __init__(
+        self,
+        params,
+        *,
+        lr: float = 0.01,
+        noise_level: float = 1.0,
+        nbeta: float = 1.0,
+        prior: Prior | Literal["initial"] | Iterable[Tensor] | float | None = None,
+        preconditioner: Preconditioner | Literal["identity", "rmsprop"] | None = "identity",
+        preconditioner_kwargs: dict | None = None,
+        bounding_box_size: float | None = None,
+        mask: Tensor | None = None,
+        save_metrics: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+    ):
+        defaults = {
+            "lr": lr,
+            "noise_level": noise_level,
+            "nbeta": nbeta,
+            "prior": prior,
+            "preconditioner": preconditioner,
+            "preconditioner_kwargs": preconditioner_kwargs or {},
+            "bounding_box_size": bounding_box_size,
+            "mask": mask,
+        }
+        super().__init__(
+            params,
+            defaults,
+            save_metrics=save_metrics,
+            sketch_dim=sketch_dim,
+            sketch_seed=sketch_seed,
+        )
+
+    def _start_group(self, group: Group) -> None:
+        super()._start_group(group)
+        params = group["params"]
+        group["prior"] = _prior(group["prior"], group.get("localization") or 1.0)
+        group["preconditioner"] = _preconditioner(
+            group["preconditioner"], group.pop("preconditioner_kwargs"), group["mask"], params
+        )
+        remembered = {} if group["prior"] is None else group["prior"].initialize(list(params))
+        keeps_initial = group["bounding_box_size"] is not None or self.save_metrics
+        for index, param in enumerate(params):
+            initial = param.detach().clone() if keeps_initial else None
+            self.state[param] |= remembered.get(param, {})
+            self.state[param] |= {"param_idx": index, "initial_param": initial}
+        nht = _thermostat(group["preconditioner"])
+        if nht is not None:
+            group.setdefault("diffusion_factor", nht.diffusion_factor)
+            start_thermostat(group)
+            for index, param in enumerate(params):
+                mask = _mask(group["preconditioner"], index)
+                self.state[param]["momentum"] = momentum_of(param, group, mask)
+
+    @torch.no_grad()
+    def step(self, closure=None, noise_generator: Generator | None = None) -> None:
+        """Make one step.
+
+        Args:
+            closure: Evaluates the model anew and returns the loss.
+            noise_generator: Where the noise is drawn from (default: the global generator).
+
+        Returns:
+            The closure's loss; None without one.
+        """
+        loss = evaluate(closure)
+        for group in self.param_groups:
+            lr, report = setting(group, "lr"), StepReport(self, group)
+            thermostat = Thermostat(group) if _thermostat(group["preconditioner"]) else None
+            for param in group["params"]:
+                if param.grad is None:
+                    continue
+                w, state = param.data, self.state[param]
+                parts = _parts(group, param, state, noise_generator, report)
+                if thermostat is None:
+                    terms = langevin(parts, lr)
+                    report.add(param, terms, parts.gains.mask)
+                    move(w, terms.down(), terms.up(), out=w)
+                    if group["bounding_box_size"] is not None:
+                        clamp_to_box_(w, state["initial_param"], group["bounding_box_size"])
+                else:
+                    terms = thermostat.terms(parts, state["momentum"])
+                    report.add(param, terms, parts.gains.mask)
+                    thermostat.push(w, state, terms, parts.gains.mask, group["bounding_box_size"])
+            report.finish()
+            if thermostat is not None:
+                thermostat.finish()
+        return loss
+
+    def get_params(self) -> Iterator[Tensor]:
+        """All parameters, in the order of the groups."""
+        for group in self.param_groups:
+            yield from group["params"]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the first parameter."""
+        return next(self.get_params()).device
+
+    @classmethod
+    def sgld(
+        cls,
+        params,
+        lr=0.01,
+        noise_level=1.0,
+        weight_decay=0.0,
+        localization=0.0,
+        nbeta=1.0,
+        bounding_box_size=None,
+        mask=None,
+        save_metrics: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+    ):
+        """Make a sampler of localized, tempered SGLD (Welling and Teh 2011; Lau et al. 2023).
+
+            w' = w − (ε/2) m [nβ g + γ (w − w₀) + λ w] + √ε m σ η
+
+        Args:
+            params: Parameters, or dicts of parameter groups.
+            lr: Step size ε ≥ 0.
+            noise_level: σ ≥ 0; other than 1 warns.
+            weight_decay: Precision λ ≥ 0 of the pull to zero.
+            localization: Precision γ ≥ 0 of the pull to the initial parameters.
+            nbeta: Inverse temperature nβ ≥ 0, or a function that gives it; 1 warns.
+            bounding_box_size: Half-width b of the box; None for no box.
+            mask: m, as for `SGMCMC`.
+            save_metrics: As for `SGMCMC`.
+            sketch_dim: As for `SGMCMC`.
+            sketch_seed: As for `SGMCMC`.
+
+        Raises:
+            TypeError, ValueError: As `SGMCMC`.
+        """
+        warn_of_settings(nbeta, noise_level)
+        return cls(
+            params,
+            lr=lr,
+            noise_level=noise_level,
+            nbeta=nbeta,
+            prior=_gaussians(weight_decay, localization),
+            bounding_box_size=bounding_box_size,
+            mask=mask,
+            save_metrics=save_metrics,
+            sketch_dim=sketch_dim,
+            sketch_seed=sketch_seed,
+        )
+
+    @classmethod
+    def rmsprop_sgld(
+        cls,
+        params,
+        lr=0.01,
+        noise_level=1.0,
+        weight_decay=0.0,
+        localization=0.0,
+        nbeta=1.0,
+        alpha=0.99,
+        eps=0.1,
+        add_grad_correction=False,
+        bounding_box_size=None,
+        mask=None,
+        save_metrics: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+    ):
+        """Make a sampler of SGLD preconditioned by RMSprop (Li et al. 2016).
+
+            V' = α V + (1 − α) g²,    G = 1/(√V' + eps)
+            w' = w − (ε/2) m [G (nβ g + γ (w − w₀) + λ w) − Γ] + √ε m √G σ η
+
+        Args:
+            params: As for `sgld`.
+            lr: As for `sgld`.
+            noise_level: As for `sgld`.
+            weight_decay: As for `sgld`.
+            localization: As for `sgld`.
+            nbeta: As for `sgld`.
+            alpha: α in [0, 1), memory of the running average.
+            eps: eps ≥ 0, in units of the gradient.
+            add_grad_correction: Whether to add Γ = ∂G/∂w, which asks for gradients made with
+                `backward(create_graph=True)`; without it Γ is 0.
+            bounding_box_size: As for `sgld`.
+            mask: As for `SGMCMC`.
+            save_metrics: As for `SGMCMC`.
+            sketch_dim: As for `SGMCMC`.
+            sketch_seed: As for `SGMCMC`.
+
+        Raises:
+            TypeError, ValueError: As `SGMCMC`.
+        """
+        warn_of_settings(nbeta, noise_level)
+        return cls(
+            params,
+            lr=lr,
+            noise_level=noise_level,
+            nbeta=nbeta,
+            prior=_gaussians(weight_decay, localization),
+            preconditioner=RMSpropPreconditioner(alpha, eps, add_grad_correction),
+            bounding_box_size=bounding_box_size,
+            mask=mask,
+            save_metrics=save_metrics,
+            sketch_dim=sketch_dim,
+            sketch_seed=sketch_seed,
+        )
+
+    @classmethod
+    def sgnht(
+        cls,
+        params,
+        lr=0.01,
+        diffusion_factor=0.01,
+        nbeta=1.0,
+        bounding_box_size=None,
+        save_metrics: bool = False,
+        sketch_dim: int | None = None,
+        sketch_seed: int = 0,
+    ):
+        """Make a sampler of the Nosé–Hoover thermostat (Ding et al. 2014); see `compat.sgnht`.
+
+            p' = p − ε nβ g − ξ p + √(2Aε) η,    w' = w + p',    ξ' = ξ + ‖p'‖²/d − ε
+
+        Args:
+            params: As for `sgld`.
+            lr: ε ≥ 0.
+            diffusion_factor: A ≥ 0; a group may set its own.
+            nbeta: As for `sgld`.
+            bounding_box_size: As for `sgld`.
+            save_metrics: As for `SGMCMC`.
+            sketch_dim: As for `SGMCMC`.
+            sketch_seed: As for `SGMCMC`.
+
+        Raises:
+            TypeError, ValueError: As `SGMCMC`.
+        """
+        warn_of_settings(nbeta)
+        return cls(
+            params,
+            lr=lr,
+            nbeta=nbeta,
+            preconditioner=NHTPreconditioning(diffusion_factor),
+            bounding_box_size=bounding_box_size,
+            save_metrics=save_metrics,
+            sketch_dim=sketch_dim,
+            sketch_seed=sketch_seed,
+        )
+
+    @classmethod
+    def get_method(cls, method: SamplingMethodLiteral):
+        """The class method of a name.
+
+        Raises:
+            ValueError: It is none of "sgld", "rmsprop_sgld" and "sgnht".
+        """
+        return getattr(cls, checks.choice("method", method, get_args(SamplingMethodLiteral)))
+
+
+def _parts(
+    group: Group,
+    param: Tensor,
+    state: dict[str, Any],
+    generator: Generator | None,
+    report: StepReport,
+) -> Parts:
+    """What one parameter's update is made of."""
+    grad, w = dense_grad(param), param.data
+    coefs = group["preconditioner"].get_coefficients(param, grad, state)
+    localization, weight_decay = pulls(group["prior"], w, state)
+    return Parts(
+        grad=Term(setting(group, "nbeta"), grad),
+        localization=localization,
+        weight_decay=weight_decay,
+        noise=Term(setting(group, "noise_level"), noise_like(w, generator)),
+        distance=report.distance(w, state["initial_param"]),
+        gains=coefs.gains(w),
+        correction=coefs.correction(w),
+    )
+
+
+def _gaussians(weight_decay: float, localization: float) -> CompositePrior:
+    """The priors that two precisions stand for."""
+    checks.number("weight_decay", weight_decay)
+    checks.number("localization", localization)
+    priors: list[Prior] = []
+    if weight_decay > 0:
+        priors.append(GaussianPrior(weight_decay, center=None))
+    if localization > 0:
+        priors.append(GaussianPrior(localization, center="initial"))
+    return CompositePrior(priors)
+
+
+def _prior(given: Any, localization: float) -> Prior | None:
+    """The prior that a group's setting stands for."""
+    if given is None or isinstance(given, Prior):
+        return given
+    if isinstance(given, str | Iterable):
+        return GaussianPrior(localization, center=cast(Any, given))
+    if isinstance(given, Real):
+        return GaussianPrior(float(given))
+    raise ValueError(
+        f"prior must be a Prior, 'initial', a number, tensors or None, got {type(given).__name__}"
+    )
+
+
+def _preconditioner(
+    given: Any, settings: dict[str, Any], mask: Any, params: list[Tensor]
+) -> Preconditioner:
+    """The preconditioner that a group's settings stand for, its mask included."""
+    if isinstance(given, Preconditioner):
+        if settings:
+            raise ValueError(
+                "preconditioner_kwargs are for a preconditioner given by name, "
+                f"got {settings} beside {given}"
+            )
+        chosen = given
+    elif given is None or isinstance(given, str):
+        name = checks.choice("preconditioner", given or "identity", tuple(_PRECONDITIONERS))
+        chosen = _PRECONDITIONERS[name](**settings)
+    else:
+        raise ValueError(
+            f"preconditioner must be a Preconditioner, a name or None, got {type(given).__name__}"
+        )
+    if mask is None:
+        return chosen
+    masks = [torch.as_tensor(each) for each in ([mask] if isinstance(mask, Tensor) else mask)]
+    checks.one_each("mask", masks, params)
+    masking = MaskPreconditioner(
+        [each.to(param.device, torch.float32) for each, param in zip(masks, params, strict=True)]
+    )
+    if isinstance(chosen, IdentityPreconditioner):
+        return masking
+    return CompositePreconditioner([chosen, masking])
+
+
+def _thermostat(preconditioner: Preconditioner) -> NHTPreconditioning | None:
+    """The thermostat among a group's preconditioners, if there is one."""
+    found = (each for each in members(preconditioner) if isinstance(each, NHTPreconditioning))
+    return next(found, None)
+
+
+def _mask(preconditioner: Preconditioner, index: int) -> Tensor | None:
+    """The mask that a group's preconditioners put on one of its parameters."""
+    masks = [
+        torch.as_tensor(each.masks[index])
+        for each in members(preconditioner)
+        if isinstance(each, MaskPreconditioner)
+    ]
+    return reduce(torch.mul, masks) if masks else None
