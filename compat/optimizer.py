@@ -12,10 +12,9 @@ from compat.metrics import Metrics
 from compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc import checks, tree
 from funcsgmcmc import sketch as functional
-from funcsgmcmc.metrics import from_products, products
-from funcsgmcmc.priors import displacement
+from funcsgmcmc.metrics import PartialMetrics
 from funcsgmcmc.samplers.base import boxed
-from funcsgmcmc.terms import MaybeTerm, Term, Terms
+from funcsgmcmc.terms import Terms
 
 Group = dict[str, Any]
 
@@ -159,23 +158,15 @@ class StepReport:
     def __init__(self, optimizer: SamplingOptimizer, group: Group):
         self._optimizer = optimizer
         self._group = group
-        self._terms: Terms | None = None
-        self._products: list[Tensor] = []
+        self._metrics = PartialMetrics()
         self._numel = 0
         if optimizer.save_sketches:
             group["sketches"].zero_()
 
-    def distance(self, param: Tensor, initial: Tensor) -> MaybeTerm:
-        """The displacement from the initial parameters, if metrics ask for it."""
-        if not self._optimizer.save_metrics:
-            return ()
-        return Term(1.0, displacement(param, initial))
-
     def add(self, param: Tensor, terms: Terms, mask: Tensor | None) -> None:
         """Take in the terms of one parameter's update, before the update is made."""
         if self._optimizer.save_metrics:
-            self._terms = terms
-            self._products.append(products(terms))
+            self._metrics.add(terms)
             self._numel += param.numel() if mask is None else int(tree.count(param, mask))
         if self._optimizer.save_sketches:
             part = self._optimizer._sketch_part(param)
@@ -185,15 +176,11 @@ class StepReport:
         """Write the group's metrics."""
         if not self._optimizer.save_metrics:
             return
-        if self._terms is None:
+        metrics = self._metrics.metrics(self._numel)
+        if metrics is None:
             self._group["metrics"].zero_()
-            return
-        device = self._group["metrics"].noise.device
-        dtype = self._products[0].dtype
-        total = torch.stack([each.to(device, dtype) for each in self._products]).sum(0)
-        # On the CPU a number costs less than a tensor; elsewhere reading one would wait for it.
-        values = total.tolist() if device.type == "cpu" else total.unbind()
-        self._group["metrics"].copy_(from_products(self._terms, values, torch.tensor(self._numel)))
+        else:
+            self._group["metrics"].copy_(metrics)
 
 
 def warn_of_settings(nbeta: Any, noise_level: float = 1.0) -> None:
@@ -246,7 +233,10 @@ def setting(group: Group, name: str) -> float:
 
 def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normals of a parameter's shape, in the default dtype."""
-    return torch.randn(param.size(), device=param.device, generator=generator)
+    empty = torch.empty_like(
+        param, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format
+    )
+    return empty.normal_(generator=generator)
 
 
 def dense_grad(param: Tensor) -> Tensor:

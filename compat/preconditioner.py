@@ -58,19 +58,14 @@ class PreconditionerCoefs(NamedTuple):
 
     def gains(self, param: Tensor) -> Gains:
         """Elementwise factors of the update's terms, where None stands for 1."""
-
-        def factor(coef: float | Tensor) -> Tensor | None:
-            product = self.overall_coef * coef
-            if isinstance(product, Tensor):
-                return product
-            return None if product == 1 else torch.as_tensor(product, device=param.device)
-
-        return Gains(
-            grad=factor(self.grad_coef),
-            prior=factor(self.prior_coef),
-            noise=factor(self.noise_coef),
-            mask=factor(1.0),
+        mask = _factor(self.overall_coef, param)
+        grad, prior, noise = (_factor(coef, param) for coef in self[:3])
+        if mask is None:
+            return Gains(grad, prior, noise)
+        grad, prior, noise = (
+            mask if gain is None else mask * gain for gain in (grad, prior, noise)
         )
+        return Gains(grad, prior, noise, mask)
 
     def correction(self, param: Tensor) -> MaybeTerm:
         """The drift to add, as a term; `()` for none."""
@@ -78,6 +73,13 @@ class PreconditionerCoefs(NamedTuple):
             return ()
         drift = torch.as_tensor(self.grad_correction, device=param.device)
         return Term(1.0, drift.expand_as(param))
+
+
+def _factor(coef: float | Tensor, param: Tensor) -> Tensor | None:
+    """A coefficient as an elementwise factor; None for the number 1."""
+    if isinstance(coef, Tensor):
+        return coef
+    return None if coef == 1 else torch.tensor(coef, device=param.device)
 
 
 class Preconditioner(ABC):

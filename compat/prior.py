@@ -164,7 +164,12 @@ class CompositePrior(Prior):
     def members(self, state: State) -> Iterator[tuple[Prior, State]]:
         """Every prior, with the state as it sees it: its compartment before all others."""
         for compartment, prior in self._compartments():
-            yield prior, ChainMap(state[compartment], state)
+            remembered = state[compartment]
+            # A Gaussian looks for nothing else, and a view takes longer than its whole pull.
+            yield (
+                prior,
+                remembered if isinstance(prior, GaussianPrior) else ChainMap(remembered, state),
+            )
 
     def _compartments(self) -> Iterator[tuple[str, Prior]]:
         return ((f"{self.key}_{i}", prior) for i, prior in enumerate(self.priors))

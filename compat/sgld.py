@@ -21,7 +21,7 @@ from compat.optimizer import (
 )
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.samplers.sgld import langevin
-from funcsgmcmc.terms import Parts, Term, gains, move
+from funcsgmcmc.terms import MaybeTerm, Parts, Term, gains, move, term
 
 
 class SGLD(SamplingOptimizer):
@@ -101,15 +101,20 @@ class SGLD(SamplingOptimizer):
         """
         for group in self.param_groups:
             lr, nbeta = setting(group, "lr"), setting(group, "nbeta")
+            localization = setting(group, "localization")
+            weight_decay = setting(group, "weight_decay")
+            noise_level = setting(group, "noise_level")
             report = StepReport(self, group)
             for param, mask in zip(group["params"], masks(group), strict=True):
                 w, initial = param.data, self.state[param]["initial_param"]
-                distance = Term(1.0, displacement(w, initial))
+                distance: MaybeTerm = ()
+                if self.save_metrics or localization:
+                    distance = Term(1.0, displacement(w, initial))
                 parts = Parts(
                     grad=Term(nbeta, dense_grad(param)),
-                    localization=distance._replace(coefficient=setting(group, "localization")),
-                    weight_decay=Term(setting(group, "weight_decay"), w),
-                    noise=Term(setting(group, "noise_level"), noise_like(w, noise_generator)),
+                    localization=term(localization, distance.direction) if distance else (),
+                    weight_decay=term(weight_decay, w),
+                    noise=Term(noise_level, noise_like(w, noise_generator)),
                     distance=distance,
                     gains=gains(None, mask),
                 )

@@ -31,8 +31,9 @@ from compat.preconditioner import (
 from compat.prior import CompositePrior, GaussianPrior, Prior, pulls
 from compat.sgnht import Thermostat, momentum_of, start_thermostat
 from funcsgmcmc import checks
+from funcsgmcmc.priors import displacement
 from funcsgmcmc.samplers.sgld import langevin
-from funcsgmcmc.terms import Parts, Term, move
+from funcsgmcmc.terms import MaybeTerm, Parts, Term, move
 
 SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]
 
@@ -146,13 +147,28 @@ class SGMCMC(SamplingOptimizer):
         """
         loss = evaluate(closure)
         for group in self.param_groups:
-            lr, report = setting(group, "lr"), StepReport(self, group)
+            lr, nbeta = setting(group, "lr"), setting(group, "nbeta")
+            noise_level = setting(group, "noise_level")
+            report = StepReport(self, group)
             thermostat = Thermostat(group) if _thermostat(group["preconditioner"]) else None
             for param in group["params"]:
                 if param.grad is None:
                     continue
-                w, state = param.data, self.state[param]
-                parts = _parts(group, param, state, noise_generator, report)
+                w, state, grad = param.data, self.state[param], dense_grad(param)
+                coefs = group["preconditioner"].get_coefficients(param, grad, state)
+                localization, weight_decay = pulls(group["prior"], w, state)
+                distance: MaybeTerm = ()
+                if self.save_metrics:
+                    distance = Term(1.0, displacement(w, state["initial_param"]))
+                parts = Parts(
+                    grad=Term(nbeta, grad),
+                    localization=localization,
+                    weight_decay=weight_decay,
+                    noise=Term(noise_level, noise_like(w, noise_generator)),
+                    distance=distance,
+                    gains=coefs.gains(w),
+                    correction=coefs.correction(w),
+                )
                 if thermostat is None:
                     terms = langevin(parts, lr)
                     report.add(param, terms, parts.gains.mask)
@@ -299,7 +315,7 @@ class SGMCMC(SamplingOptimizer):
     ):
         """Make a sampler of the Nosé–Hoover thermostat (Ding et al. 2014); see `compat.sgnht`.
 
-            p' = p − ε nβ g − ξ p + √(2Aε) η,    w' = w + p',    ξ' = ξ + ‖p'‖²/d − ε
+            p' = (1 − ξ) (p − ε nβ g) + √(2Aε) η,    w' = w + p',    ξ' = ξ + ‖p'‖²/d − ε
 
         Args:
             params: As for `sgld`.
@@ -334,28 +350,6 @@ class SGMCMC(SamplingOptimizer):
             ValueError: It is none of "sgld", "rmsprop_sgld" and "sgnht".
         """
         return getattr(cls, checks.choice("method", method, get_args(SamplingMethodLiteral)))
-
-
-def _parts(
-    group: Group,
-    param: Tensor,
-    state: dict[str, Any],
-    generator: Generator | None,
-    report: StepReport,
-) -> Parts:
-    """What one parameter's update is made of."""
-    grad, w = dense_grad(param), param.data
-    coefs = group["preconditioner"].get_coefficients(param, grad, state)
-    localization, weight_decay = pulls(group["prior"], w, state)
-    return Parts(
-        grad=Term(setting(group, "nbeta"), grad),
-        localization=localization,
-        weight_decay=weight_decay,
-        noise=Term(setting(group, "noise_level"), noise_like(w, generator)),
-        distance=report.distance(w, state["initial_param"]),
-        gains=coefs.gains(w),
-        correction=coefs.correction(w),
-    )
 
 
 def _gaussians(weight_decay: float, localization: float) -> CompositePrior:

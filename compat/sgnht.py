@@ -18,7 +18,6 @@ from compat.optimizer import (
     warn_of_settings,
 )
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import boxed
 from funcsgmcmc.samplers.sgnht import first_momentum, push, regulated, thermostatted
 from funcsgmcmc.terms import Parts, Term, Terms, gains
 
@@ -28,7 +27,7 @@ _METRICS = ("noise", "dws", "localization_loss")
 class SGNHT(SamplingOptimizer):
     """Stochastic gradient Nosé–Hoover thermostat (Ding et al. 2014).
 
-        p' = p − ε nβ g − ξ p + √(2Aε) η,    η ~ N(0, I)
+        p' = (1 − ξ) (p − ε nβ g) + √(2Aε) η,    η ~ N(0, I)
         w' = w + p'
         ξ' = ξ + ‖p'‖²/d − ε
 
@@ -152,7 +151,7 @@ class Thermostat:
     def terms(self, parts: Parts, momentum: Tensor) -> Terms:
         """The terms of one parameter's update."""
         friction = Term(self._friction, momentum)
-        return thermostatted(parts, friction, self._lr, self._diffusion_factor)
+        return thermostatted(parts, friction, self._lr, self._diffusion_factor, split=True)
 
     def push(
         self,
@@ -163,14 +162,9 @@ class Thermostat:
         half_width: float | None,
     ) -> None:
         """Update one parameter and its momentum, in place."""
-        moved, momentum = push(
-            param,
-            Term(self._friction, state["momentum"]),
-            terms,
-            lambda free: (
-                free if half_width is None else boxed(free, state["initial_param"], half_width)
-            ),
-        )
+        box = None if half_width is None else (state["initial_param"], half_width)
+        friction = Term(self._friction, state["momentum"])
+        moved, momentum = push(param, friction, terms, box)
         param.copy_(moved)
         state["momentum"].copy_(momentum)
         self._energies.append(tree.dot(momentum, momentum))

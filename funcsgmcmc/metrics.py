@@ -8,18 +8,19 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.terms import Term, Terms
-from funcsgmcmc.tree import Scalar
+from funcsgmcmc.terms import Terms
+from funcsgmcmc.tree import Scalar, Tree
 
-_NORMS = ("scaled_grad", "unscaled_grad", "localization", "weight_decay", "noise", "distance")
-_DOTS = (
-    ("scaled_grad", "localization"),
-    ("scaled_grad", "weight_decay"),
-    ("scaled_grad", "noise"),
-    ("localization", "noise"),
-    ("weight_decay", "noise"),
+# The first fields of `Terms`, and the pairs of them whose inner products make the metrics.
+_GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE = range(6)
+_PAIRS = (
+    *((i, i) for i in range(6)),
+    (_GRAD, _LOCALIZATION),
+    (_GRAD, _DECAY),
+    (_GRAD, _NOISE),
+    (_LOCALIZATION, _NOISE),
+    (_DECAY, _NOISE),
 )
-_PAIRS = tuple((name, name) for name in _NORMS) + _DOTS
 
 
 class Metrics(NamedTuple):
@@ -71,62 +72,88 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     Returns:
         Metrics, each entry `[*chains]`.
     """
+    directions, places = _distinct(terms)
+    dots = [tree.dot(directions[places[a]], directions[places[b]]) for a, b in _PAIRS]
     numel = tree.count(cast(TensorDict, terms.noise.direction), mask)
-    return from_products(terms, products(terms).unbind(-1), numel)
+    return _from_products(terms, dots, numel)
 
 
-def products(terms: Terms) -> Tensor:
-    """Inner products of the directions of a step's terms, without their coefficients.
+class PartialMetrics:
+    """Metrics of a step that is made part by part, as an optimizer makes it.
 
-    They add up over the parts of a parameter vector: a driver that updates one part at a time sums
-    them, and asks for norms at the end.
-
-    Returns:
-        `[*chains, 11]`, for `from_products`, which never reads those of a term that is `()`.
+    Each part is a bare tensor; inner products of the parts' directions add up.
     """
-    directions = {name: term.direction for name, term in _present(terms).items()}
-    # Without preconditioner, mask and log-prior, several terms share a direction.
-    distinct = list({id(direction): direction for direction in directions.values()}.values())
-    place = {
-        name: next(i for i, other in enumerate(distinct) if other is direction)
-        for name, direction in directions.items()
-    }
-    # A term that is not there is given the first one's place.
-    return tree.inner_products(distinct, [(place.get(a, 0), place.get(b, 0)) for a, b in _PAIRS])
+
+    def __init__(self) -> None:
+        self._terms: Terms | None = None
+        self._grams: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def add(self, terms: Terms) -> None:
+        """Take in the terms of one part; the coefficients must be those of the other parts."""
+        directions, places = _distinct(terms)
+        self._grams.setdefault(places, []).append(tree.gram(cast(list[Tensor], directions)))
+        self._terms = terms
+
+    def metrics(self, numel: int) -> Metrics | None:
+        """The metrics of all parts together; None before the first part.
+
+        Args:
+            numel: Number of parameters whose mask is not zero.
+        """
+        if self._terms is None:
+            return None
+        totals = [torch.stack(grams).sum(0) for grams in self._grams.values()]
+        # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
+        entries: list[Any] = [each.tolist() if each.is_cpu else each for each in totals]
+        parts = list(zip(self._grams, entries, strict=True))
+        values = [sum(entry[places[a]][places[b]] for places, entry in parts) for a, b in _PAIRS]
+        return _from_products(self._terms, values, torch.tensor(numel))
 
 
-def from_products(terms: Terms, values: Sequence[Scalar], numel: Tensor) -> Metrics:
+def _distinct(terms: Terms) -> tuple[list[Tree], tuple[int, ...]]:
+    """The directions of a step's terms, and which of them each of the first six terms has.
+
+    Without preconditioner, mask and log-prior several terms share one direction. A term that is
+    `()` is given the first one; nobody reads what comes of it.
+    """
+    directions: list[Tree] = []
+    places: list[int] = []
+    for term in terms[:6]:
+        place = 0
+        if term:
+            known = [i for i, other in enumerate(directions) if other is term.direction]
+            place = known[0] if known else len(directions)
+            directions += [] if known else [term.direction]
+        places.append(place)
+    return directions, tuple(places)
+
+
+def _from_products(terms: Any, values: Sequence[Scalar], numel: Tensor) -> Metrics:
     """Norms and inner products of terms from those of their directions.
 
     Args:
         terms: Terms with the step's coefficients.
-        values: The result of `products`, or a sum of such, entry by entry: `[*chains]` each, or
-            numbers, if the coefficients are numbers.
-        numel: Number of parameters whose mask is not zero.
+        values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if coefficients are.
+        numel: As in `Metrics`.
     """
-    product: dict[tuple[str, str], Any] = dict(zip(_PAIRS, values, strict=True))
-    coefficient = {name: term.coefficient for name, term in _present(terms).items()}
+    product: dict[tuple[int, int], Any] = dict(zip(_PAIRS, values, strict=True))
 
-    def dot(a: str, b: str) -> Any:
-        if a not in coefficient or b not in coefficient:
-            return 0.0
-        return coefficient[a] * coefficient[b] * product[a, b]
+    def dot(a: int, b: int) -> Any:
+        left, right = terms[a], terms[b]
+        return left.coefficient * right.coefficient * product[a, b] if left and right else 0.0
 
-    def norm(name: str) -> Any:
-        if name not in coefficient:
-            return 0.0
-        return abs(coefficient[name]) * product[name, name] ** 0.5
+    def norm(a: int) -> Any:
+        return abs(terms[a].coefficient) * product[a, a] ** 0.5 if terms[a] else 0.0
 
     return Metrics(
-        **{name: norm(name) for name in _NORMS},
-        dot_grad_prior=dot("scaled_grad", "localization") + dot("scaled_grad", "weight_decay"),
-        dot_grad_noise=dot("scaled_grad", "noise"),
-        dot_prior_noise=dot("localization", "noise") + dot("weight_decay", "noise"),
+        scaled_grad=norm(_GRAD),
+        unscaled_grad=norm(_UNSCALED),
+        localization=norm(_LOCALIZATION),
+        weight_decay=norm(_DECAY),
+        noise=norm(_NOISE),
+        distance=norm(_DISTANCE),
+        dot_grad_prior=dot(_GRAD, _LOCALIZATION) + dot(_GRAD, _DECAY),
+        dot_grad_noise=dot(_GRAD, _NOISE),
+        dot_prior_noise=dot(_LOCALIZATION, _NOISE) + dot(_DECAY, _NOISE),
         numel=numel,
     )
-
-
-def _present(terms: Terms) -> dict[str, Term]:
-    """The terms that metrics are about, as far as the update has them."""
-    named = {name: getattr(terms, name) for name in _NORMS}
-    return {name: term for name, term in named.items() if term}

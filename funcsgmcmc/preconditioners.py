@@ -68,16 +68,19 @@ def square_average(average: AnyTree, grads: AnyTree, alpha: Scalar) -> AnyTree:
     """V' = αV + (1 − α) g², in float32 or better."""
 
     def mix(average: Tensor, grad: Tensor) -> Tensor:
-        dtype = tree.working_dtype(average)
-        forget = tree.expand_right(1 - alpha, average)
-        return torch.lerp(average.to(dtype), grad.to(dtype).square(), forget)
+        squares = tree.widened(grad).square()
+        return torch.lerp(tree.widened(average), squares, tree.expand_right(1 - alpha, average))
 
     return tree.map_leaves(mix, average, grads)
 
 
 def rmsprop_gain(average: AnyTree, eps: Scalar) -> AnyTree:
     """G = 1/(√V' + eps)."""
-    return tree.map_leaves(lambda leaf: 1 / (leaf.sqrt() + tree.expand_right(eps, leaf)), average)
+
+    def gain(average: Tensor) -> Tensor:
+        return (average.sqrt() + tree.expand_right(eps, average)).reciprocal()
+
+    return tree.map_leaves(gain, average)
 
 
 def rmsprop_curvature(

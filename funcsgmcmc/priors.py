@@ -29,8 +29,7 @@ def displacement(params: AnyTree, center: AnyTree) -> AnyTree:
     """
 
     def difference(leaf: Tensor, middle: Tensor) -> Tensor:
-        dtype = tree.working_dtype(leaf)
-        return leaf.to(dtype) - middle.to(dtype)
+        return tree.widened(leaf) - tree.widened(middle)
 
     return tree.map_leaves(difference, params, center)
 

@@ -11,9 +11,10 @@ Shapes: coefficients `[*chains]` or `[]` (numbers for bare tensors), directions
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
@@ -45,6 +46,13 @@ class Term(NamedTuple):
 
 MaybeTerm = Term | tuple[()]
 """A term, or `()` for one that an update does not have (None may not leave a `torch.vmap`)."""
+
+
+def term(coefficient: Scalar, direction: Tree) -> MaybeTerm:
+    """A term; `()` if the coefficient is the number 0."""
+    if isinstance(coefficient, Tensor) or coefficient != 0:
+        return Term(coefficient, direction)
+    return ()
 
 
 class Terms(NamedTuple):
@@ -114,8 +122,8 @@ def scaled(direction: AnyTree, factors: AnyTree | None) -> AnyTree:
         return direction
 
     def product(leaf: Tensor, factor: Tensor) -> Tensor:
-        dtype = tree.working_dtype(leaf)
-        return leaf.to(dtype) * factor.to(dtype)
+        wide = tree.widened(leaf)
+        return wide * (factor if factor.dtype == wide.dtype else factor.to(wide.dtype))
 
     return tree.map_leaves(product, direction, factors)
 
@@ -152,9 +160,11 @@ def decompose(parts: Parts, *, drift: Scalar, diffusion: Scalar, momentum: Maybe
         momentum: As in `Terms`.
     """
     gains, noise = parts.gains, parts.noise
+    unscaled_grad = _applied(drift, parts.grad, None)
+    same = gains.grad is None
     return Terms(
-        scaled_grad=_applied(drift, parts.grad, gains.grad),
-        unscaled_grad=_applied(drift, parts.grad, None),
+        scaled_grad=unscaled_grad if same else _applied(drift, parts.grad, gains.grad),
+        unscaled_grad=unscaled_grad,
         localization=_applied(drift, parts.localization, gains.prior),
         weight_decay=_applied(drift, parts.weight_decay, gains.prior),
         noise=Term(diffusion * noise.coefficient, scaled(noise.direction, gains.noise)),
@@ -184,33 +194,45 @@ def move(
     Returns:
         A tree like `params`: sums are taken in float32 or better, and rounded once.
     """
-    terms = (*minus, *plus)
-    signs = (-1,) * len(minus) + (1,) * len(plus)
+    if isinstance(params, Tensor):
+        moved_leaf: Any = _move_leaf(params, minus, plus, out)
+        return moved_leaf
+    moved = {
+        name: _move_leaf(leaf, _at(name, minus), _at(name, plus))
+        for name, leaf in tree.leaves(params)
+    }
+    return tree.build(moved, params.batch_size)
 
-    def move_leaf(leaf: Tensor, *directions: Tensor) -> Tensor:
-        total = leaf.to(tree.working_dtype(leaf))
-        buffer = _buffer(leaf, total, directions, out)
-        for term, sign, direction in zip(terms, signs, directions, strict=True):
-            coefficient = tree.expand_right(term.coefficient, leaf)
+
+def _at(name: tree.Name, terms: Sequence[Term]) -> list[Term]:
+    """Terms of one leaf."""
+    return [Term(term.coefficient, cast(TensorDict, term.direction)[name]) for term in terms]
+
+
+def _move_leaf(
+    leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], out: Tensor | None = None
+) -> Tensor:
+    total = tree.widened(leaf)
+    buffer = None
+    # A direction that is w itself must be read before w changes.
+    if out is not None and not _any_in(out, (*minus, *plus)):
+        buffer = out if out.dtype == total.dtype else total
+    for sign, terms in ((-1, minus), (1, plus)):
+        for coefficient, direction in terms:
             if isinstance(coefficient, Tensor):
+                coefficient = tree.expand_right(coefficient, leaf)
                 total = torch.addcmul(total, direction, coefficient, value=sign)
-            elif coefficient != 0:
+            else:
                 total = torch.add(total, direction, alpha=sign * coefficient, out=buffer)
-        if out is None:
-            return total.to(leaf.dtype)
-        return out if total is out else out.copy_(total)
-
-    directions = cast(list[AnyTree], [term.direction for term in terms])
-    return tree.map_leaves(move_leaf, params, *directions)
+    if out is None:
+        return total if total.dtype == leaf.dtype else total.to(leaf.dtype)
+    return out if total is out else out.copy_(total)
 
 
-def _buffer(
-    leaf: Tensor, total: Tensor, directions: Sequence[Tensor], out: Tensor | None
-) -> Tensor | None:
-    """Where a leaf's sum may be written as it grows; None for new memory at every term."""
-    if out is None or any(direction.data_ptr() == out.data_ptr() for direction in directions):
-        return None
-    return out if out.dtype == total.dtype else total
+def _any_in(memory: Tensor, terms: Sequence[Term]) -> bool:
+    """Whether a direction lies in some memory."""
+    address = memory.data_ptr()
+    return any(cast(Tensor, term.direction).data_ptr() == address for term in terms)
 
 
 def total(terms: Sequence[Term]) -> MaybeTerm:

@@ -27,7 +27,7 @@ Source: Ding, Fang, Babbush, Chen, Skeel and Neven, "Bayesian sampling using sto
 thermostats", NeurIPS 2014, algorithm 2, with their step size √ε and p = √ε · (their momentum).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -35,7 +35,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import Sampler, State, shared_settings
+from funcsgmcmc.samplers.base import Sampler, State, boxed, shared_settings
 from funcsgmcmc.terms import Parts, Term, Terms, decompose, move, scaled
 from funcsgmcmc.tree import AnyTree, Scalar
 
@@ -102,10 +102,9 @@ class SGNHT(Sampler, frozen=True):
         parts = self.parts(state, grads, Term(torch.ones_like(self.lr), noise), prior_pull)
         friction = Term(state.thermostat, state.momentum)
         terms = thermostatted(parts, friction, self.lr, self.diffusion_factor)
-        center = self.center(state)
-        params, momentum = push(
-            state.params, friction, terms, lambda moved: self.boxed(moved, center)
-        )
+        half_width = self.bounding_box_size
+        box = None if half_width is None else (self.center(state), half_width)
+        params, momentum = push(state.params, friction, terms, box)
         energy = tree.dot(momentum, momentum)
         sampled = tree.count(state.params, self.mask).clamp(min=1)
         new_state = SGNHTState(
@@ -126,15 +125,28 @@ def first_momentum(noise: AnyTree, lr: Scalar, mask: AnyTree | None) -> AnyTree:
     return tree.map_leaves(lambda leaf: tree.expand_right(root, leaf) * leaf, scaled(noise, mask))
 
 
-def thermostatted(parts: Parts, friction: Term, lr: Scalar, diffusion_factor: Scalar) -> Terms:
-    """Terms of a step of SGNHT: drift ε, noise √(2Aε), friction ξ · p on the momentum."""
-    momentum = Term(1 - friction.coefficient, friction.direction)
+def thermostatted(
+    parts: Parts, friction: Term, lr: Scalar, diffusion_factor: Scalar, *, split: bool = False
+) -> Terms:
+    """Terms of a step of SGNHT: drift ε, noise √(2Aε), friction ξ · p on the momentum.
+
+    Args:
+        parts: What the update is made of.
+        friction: ξ · p.
+        lr: ε.
+        diffusion_factor: A.
+        split: Whether friction acts on the momentum after the force has, which multiplies the
+            drift by 1 − ξ: p' = (1 − ξ) (p − ε ∇U) + noise. It is the same to first order in ε.
+    """
+    remaining = 1 - friction.coefficient
+    momentum = Term(remaining, friction.direction)
+    drift = lr * remaining if split else lr
     diffusion = (2 * diffusion_factor * lr) ** 0.5
-    return decompose(parts, drift=lr, diffusion=diffusion, momentum=momentum)
+    return decompose(parts, drift=drift, diffusion=diffusion, momentum=momentum)
 
 
 def push(
-    params: AnyTree, friction: Term, terms: Terms, boxed: Callable[[AnyTree], AnyTree]
+    params: AnyTree, friction: Term, terms: Terms, box: tuple[AnyTree, Scalar] | None
 ) -> tuple[AnyTree, AnyTree]:
     """Change the momentum by the terms, then the parameters by the momentum.
 
@@ -142,7 +154,7 @@ def push(
         params: w.
         friction: ξ · p.
         terms: The step's.
-        boxed: Clamps parameters to the box; returns what it was given if there is none.
+        box: w₀ and b; None for no box.
 
     Returns:
         w' and p'.
@@ -150,12 +162,16 @@ def push(
     start = cast(AnyTree, friction.direction)
     momentum = move(start, (friction, *terms.down()), terms.up())
     moved = move(params, (), (Term(1.0, momentum),))
-    inside = boxed(moved)
-    if inside is not moved:
-        momentum = tree.map_leaves(
-            lambda p, inside, free: torch.where(inside == free, p, -p), momentum, inside, moved
-        )
-    return inside, momentum
+    if box is None:
+        return moved, momentum
+    center, half_width = box
+
+    def reflect(momentum: Tensor, leaf: Tensor, middle: Tensor) -> Tensor:
+        inside = (leaf - middle).abs() < tree.expand_right(half_width, leaf)
+        return torch.where(inside, momentum, -momentum)
+
+    reflected = tree.map_leaves(reflect, momentum, moved, center)
+    return boxed(moved, center, half_width), reflected
 
 
 def regulated(thermostat: Tensor, energy: Tensor, sampled: int | Tensor, lr: Scalar) -> Tensor:

@@ -1,0 +1,618 @@
+"""Where the published devinterp 2.0.1 differs from its document, `compat` follows the document."""
+
+import io
+import math
+
+import devinterp.optim
+import pytest
+import torch
+from torch import nn
+
+from compat import SGLD, SGMCMC, SGNHT
+from compat.metrics import Metrics
+from compat.preconditioner import (
+    CompositePreconditioner,
+    IdentityPreconditioner,
+    MaskPreconditioner,
+    NHTPreconditioning,
+    PreconditionerCoefs,
+    RMSpropPreconditioner,
+)
+from compat.prior import CompositePrior, GaussianPrior, Prior, UniformPrior
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:nbeta is 1"),
+    pytest.mark.filterwarnings("ignore:noise_level is"),
+    pytest.mark.filterwarnings("ignore:(SGLD|SGNHT) is deprecated"),
+    pytest.mark.filterwarnings("ignore:nbeta set to 1"),
+]
+
+NOISELESS = {"noise_level": 0.0, "nbeta": 2.0}
+
+
+def parameter(*values: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values))
+
+
+def quadratic_step(optimizer, *params: nn.Parameter, curvature: float = 1.0, **step) -> None:
+    """A step with the gradient of curvature · ‖w‖²/2."""
+    for param in params:
+        param.grad = curvature * param.detach().clone()
+    optimizer.step(**step)
+
+
+# --- SGMCMC.sgnht samples -----------------------------------------------------------------------
+
+
+def test_sgmcmc_sgnht_is_sgnht():
+    runs = []
+    for make in (SGNHT, SGMCMC.sgnht):
+        torch.manual_seed(5)
+        params = [parameter(1.0, -2.0, 0.5), nn.Parameter(torch.ones(2, 3))]
+        settings = {"lr": 0.01, "nbeta": 3.0, "diffusion_factor": 0.2, "bounding_box_size": 0.1}
+        optimizer = make(params, **settings)
+        for _ in range(30):
+            quadratic_step(optimizer, *params)
+        momenta = [optimizer.state[param]["momentum"] for param in params]
+        runs.append([*params, *momenta, optimizer.param_groups[0]["thermostat"]])
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+def moments(make, curvature, dimension, steps, diffusion_factor=0.1, lr=0.02):
+    """Time averages over a chain on a quadratic, ‖p‖²/d, ‖w‖²/d, ξ, and their standard errors."""
+    torch.manual_seed(11)
+    param = nn.Parameter(torch.randn(dimension) / math.sqrt(curvature))
+    optimizer = make([param], lr=lr, nbeta=curvature, diffusion_factor=diffusion_factor)
+    group, state = optimizer.param_groups[0], optimizer.state[param]
+    rows = []
+    for step in range(2_000 + steps):
+        param.grad = param.detach().clone()
+        optimizer.step()
+        if step >= 2_000:
+            squares = [(values.detach() ** 2).mean() for values in (state["momentum"], param)]
+            rows.append(torch.stack([*squares, group.get("thermostat", torch.tensor(0.0))]))
+    blocks = torch.stack(rows).reshape(50, -1, 3).mean(1)  # long beside the autocorrelation
+    return blocks.mean(0), blocks.std(0) / math.sqrt(len(blocks))
+
+
+@pytest.mark.parametrize("curvature", [0.5, 4.0])
+@pytest.mark.parametrize("dimension", [4, 400])
+def test_sgnht_keeps_its_kinetic_energy(curvature, dimension):
+    mean, error = moments(SGMCMC.sgnht, curvature, dimension, steps=10_000)
+    assert abs(mean[0] - 0.02) < 4 * error[0] < 0.02 / 10
+
+
+@pytest.mark.parametrize("curvature", [0.5, 4.0])
+def test_sgnht_samples_the_quadratic(curvature):
+    # In many dimensions ξ hardly moves, and the law of the scheme with ξ fixed is exact.
+    mean, error = moments(SGMCMC.sgnht, curvature, dimension=4_000, steps=10_000)
+    variance = (2 - mean[2]) / (2 * (1 - mean[2])) / curvature
+    assert abs(mean[1] - variance) < 4 * error[1] < 0.02 / curvature
+    # The published one is SGLD with 2A in place of the noise's variance 1.
+    mean, error = moments(devinterp.optim.SGMCMC.sgnht, curvature, dimension=4_000, steps=10_000)
+    variance = 2 * 0.1 / curvature / (1 - 0.02 * curvature / 4)
+    assert abs(mean[1] - variance) < 4 * error[1]
+
+
+def test_sgnht_takes_masks_priors_and_metrics():
+    param = parameter(1.0, 2.0, 3.0)
+    optimizer = SGMCMC(
+        [param],
+        lr=0.1,
+        nbeta=2.0,
+        prior=4.0,
+        preconditioner=NHTPreconditioning(0.0),
+        mask=torch.tensor([1.0, 0.0, 1.0]),
+        save_metrics=True,
+    )
+    momentum = optimizer.state[param]["momentum"].clone()
+    assert momentum[1] == 0
+    before = param.detach().clone()
+    quadratic_step(optimizer, param)
+    expected = momentum - 0.1 * 2.0 * before * torch.tensor([1.0, 0.0, 1.0])
+    torch.testing.assert_close(param.detach(), before + expected)
+    metrics = optimizer.get_metrics()
+    assert metrics.numel == 2
+    assert metrics.scaled_grad.item() == pytest.approx(0.2 * math.sqrt(1 + 9))
+    assert metrics.noise.item() == 0
+    energy = optimizer.state[param]["momentum"].square().sum().item() / 2
+    assert optimizer.param_groups[0]["thermostat"].item() == pytest.approx(energy - 0.1)
+
+
+# --- Settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [SGLD, SGNHT, SGMCMC, SGMCMC.sgld, SGMCMC.rmsprop_sgld])
+def test_nbeta_may_be_a_function(make):
+    values = iter([1.5, 2.5, 3.5])
+    param, other = parameter(1.0, -2.0), parameter(1.0, -2.0)
+    torch.manual_seed(0)
+    changing = make([param], nbeta=lambda: next(values))
+    torch.manual_seed(0)
+    set_by_hand = make([other], nbeta=1.5)
+    for step, nbeta in enumerate([1.5, 2.5, 3.5]):
+        set_by_hand.param_groups[0]["nbeta"] = nbeta
+        torch.manual_seed(step)
+        quadratic_step(changing, param)
+        torch.manual_seed(step)
+        quadratic_step(set_by_hand, other)
+        assert torch.equal(param, other)
+    refusing = make([parameter(1.0)], nbeta=lambda: -1.0)
+    with pytest.raises(ValueError, match="nbeta must be >= 0, got -1"):
+        quadratic_step(refusing, *refusing.param_groups[0]["params"])
+
+
+def test_a_number_is_a_centre():
+    param = parameter(3.0, -1.0)
+    optimizer = SGMCMC([param], lr=0.5, prior=GaussianPrior(2.0, center=2.0), noise_level=0.0)
+    param.grad = torch.zeros(2)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.tensor([3.0 - 0.5, -1.0 + 1.5]))
+
+
+@pytest.mark.parametrize("size", [3, 400])
+def test_gradient_correction_is_the_derivative_of_the_preconditioner(size):
+    """Γ = ∂G/∂w by autograd. Where the Hessian is diagonal, probes are exact too."""
+    torch.manual_seed(0)
+    start = torch.randn(size)
+    alpha, eps, lr = 0.9, 0.1, 0.5
+    params = [nn.Parameter(start.clone()) for _ in range(2)]
+    moved = []
+    for param, corrected in zip(params, (False, True), strict=True):
+        preconditioner = RMSpropPreconditioner(alpha, eps, add_grad_correction=corrected)
+        optimizer = SGMCMC([param], lr=lr, preconditioner=preconditioner, **NOISELESS)
+        param.grad = torch.autograd.grad((param**4).sum(), param, create_graph=True)[0]
+        optimizer.step()
+        moved.append(param.detach().clone())
+    point = start.clone().requires_grad_()
+    (slope,) = torch.autograd.grad((point**4).sum(), point, create_graph=True)
+    gain = 1 / ((1 - alpha) ** 0.5 * slope.abs() + eps)
+    (expected,) = torch.autograd.grad(gain.sum(), point)
+    torch.testing.assert_close(moved[1] - moved[0], lr / 2 * expected)
+
+
+def test_gradient_correction_uses_the_diagonal_of_a_full_hessian():
+    torch.manual_seed(1)
+    root = torch.randn(5, 5)
+    param = nn.Parameter(torch.randn(5))
+    plain, corrected = (
+        RMSpropPreconditioner(0.8, 0.2, add_grad_correction=value) for value in (False, True)
+    )
+    loss = ((root @ param) ** 2).sum() + (param**3).sum()
+    (grad,) = torch.autograd.grad(loss, param, create_graph=True)
+    coefs, state = corrected.get_coefficients(param, grad, {}), {}
+    gain = plain.get_coefficients(param, grad.detach(), state).grad_coef
+    hessian = torch.autograd.functional.hessian(
+        lambda w: ((root @ w) ** 2).sum() + (w**3).sum(), param.detach()
+    )
+    average = state["square_avg"]
+    expected = -0.2 * grad.detach() * hessian.diagonal() * gain**2 / average.sqrt()
+    torch.testing.assert_close(coefs.grad_correction, expected)
+
+
+def test_gradient_correction_by_probes_is_unbiased():
+    torch.manual_seed(2)
+    size, repeats = 300, 400
+    root = torch.randn(size, size) / size**0.5
+    param = nn.Parameter(torch.randn(size))
+    (grad,) = torch.autograd.grad(((root @ param) ** 2).sum(), param, create_graph=True)
+    preconditioner = RMSpropPreconditioner(0.8, 0.2, add_grad_correction=True)
+    draws = torch.stack(
+        [preconditioner.get_coefficients(param, grad, {}).grad_correction for _ in range(repeats)]
+    )
+    state: dict = {}
+    gain = RMSpropPreconditioner(0.8, 0.2).get_coefficients(param, grad, state).grad_coef
+    diagonal = 2 * (root**2).sum(0)
+    expected = -0.2 * grad * diagonal * gain**2 / state["square_avg"].sqrt()
+    z = (draws.mean(0) - expected.detach()) / (draws.std(0) / repeats**0.5)
+    # Chi-square of 300 z-scores, correlated by the probes.
+    assert z.square().mean() < 1.6
+    assert z.abs().max() < 5
+
+
+def test_gradient_correction_needs_a_graph():
+    param = parameter(1.0, 2.0)
+    optimizer = SGMCMC.rmsprop_sgld([param], add_grad_correction=True)
+    param.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=r"backward\(create_graph=True\)"):
+        optimizer.step()
+
+
+def test_gradient_correction_respects_the_mask():
+    param = parameter(1.0, 2.0)
+    preconditioner = RMSpropPreconditioner(add_grad_correction=True)
+    mask = torch.tensor([0.0, 0.5])
+    optimizer = SGMCMC([param], lr=0.5, preconditioner=preconditioner, mask=mask, **NOISELESS)
+    param.grad = torch.autograd.grad((param**4).sum(), param, create_graph=True)[0]
+    optimizer.step()
+    assert param[0] == 1.0
+    assert param[1] != 2.0
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"lr": -0.1}, ValueError, "lr must be >= 0, got -0.1"),
+        ({"lr": math.nan}, ValueError, "lr must be >= 0, got nan"),
+        ({"lr": math.inf}, ValueError, "lr must be finite, got inf"),
+        ({"lr": "fast"}, TypeError, "lr must be a number"),
+        ({"nbeta": -1.0}, ValueError, "nbeta must be >= 0, got -1"),
+        ({"bounding_box_size": -1.0}, ValueError, "bounding_box_size must be >= 0, got -1"),
+    ],
+)
+@pytest.mark.parametrize("make", [SGLD, SGNHT, SGMCMC, *map(SGMCMC.get_method, ["sgld", "sgnht"])])
+def test_bad_hyperparameters_are_refused(make, given, error, message):
+    with pytest.raises(error, match=message):
+        make([parameter(1.0)], **given)
+    with pytest.raises(error, match=message):
+        make([{"params": [parameter(1.0)], **given}])
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "message"),
+    [
+        (SGLD, {"localization": -1.0}, "localization must be >= 0, got -1"),
+        (SGLD, {"weight_decay": -1.0}, "weight_decay must be >= 0, got -1"),
+        (SGLD, {"noise_level": -1.0}, "noise_level must be >= 0, got -1"),
+        (SGLD, {"sketch_dim": 0}, "sketch_dim must be >= 1, got 0"),
+        (SGMCMC, {"noise_level": math.nan}, "noise_level must be >= 0, got nan"),
+        (SGMCMC, {"prior": -2.0}, "localization must be >= 0, got -2"),
+        (SGMCMC, {"prior": "anywhere"}, "center must be one of 'initial', got 'anywhere'"),
+        (SGMCMC, {"prior": object()}, "prior must be a Prior, 'initial', a number, tensors"),
+        (SGMCMC, {"preconditioner": "adam"}, "preconditioner must be one of 'identity', 'rmsprop'"),
+        (SGMCMC, {"preconditioner": 3}, "preconditioner must be a Preconditioner"),
+        (
+            SGMCMC,
+            {"preconditioner": IdentityPreconditioner(), "preconditioner_kwargs": {"eps": 1}},
+            "preconditioner_kwargs are for a preconditioner given by name",
+        ),
+        (SGMCMC.sgld, {"localization": -1.0}, "localization must be >= 0, got -1"),
+        (SGMCMC.sgld, {"weight_decay": math.nan}, "weight_decay must be >= 0, got nan"),
+        (SGMCMC.rmsprop_sgld, {"alpha": 1.0}, "alpha must be < 1, got 1"),
+        (SGMCMC.rmsprop_sgld, {"eps": -0.1}, "eps must be >= 0, got -0.1"),
+        (SGMCMC.sgnht, {"diffusion_factor": -0.1}, "diffusion_factor must be >= 0, got -0.1"),
+        (SGNHT, {"diffusion_factor": -0.1}, "diffusion_factor must be >= 0, got -0.1"),
+        (SGNHT, {"metrics": ["speed"]}, "metrics must be one of 'noise', 'dws'"),
+    ],
+)
+def test_bad_settings_are_refused(make, given, message):
+    with pytest.raises(ValueError, match=message):
+        make([parameter(1.0)], **given)
+
+
+@pytest.mark.parametrize("make", [SGLD, SGNHT, SGMCMC.sgld, SGMCMC.rmsprop_sgld, SGMCMC.sgnht])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_only_real_parameters_are_sampled(make, dtype):
+    with pytest.raises(TypeError, match=r"params\[1\] must be real floating point, got torch"):
+        make([torch.ones(2), torch.ones(2, dtype=dtype)])
+
+
+@pytest.mark.parametrize("make", [SGLD, SGMCMC])
+def test_zero_is_a_valid_setting(make):
+    param = parameter(1.0, -2.0)
+    optimizer = make([param], lr=0.0, nbeta=0.0, noise_level=0.0)
+    quadratic_step(optimizer, param)
+    assert torch.equal(param, torch.tensor([1.0, -2.0]))
+
+
+def test_boxes_and_uniform_priors():
+    with pytest.raises(ValueError, match="box_size must be infinite, got 1"):
+        UniformPrior(1.0)
+    with pytest.raises(ValueError, match="center must be finite, got nan"):
+        GaussianPrior(1.0, center=math.nan)
+    with pytest.raises(TypeError, match="center must hold tensors, got int"):
+        SGMCMC([parameter(1.0)], prior=GaussianPrior(1.0, center=[1]))
+
+
+# --- Groups -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda groups: SGLD(groups, localization=1.0, save_metrics=True, sketch_dim=3),
+        lambda groups: SGMCMC.sgld(groups, localization=1.0, save_metrics=True, sketch_dim=3),
+        lambda groups: SGMCMC.rmsprop_sgld(groups, bounding_box_size=0.1, save_metrics=True),
+        lambda groups: SGMCMC.sgnht(groups, save_metrics=True, sketch_dim=3),
+        lambda groups: SGNHT(groups, bounding_box_size=0.1),
+    ],
+)
+def test_a_group_may_be_added_at_any_time(make):
+    """A group added later is a group given at once, at the parameters' values then."""
+    runs = []
+    for later in (False, True):
+        first, second = parameter(1.0, 2.0), parameter(3.0, 4.0, 5.0)
+        groups = [{"params": [first]}, {"params": [second], "lr": 0.02}]
+        torch.manual_seed(3)
+        optimizer = make(groups[:1] if later else groups)
+        if later:
+            optimizer.add_param_group(groups[1])
+        torch.manual_seed(4)
+        for _ in range(3):
+            quadratic_step(optimizer, first, second)
+        runs.append([first, second])
+        if getattr(optimizer, "save_metrics", False):
+            runs[-1].append(optimizer.get_metrics().noise)
+        if getattr(optimizer, "save_sketches", False):
+            runs[-1].append(optimizer.get_sketches().noise)
+    for a, b in zip(*runs, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_group_added_after_steps_starts_where_it_is():
+    first, second = parameter(1.0), parameter(5.0)
+    optimizer = SGMCMC.sgld([first], lr=0.1, localization=3.0, nbeta=2.0, noise_level=0.0)
+    quadratic_step(optimizer, first)
+    second.data.fill_(7.0)
+    optimizer.add_param_group({"params": second})
+    second.grad = torch.zeros(1)
+    optimizer.step()
+    assert second.item() == 7.0
+
+
+def test_a_refused_group_leaves_the_optimizer_as_it_was():
+    param, other = parameter(1.0), parameter(1.0, 2.0)
+    optimizer = SGMCMC.sgld([param], nbeta=2.0)
+    with pytest.raises(ValueError, match="lr must be >= 0"):
+        optimizer.add_param_group({"params": [other], "lr": -1.0})
+    with pytest.raises(ValueError, match="mask must have one tensor for each parameter"):
+        optimizer.add_param_group({"params": [other], "mask": torch.ones(3)})
+    assert len(optimizer.param_groups) == 1
+    assert list(optimizer.state) == [param]
+    optimizer.add_param_group({"params": [other], "mask": torch.ones(2)})
+    quadratic_step(optimizer, param, other)
+
+
+def test_groups_given_as_dicts_are_not_changed():
+    group = {"params": [parameter(1.0)]}
+    SGMCMC.sgld([group], nbeta=2.0)
+    assert list(group) == ["params"]
+
+
+@pytest.mark.parametrize("make", [SGMCMC, SGMCMC.sgld, SGMCMC.rmsprop_sgld])
+def test_masks_are_one_a_parameter(make):
+    params = [parameter(1.0, 2.0), parameter(1.0, 2.0)]
+    for mask in (torch.ones(2), [torch.ones(2)], [torch.ones(2), torch.ones(3)]):
+        with pytest.raises(ValueError, match=r"shapes \[\(2,\), \(2,\)\], got \["):
+            make(params, mask=mask)
+    optimizer = make(params, mask=[torch.tensor([0.0, 1.0]), [True, False]])
+    quadratic_step(optimizer, *params)
+    assert [param.tolist()[i] for i, param in enumerate(params)] == [1.0, 2.0]
+    assert [param.tolist()[1 - i] for i, param in enumerate(params)] != [2.0, 1.0]
+
+
+@pytest.mark.parametrize("make", [SGLD, SGNHT])
+def test_masks_of_the_older_classes(make):
+    params = [parameter(1.0, 2.0), parameter(3.0, 4.0)]
+    with pytest.raises(ValueError, match="mask must have one tensor for each parameter"):
+        make([{"params": params, "mask": torch.ones(3)}])
+    optimizer = make([{"params": params, "mask": torch.tensor([0, 1])}], nbeta=2.0)
+    quadratic_step(optimizer, *params)
+    assert [param.tolist()[0] for param in params] == [1.0, 3.0]
+    assert [param.tolist()[1] for param in params] != [2.0, 4.0]
+
+
+@pytest.mark.parametrize("make", [SGNHT, SGMCMC.sgnht])
+def test_sgnht_skips_a_group_without_gradient(make):
+    params = [parameter(1.0), parameter(2.0)]
+    optimizer = make([{"params": [param]} for param in params], nbeta=2.0)
+    thermostat = optimizer.param_groups[1]["thermostat"].clone()
+    quadratic_step(optimizer, params[0])
+    assert params[1].item() == 2.0
+    assert optimizer.param_groups[1]["thermostat"] == thermostat
+
+
+@pytest.mark.parametrize("make", [SGNHT, SGMCMC.sgnht])
+def test_sgnht_uses_a_groups_own_settings(make):
+    params = [parameter(*[1.0] * 1000) for _ in range(2)]
+    groups = [
+        {"params": [params[0]]},
+        {"params": [params[1]], "lr": 0.04, "diffusion_factor": 0.5},
+    ]
+    torch.manual_seed(0)
+    optimizer = make(groups, lr=0.01, nbeta=2.0)
+    torch.manual_seed(0)
+    drawn = [torch.randn(1000) for _ in range(2)]
+    for param, noise, lr in zip(params, drawn, (0.01, 0.04), strict=True):
+        torch.testing.assert_close(optimizer.state[param]["momentum"], math.sqrt(lr) * noise)
+    assert [group["thermostat"].item() for group in optimizer.param_groups] == [0.01, 0.5]
+    torch.manual_seed(1)
+    expected = [
+        noise * math.sqrt(lr) * (1 - a)
+        for noise, lr, a in zip(drawn, (0.01, 0.04), (0.01, 0.5), strict=True)
+    ]
+    for param in params:
+        param.grad = torch.zeros(1000)
+    optimizer.step()
+    torch.manual_seed(1)
+    for param, momentum, lr, a in zip(params, expected, (0.01, 0.04), (0.01, 0.5), strict=True):
+        noise = math.sqrt(2 * a * lr) * torch.randn(1000)
+        torch.testing.assert_close(param.detach(), 1 + momentum + noise)
+
+
+@pytest.mark.parametrize("make", [SGNHT, SGMCMC.sgnht, SGMCMC.sgld])
+def test_closures_are_evaluated_and_returned(make):
+    param = parameter(1.0, 2.0)
+    optimizer = make([param], nbeta=2.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (param**2).sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure).item() == 5.0
+    assert param.grad is not None
+
+
+# --- Priors -------------------------------------------------------------------------------------
+
+
+def drift(prior: Prior, *values: float, then: float = 1.0) -> torch.Tensor:
+    """How far one step pulls a parameter that moved by `then` since the optimizer was made."""
+    param = parameter(*values)
+    optimizer = SGMCMC([param], lr=2.0, prior=prior, **NOISELESS)
+    param.data += then
+    before = param.detach().clone()
+    param.grad = torch.zeros_like(param)
+    optimizer.step()
+    return before - param.detach()
+
+
+def test_composites_of_composites_add_up():
+    inner = CompositePrior([GaussianPrior(1.0, center=None), GaussianPrior(10.0)])
+    outer = CompositePrior([inner, GaussianPrior(100.0, center=5.0), CompositePrior([inner])])
+    expected = 2 * (1.0 * 4.0 + 10.0 * 1.0) + 100.0 * (4.0 - 5.0)
+    torch.testing.assert_close(drift(outer, 3.0), torch.tensor([expected]))
+
+
+def test_one_prior_may_serve_several_composites_and_optimizers():
+    prior = GaussianPrior(2.0)
+    pulls = [drift(CompositePrior([prior, *others]), 3.0) for others in ([], [prior], [])]
+    torch.testing.assert_close(torch.cat(pulls), torch.tensor([2.0, 4.0, 2.0]))
+    first, second = parameter(1.0), parameter(8.0)
+    optimizers = [
+        SGMCMC([param], lr=2.0, prior=CompositePrior([prior]), **NOISELESS)
+        for param in (first, second)
+    ]
+    for optimizer, param in zip(optimizers, (first, second), strict=True):
+        param.grad = torch.zeros(1)
+        optimizer.step()
+    assert (first.item(), second.item()) == (1.0, 8.0)
+
+
+def test_a_users_prior_keeps_a_state_of_its_own():
+    class Counting(Prior):
+        key = "calls"
+
+        def initialize(self, params):
+            return {param: {self.key: 0} for param in params}
+
+        def grad(self, param, state):
+            state[self.key] += 1
+            assert "param_idx" in state
+            return torch.full_like(param, float(state[self.key]))
+
+    twice = CompositePrior([Counting(), CompositePrior([Counting()])])
+    param = parameter(0.0)
+    optimizer = SGMCMC([param], lr=2.0, prior=twice, **NOISELESS)
+    for _ in range(3):
+        param.grad = torch.zeros(1)
+        optimizer.step()
+    assert param.item() == -2 * (1 + 2 + 3)
+    torch.testing.assert_close(twice.grad(param, optimizer.state[param]), torch.tensor([8.0]))
+
+
+def test_composite_preconditioners_multiply():
+    mask = MaskPreconditioner([0.5])
+    inner = CompositePreconditioner([IdentityPreconditioner(), mask])
+    outer = CompositePreconditioner([inner, CompositePreconditioner([inner]), mask])
+    param = parameter(4.0)
+    optimizer = SGMCMC([param], lr=1.0, preconditioner=outer, **NOISELESS)
+    quadratic_step(optimizer, param)
+    assert param.item() == 4.0 - 0.5 * 0.5**3 * 2.0 * 4.0
+    assert CompositePreconditioner([]).get_coefficients(param, param, {}) == (1, 1, 1, 1, None)
+
+
+def test_corrections_add_up():
+    combined = PreconditionerCoefs.combine(
+        PreconditionerCoefs(2.0, 3.0, 5.0, 7.0, torch.ones(2)),
+        PreconditionerCoefs(1.0, 1.0, 1.0, 1.0),
+        PreconditionerCoefs(2.0, 2.0, 2.0, 2.0, torch.ones(2)),
+    )
+    assert combined[:4] == (4.0, 6.0, 10.0, 14.0)
+    assert combined.grad_correction.tolist() == [2.0, 2.0]
+
+
+# --- Metrics ------------------------------------------------------------------------------------
+
+
+def test_metrics_are_of_the_magnitudes_applied():
+    """A fractional mask counts once in every term, and not in the raw gradient."""
+    start, mask = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 1.0])
+    for make in (SGLD, SGMCMC.sgld):
+        param = nn.Parameter(start.clone())
+        optimizer = make(
+            [{"params": [param], "mask": mask}],
+            lr=0.1,
+            nbeta=2.0,
+            localization=3.0,
+            weight_decay=4.0,
+            save_metrics=True,
+            sketch_dim=7,
+        )
+        param.data += 1.0
+        before, grad = param.detach().clone(), param.detach().clone()
+        torch.manual_seed(0)
+        quadratic_step(optimizer, param)
+        torch.manual_seed(0)
+        noise = math.sqrt(0.1) * mask * torch.randn(3)
+        terms = {
+            "scaled_grad": 0.05 * mask * 2.0 * grad,
+            "unscaled_grad": 0.05 * 2.0 * grad,
+            "localization": 0.05 * mask * 3.0,
+            "weight_decay": 0.05 * mask * 4.0 * before,
+            "noise": noise,
+        }
+        drift = terms["scaled_grad"] + terms["localization"] + terms["weight_decay"]
+        torch.testing.assert_close(param.detach(), before - drift + noise)
+        metrics = optimizer.get_metrics()
+        for name, value in {**terms, "distance": torch.ones(3)}.items():
+            assert getattr(metrics, name).item() == pytest.approx(value.norm().item()), name
+        prior = terms["localization"] + terms["weight_decay"]
+        dots = {
+            "dot_grad_prior": terms["scaled_grad"] @ prior,
+            "dot_grad_noise": terms["scaled_grad"] @ noise,
+            "dot_prior_noise": prior @ noise,
+        }
+        for name, value in dots.items():
+            assert getattr(metrics, name).item() == pytest.approx(value.item(), rel=1e-5), name
+        assert metrics.numel == 2
+        sketch = optimizer.get_sketches()
+        assert (sketch.scaled_grad != sketch.unscaled_grad).any()
+
+
+@pytest.mark.parametrize("make", [SGLD, SGMCMC.sgld, SGMCMC.rmsprop_sgld, SGMCMC.sgnht])
+def test_metrics_of_empty_and_masked_parameters(make):
+    params = [
+        nn.Parameter(torch.randn(0, 3)),
+        nn.Parameter(torch.randn(4)),
+        nn.Parameter(torch.tensor(2.0)),
+    ]
+    groups = [{"params": params}]
+    if make is not SGMCMC.sgnht:
+        groups[0]["mask"] = [torch.ones(0, 3), torch.tensor([1, 0, 0, 1]), torch.tensor(0)]
+    optimizer = make(groups, save_metrics=True, sketch_dim=3)
+    for _ in range(3):
+        quadratic_step(optimizer, *params)
+    metrics = optimizer.get_metrics()
+    assert metrics.numel == (5 if make is SGMCMC.sgnht else 2)
+    assert metrics.noise > 0
+    assert metrics.noise.isfinite()
+
+
+def test_a_group_of_no_parameters():
+    param = parameter(1.0)
+    optimizer = SGMCMC.sgld([{"params": []}, {"params": [param]}], save_metrics=True, nbeta=2.0)
+    quadratic_step(optimizer, param)
+    assert [metrics.numel for metrics in optimizer.iter_group_metrics()] == [0, 1]
+
+
+def test_metrics_to_is_a_copy():
+    metrics = Metrics()
+    copied = metrics.to("cpu")
+    metrics.noise += 1
+    assert copied.noise.item() == 0
+
+
+def test_state_dict_holds_tensors_and_plain_values():
+    param = parameter(1.0, 2.0)
+    optimizer = SGMCMC.rmsprop_sgld([param], localization=1.0, save_metrics=True, sketch_dim=4)
+    quadratic_step(optimizer, param)
+    buffer = io.BytesIO()
+    torch.save(optimizer.state_dict(), buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=True)
+    assert loaded["param_groups"][0]["metrics"]["noise"] == optimizer.get_metrics().noise
+    assert "preconditioner" not in loaded["param_groups"][0]
