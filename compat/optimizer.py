@@ -14,7 +14,8 @@ from funcsgmcmc import checks, tree
 from funcsgmcmc import sketch as functional
 from funcsgmcmc.metrics import PartialMetrics
 from funcsgmcmc.samplers.base import boxed
-from funcsgmcmc.terms import Terms
+from funcsgmcmc.samplers.sgld import langevin
+from funcsgmcmc.terms import Parts, Terms, move
 
 Group = dict[str, Any]
 
@@ -167,7 +168,7 @@ class StepReport:
         """Take in the terms of one parameter's update, before the update is made."""
         if self._optimizer.save_metrics:
             self._metrics.add(terms)
-            self._numel += param.numel() if mask is None else int(tree.count(param, mask))
+            self._numel += entries(param, mask)
         if self._optimizer.save_sketches:
             part = self._optimizer._sketch_part(param)
             self._group["sketches"].add_(functional.sketches(terms, part))
@@ -221,14 +222,17 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def setting(group: Group, name: str) -> float:
-    """A group's hyperparameter as it is now: a function is called, a scheduler's tensor read.
+def settings(group: Group) -> dict[str, float]:
+    """A group's hyperparameters as they are now: functions are called, schedulers' tensors read.
 
     Raises:
         TypeError, ValueError: A function returned what is no number >= 0.
     """
-    value = group[name]
-    return float(checks.number(name, value()) if callable(value) else value)
+    return {
+        name: float(checks.number(name, value()) if callable(value) else value)
+        for name in _HYPERPARAMETERS
+        if (value := group.get(name)) is not None
+    }
 
 
 def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -246,9 +250,34 @@ def dense_grad(param: Tensor) -> Tensor:
     return param.grad.to_dense() if param.grad.is_sparse else param.grad
 
 
-def clamp_to_box_(param: Tensor, initial: Tensor, half_width: float) -> None:
-    """Clamp a parameter to the box around its initial values, in place."""
-    param.copy_(boxed(param, initial, half_width))
+def entries(param: Tensor, mask: Tensor | None) -> int:
+    """Number of entries whose mask is not zero."""
+    return param.numel() if mask is None else int(tree.count(param, mask))
+
+
+def langevin_step_(
+    param: Tensor,
+    initial: Tensor,
+    parts: Parts,
+    lr: float,
+    half_width: float | None,
+    report: StepReport,
+) -> None:
+    """Make SGLD's step of one parameter, in place.
+
+    Args:
+        param: w.
+        initial: w₀.
+        parts: What the update is made of.
+        lr: ε.
+        half_width: b, or None for no box.
+        report: Where the step is reported.
+    """
+    w, terms = param.data, langevin(parts, lr)
+    report.add(param, terms, parts.gains.mask)
+    move(w, terms.down(), terms.up(), out=w)
+    if half_width is not None:
+        w.copy_(boxed(w, initial, half_width))
 
 
 def _leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -4,24 +4,23 @@ import warnings
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from torch.nn import Parameter
 
 from compat.optimizer import (
     Group,
     SamplingOptimizer,
     StepReport,
-    clamp_to_box_,
     dense_grad,
+    langevin_step_,
     masks,
     noise_like,
-    setting,
+    settings,
     start_mask,
     warn_of_settings,
 )
 from funcsgmcmc.priors import displacement
-from funcsgmcmc.samplers.sgld import langevin
-from funcsgmcmc.terms import MaybeTerm, Parts, Term, gains, move, term
+from funcsgmcmc.terms import MaybeTerm, Parts, Term, gains, term
 
 
 class SGLD(SamplingOptimizer):
@@ -100,27 +99,32 @@ class SGLD(SamplingOptimizer):
             noise_generator: Where the noise is drawn from (default: the global generator).
         """
         for group in self.param_groups:
-            lr, nbeta = setting(group, "lr"), setting(group, "nbeta")
-            localization = setting(group, "localization")
-            weight_decay = setting(group, "weight_decay")
-            noise_level = setting(group, "noise_level")
-            report = StepReport(self, group)
+            now, report = settings(group), StepReport(self, group)
+            half_width = group["bounding_box_size"] or None
             for param, mask in zip(group["params"], masks(group), strict=True):
-                w, initial = param.data, self.state[param]["initial_param"]
-                distance: MaybeTerm = ()
-                if self.save_metrics or localization:
-                    distance = Term(1.0, displacement(w, initial))
-                parts = Parts(
-                    grad=Term(nbeta, dense_grad(param)),
-                    localization=term(localization, distance.direction) if distance else (),
-                    weight_decay=term(weight_decay, w),
-                    noise=Term(noise_level, noise_like(w, noise_generator)),
-                    distance=distance,
-                    gains=gains(None, mask),
-                )
-                terms = langevin(parts, lr)
-                report.add(param, terms, mask)
-                move(w, terms.down(), terms.up(), out=w)
-                if group["bounding_box_size"]:
-                    clamp_to_box_(w, initial, group["bounding_box_size"])
+                initial = self.state[param]["initial_param"]
+                parts = self._parts(param, initial, mask, now, noise_generator)
+                langevin_step_(param, initial, parts, now["lr"], half_width, report)
+                del parts  # so that two parameters' temporaries are never held at once
             report.finish()
+
+    def _parts(
+        self,
+        param: Tensor,
+        initial: Tensor,
+        mask: Tensor | None,
+        now: dict[str, float],
+        generator: Generator | None,
+    ) -> Parts:
+        """What one parameter's update is made of."""
+        distance: MaybeTerm = ()
+        if self.save_metrics or now["localization"]:
+            distance = Term(1.0, displacement(param.data, initial))
+        return Parts(
+            grad=Term(now["nbeta"], dense_grad(param)),
+            localization=term(now["localization"], distance.direction) if distance else (),
+            weight_decay=term(now["weight_decay"], param.data),
+            noise=Term(now["noise_level"], noise_like(param, generator)),
+            distance=distance,
+            gains=gains(None, mask),
+        )

@@ -12,11 +12,11 @@ from compat.optimizer import (
     Group,
     SamplingOptimizer,
     StepReport,
-    clamp_to_box_,
     dense_grad,
     evaluate,
+    langevin_step_,
     noise_like,
-    setting,
+    settings,
     warn_of_settings,
 )
 from compat.preconditioner import (
@@ -29,11 +29,10 @@ from compat.preconditioner import (
     members,
 )
 from compat.prior import CompositePrior, GaussianPrior, Prior, pulls
-from compat.sgnht import Thermostat, momentum_of, start_thermostat
+from compat.sgnht import Thermostat, start_thermostat
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
-from funcsgmcmc.samplers.sgld import langevin
-from funcsgmcmc.terms import MaybeTerm, Parts, Term, move
+from funcsgmcmc.terms import MaybeTerm, Parts, Term
 
 SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]
 
@@ -129,10 +128,9 @@ class SGMCMC(SamplingOptimizer):
         nht = _thermostat(group["preconditioner"])
         if nht is not None:
             group.setdefault("diffusion_factor", nht.diffusion_factor)
-            start_thermostat(group)
-            for index, param in enumerate(params):
-                mask = _mask(group["preconditioner"], index)
-                self.state[param]["momentum"] = momentum_of(param, group, mask)
+            start_thermostat(
+                group, self.state, [_mask(group["preconditioner"], i) for i in range(len(params))]
+            )
 
     @torch.no_grad()
     def step(self, closure=None, noise_generator: Generator | None = None) -> None:
@@ -147,42 +145,44 @@ class SGMCMC(SamplingOptimizer):
         """
         loss = evaluate(closure)
         for group in self.param_groups:
-            lr, nbeta = setting(group, "lr"), setting(group, "nbeta")
-            noise_level = setting(group, "noise_level")
-            report = StepReport(self, group)
-            thermostat = Thermostat(group) if _thermostat(group["preconditioner"]) else None
+            now, report = settings(group), StepReport(self, group)
+            half_width = group["bounding_box_size"]
+            thermostat = Thermostat(group, now) if _thermostat(group["preconditioner"]) else None
             for param in group["params"]:
                 if param.grad is None:
                     continue
-                w, state, grad = param.data, self.state[param], dense_grad(param)
-                coefs = group["preconditioner"].get_coefficients(param, grad, state)
-                localization, weight_decay = pulls(group["prior"], w, state)
-                distance: MaybeTerm = ()
-                if self.save_metrics:
-                    distance = Term(1.0, displacement(w, state["initial_param"]))
-                parts = Parts(
-                    grad=Term(nbeta, grad),
-                    localization=localization,
-                    weight_decay=weight_decay,
-                    noise=Term(noise_level, noise_like(w, noise_generator)),
-                    distance=distance,
-                    gains=coefs.gains(w),
-                    correction=coefs.correction(w),
-                )
+                state = self.state[param]
+                parts = self._parts(group, param, now, noise_generator)
                 if thermostat is None:
-                    terms = langevin(parts, lr)
-                    report.add(param, terms, parts.gains.mask)
-                    move(w, terms.down(), terms.up(), out=w)
-                    if group["bounding_box_size"] is not None:
-                        clamp_to_box_(w, state["initial_param"], group["bounding_box_size"])
+                    initial = state["initial_param"]
+                    langevin_step_(param, initial, parts, now["lr"], half_width, report)
                 else:
-                    terms = thermostat.terms(parts, state["momentum"])
-                    report.add(param, terms, parts.gains.mask)
-                    thermostat.push(w, state, terms, parts.gains.mask, group["bounding_box_size"])
+                    thermostat.step_(param, state, parts, half_width, report)
+                del parts  # so that two parameters' temporaries are never held at once
             report.finish()
             if thermostat is not None:
                 thermostat.finish()
         return loss
+
+    def _parts(
+        self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
+    ) -> Parts:
+        """What one parameter's update is made of."""
+        state, grad = self.state[param], dense_grad(param)
+        coefs = group["preconditioner"].get_coefficients(param, grad, state)
+        localization, weight_decay = pulls(group["prior"], param.data, state)
+        distance: MaybeTerm = ()
+        if self.save_metrics:
+            distance = Term(1.0, displacement(param.data, state["initial_param"]))
+        return Parts(
+            grad=Term(now["nbeta"], grad),
+            localization=localization,
+            weight_decay=weight_decay,
+            noise=Term(now["noise_level"], noise_like(param, generator)),
+            distance=distance,
+            gains=coefs.gains(param),
+            correction=coefs.correction(param),
+        )
 
     def get_params(self) -> Iterator[Tensor]:
         """All parameters, in the order of the groups."""

@@ -9,17 +9,19 @@ from torch import Tensor
 from compat.optimizer import (
     Group,
     SamplingOptimizer,
+    StepReport,
     dense_grad,
+    entries,
     evaluate,
     masks,
     noise_like,
-    setting,
+    settings,
     start_mask,
     warn_of_settings,
 )
 from funcsgmcmc import checks, tree
 from funcsgmcmc.samplers.sgnht import first_momentum, push, regulated, thermostatted
-from funcsgmcmc.terms import Parts, Term, Terms, gains
+from funcsgmcmc.terms import Parts, Term, gains
 
 _METRICS = ("noise", "dws", "localization_loss")
 
@@ -89,9 +91,8 @@ class SGNHT(SamplingOptimizer):
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
         start_mask(group)
-        start_thermostat(group)
-        for param, mask in zip(group["params"], masks(group), strict=True):
-            self.state[param]["momentum"] = momentum_of(param, group, mask)
+        start_thermostat(group, self.state, masks(group))
+        for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
 
     @torch.no_grad()
@@ -106,73 +107,78 @@ class SGNHT(SamplingOptimizer):
         """
         loss = evaluate(closure)
         for group in self.param_groups:
-            thermostat = Thermostat(group)
-            nbeta = setting(group, "nbeta")
+            now, report = settings(group), StepReport(self, group)
+            thermostat = Thermostat(group, now)
             for param, mask in zip(group["params"], masks(group), strict=True):
                 if param.grad is None:
                     continue
                 parts = Parts(
-                    grad=Term(nbeta, dense_grad(param)),
+                    grad=Term(now["nbeta"], dense_grad(param)),
                     localization=(),
                     weight_decay=(),
                     noise=Term(1.0, noise_like(param)),
                     distance=(),
                     gains=gains(None, mask),
                 )
-                state = self.state[param]
-                terms = thermostat.terms(parts, state["momentum"])
-                thermostat.push(param.data, state, terms, mask, group["bounding_box_size"] or None)
+                half_width = group["bounding_box_size"] or None
+                thermostat.step_(param, self.state[param], parts, half_width, report)
+                del parts  # so that two parameters' temporaries are never held at once
             thermostat.finish()
         return loss
 
 
-def start_thermostat(group: Group) -> None:
-    """Give a new group its thermostat, at ξ₀ = A."""
-    group["thermostat"] = torch.tensor(setting(group, "diffusion_factor"))
+def start_thermostat(
+    group: Group, states: dict[Tensor, dict[str, Any]], masks: list[Tensor | None]
+) -> None:
+    """Give a new group its thermostat, at ξ₀ = A, and its parameters their momenta.
 
-
-def momentum_of(param: Tensor, group: Group, mask: Tensor | None) -> Tensor:
-    """A new parameter's momentum, drawn from the global generator."""
-    noise = torch.randn_like(param.detach())
-    return first_momentum(noise, setting(group, "lr"), mask).to(param.dtype)
+    The momenta are drawn from the global generator, in the parameters' dtypes.
+    """
+    lr = float(group["lr"])
+    group["thermostat"] = torch.tensor(float(group["diffusion_factor"]))
+    for param, mask in zip(group["params"], masks, strict=True):
+        momentum = first_momentum(torch.randn_like(param.detach()), lr, mask)
+        states[param]["momentum"] = momentum.to(param.dtype)
 
 
 class Thermostat:
-    """A group's thermostat during one step: it serves all parameters, then takes their energy."""
+    """A group's thermostat during one step: it moves the parameters, then itself.
 
-    def __init__(self, group: Group):
-        self._group = group
-        self._lr = setting(group, "lr")
-        self._friction = float(group["thermostat"])
-        self._diffusion_factor = setting(group, "diffusion_factor")
+    Args:
+        group: The group.
+        now: Its hyperparameters.
+    """
+
+    def __init__(self, group: Group, now: dict[str, float]):
+        self._thermostat: Tensor = group["thermostat"]
+        self._now = now
+        self._friction = float(self._thermostat)
         self._energies: list[Tensor] = []
         self._sampled = 0
 
-    def terms(self, parts: Parts, momentum: Tensor) -> Terms:
-        """The terms of one parameter's update."""
-        friction = Term(self._friction, momentum)
-        return thermostatted(parts, friction, self._lr, self._diffusion_factor, split=True)
-
-    def push(
+    def step_(
         self,
         param: Tensor,
         state: dict[str, Any],
-        terms: Terms,
-        mask: Tensor | None,
+        parts: Parts,
         half_width: float | None,
+        report: StepReport,
     ) -> None:
         """Update one parameter and its momentum, in place."""
+        momentum, now = state["momentum"], self._now
+        friction = Term(self._friction, momentum)
+        terms = thermostatted(parts, friction, now["lr"], now["diffusion_factor"], split=True)
+        report.add(param, terms, parts.gains.mask)
         box = None if half_width is None else (state["initial_param"], half_width)
-        friction = Term(self._friction, state["momentum"])
-        moved, momentum = push(param, friction, terms, box)
-        param.copy_(moved)
-        state["momentum"].copy_(momentum)
-        self._energies.append(tree.dot(momentum, momentum))
-        self._sampled += param.numel() if mask is None else int(tree.count(param, mask))
+        moved, pushed = push(param.data, friction, terms, box)
+        param.data.copy_(moved)
+        momentum.copy_(pushed)
+        self._energies.append(tree.dot(pushed, pushed))
+        self._sampled += entries(param, parts.gains.mask)
 
     def finish(self) -> None:
-        """Move the thermostat by what the group's momenta hold."""
+        """Move the thermostat by what the momenta hold."""
         if self._sampled:
-            thermostat = self._group["thermostat"]
-            energy = torch.stack([each.to(thermostat.device) for each in self._energies]).sum()
-            thermostat.copy_(regulated(thermostat, energy, self._sampled, self._lr))
+            device, lr = self._thermostat.device, self._now["lr"]
+            energy = torch.stack([each.to(device) for each in self._energies]).sum()
+            self._thermostat.copy_(regulated(self._thermostat, energy, self._sampled, lr))

@@ -73,9 +73,11 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
         Metrics, each entry `[*chains]`.
     """
     directions, places = _distinct(terms)
-    dots = [tree.dot(directions[places[a]], directions[places[b]]) for a, b in _PAIRS]
+    pairs = {(places[a], places[b]) for a, b in _PAIRS}
+    dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in sorted(pairs)}
     numel = tree.count(cast(TensorDict, terms.noise.direction), mask)
-    return _from_products(terms, dots, numel)
+    values = [dots[places[a], places[b]] for a, b in _PAIRS]
+    return _from_products(_coefficients(terms), values, numel)
 
 
 class PartialMetrics:
@@ -85,14 +87,14 @@ class PartialMetrics:
     """
 
     def __init__(self) -> None:
-        self._terms: Terms | None = None
+        self._coefficients: list[Scalar | None] = []
         self._grams: dict[tuple[int, ...], list[Tensor]] = {}
 
     def add(self, terms: Terms) -> None:
         """Take in the terms of one part; the coefficients must be those of the other parts."""
         directions, places = _distinct(terms)
         self._grams.setdefault(places, []).append(tree.gram(cast(list[Tensor], directions)))
-        self._terms = terms
+        self._coefficients = _coefficients(terms)
 
     def metrics(self, numel: int) -> Metrics | None:
         """The metrics of all parts together; None before the first part.
@@ -100,14 +102,19 @@ class PartialMetrics:
         Args:
             numel: Number of parameters whose mask is not zero.
         """
-        if self._terms is None:
+        if not self._grams:
             return None
         totals = [torch.stack(grams).sum(0) for grams in self._grams.values()]
         # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
         entries: list[Any] = [each.tolist() if each.is_cpu else each for each in totals]
         parts = list(zip(self._grams, entries, strict=True))
         values = [sum(entry[places[a]][places[b]] for places, entry in parts) for a, b in _PAIRS]
-        return _from_products(self._terms, values, torch.tensor(numel))
+        return _from_products(self._coefficients, values, torch.tensor(numel))
+
+
+def _coefficients(terms: Terms) -> list[Scalar | None]:
+    """The coefficients of the first six terms; None for one that is `()`."""
+    return [term.coefficient if term else None for term in terms[:6]]
 
 
 def _distinct(terms: Terms) -> tuple[list[Tree], tuple[int, ...]]:
@@ -128,22 +135,23 @@ def _distinct(terms: Terms) -> tuple[list[Tree], tuple[int, ...]]:
     return directions, tuple(places)
 
 
-def _from_products(terms: Any, values: Sequence[Scalar], numel: Tensor) -> Metrics:
+def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: Tensor) -> Metrics:
     """Norms and inner products of terms from those of their directions.
 
     Args:
-        terms: Terms with the step's coefficients.
-        values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if coefficients are.
+        coefficients: Of the first six terms; None for one that is `()`.
+        values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if the coefficients are.
         numel: As in `Metrics`.
     """
-    product: dict[tuple[int, int], Any] = dict(zip(_PAIRS, values, strict=True))
+    product = dict(zip(_PAIRS, values, strict=True))
 
     def dot(a: int, b: int) -> Any:
-        left, right = terms[a], terms[b]
-        return left.coefficient * right.coefficient * product[a, b] if left and right else 0.0
+        left, right = coefficients[a], coefficients[b]
+        return 0.0 if left is None or right is None else left * right * product[a, b]
 
     def norm(a: int) -> Any:
-        return abs(terms[a].coefficient) * product[a, a] ** 0.5 if terms[a] else 0.0
+        coefficient = coefficients[a]
+        return 0.0 if coefficient is None else abs(coefficient) * product[a, a] ** 0.5
 
     return Metrics(
         scaled_grad=norm(_GRAD),

@@ -266,7 +266,7 @@ def peak_memory(function: Callable[[], Any]) -> int:
         (lambda params: SGMCMC.sgld(params, nbeta=2.0), 1),
         (lambda params: SGMCMC.sgld(params, nbeta=2.0, localization=1.0), 2),
         (lambda params: SGLD(params, nbeta=2.0, localization=1.0), 2),
-        (lambda params: SGMCMC.sgnht(params, nbeta=2.0), 4),
+        (lambda params: SGMCMC.sgnht(params, nbeta=2.0), 5),
         (lambda params: SGMCMC.rmsprop_sgld(params, nbeta=2.0, localization=1.0), 7),
         (lambda params: SGMCMC.sgld(params, nbeta=2.0, localization=1.0, save_metrics=True), 7),
     ],
