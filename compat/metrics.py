@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -112,11 +112,13 @@ class Metrics:
         for name in self.NORM_FIELDS:
             getattr(self, name).sqrt_()
 
-    def copy_(self, metrics: funcsgmcmc.Metrics) -> None:
+    def take(self, metrics: funcsgmcmc.Metrics) -> None:
         """Take the values of a step's metrics."""
-        for name in _TENSORS:
-            getattr(self, name).fill_(getattr(metrics, name))
-        self.numel = int(metrics.numel)
+        values = [float(getattr(metrics, name)) for name in _TENSORS]
+        fields = torch.tensor(values, dtype=torch.float32, device=self.noise.device)
+        for name, value in zip(_TENSORS, fields.reshape(-1, 1).unbind(), strict=True):
+            setattr(self, name, value)
+        self.numel = cast(int, metrics.numel)
 
     @staticmethod
     def aggregate(group_metrics: Iterable["Metrics"]) -> "Metrics":

@@ -175,13 +175,8 @@ class StepReport:
 
     def finish(self) -> None:
         """Write the group's metrics."""
-        if not self._optimizer.save_metrics:
-            return
-        metrics = self._metrics.metrics(self._numel)
-        if metrics is None:
-            self._group["metrics"].zero_()
-        else:
-            self._group["metrics"].copy_(metrics)
+        if self._optimizer.save_metrics:
+            self._group["metrics"].take(self._metrics.metrics(self._numel))
 
 
 def warn_of_settings(nbeta: Any, noise_level: float = 1.0) -> None:

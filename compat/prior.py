@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections import ChainMap
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from numbers import Real
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -178,23 +178,35 @@ class CompositePrior(Prior):
         return f"CompositePrior({self.priors})"
 
 
-def pulls(prior: Prior | None, param: Tensor, state: State) -> tuple[MaybeTerm, MaybeTerm]:
-    """Sort the pulls of a prior on one parameter.
+class Pulls(NamedTuple):
+    """The pulls of a prior on one parameter; `()` where there is none.
 
-    Returns:
-        Localization and weight decay, where a Gaussian around zero is weight decay and everything
-        else is localization; `()` where there is none.
+    Attributes:
+        localization: All but weight decay.
+        weight_decay: Gaussians around zero.
+        from_initial: The displacement from the initial parameters, if a pull has computed it.
     """
+
+    localization: MaybeTerm
+    weight_decay: MaybeTerm
+    from_initial: MaybeTerm
+
+
+def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
+    """Sort the pulls of a prior on one parameter."""
     localization: list[Term] = []
     weight_decay: list[Term] = []
+    from_initial: MaybeTerm = ()
     for each, remembered in _leaves(prior, state):
         if isinstance(each, GaussianPrior) and type(each).grad is GaussianPrior.grad:
             pull = each.pull(param, remembered)
+            if isinstance(each.center, str):
+                from_initial = Term(1.0, pull.direction)
         else:
             pull = Term(1.0, each.grad(param, cast(dict[str, Any], remembered)))
         decays = isinstance(each, GaussianPrior) and each.center is None
         (weight_decay if decays else localization).append(pull)
-    return total(localization), total(weight_decay)
+    return Pulls(total(localization), total(weight_decay), from_initial)
 
 
 def _leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:

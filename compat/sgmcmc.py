@@ -32,7 +32,7 @@ from compat.prior import CompositePrior, GaussianPrior, Prior, pulls
 from compat.sgnht import Thermostat, start_thermostat
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
-from funcsgmcmc.terms import MaybeTerm, Parts, Term
+from funcsgmcmc.terms import Parts, Term
 
 SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]
 
@@ -170,14 +170,14 @@ class SGMCMC(SamplingOptimizer):
         """What one parameter's update is made of."""
         state, grad = self.state[param], dense_grad(param)
         coefs = group["preconditioner"].get_coefficients(param, grad, state)
-        localization, weight_decay = pulls(group["prior"], param.data, state)
-        distance: MaybeTerm = ()
-        if self.save_metrics:
+        pulled = pulls(group["prior"], param.data, state)
+        distance = pulled.from_initial
+        if self.save_metrics and not distance:
             distance = Term(1.0, displacement(param.data, state["initial_param"]))
         return Parts(
             grad=Term(now["nbeta"], grad),
-            localization=localization,
-            weight_decay=weight_decay,
+            localization=pulled.localization,
+            weight_decay=pulled.weight_decay,
             noise=Term(now["noise_level"], noise_like(param, generator)),
             distance=distance,
             gains=coefs.gains(param),

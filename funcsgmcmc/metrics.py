@@ -1,5 +1,6 @@
 """Norms and inner products of the terms of an update."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -13,6 +14,7 @@ from funcsgmcmc.tree import Scalar, Tree
 
 # The first fields of `Terms`, and the pairs of them whose inner products make the metrics.
 _GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE = range(6)
+_SMALL = 4096  # entries
 _PAIRS = (
     *((i, i) for i in range(6)),
     (_GRAD, _LOCALIZATION),
@@ -73,8 +75,7 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
         Metrics, each entry `[*chains]`.
     """
     directions, places = _distinct(terms)
-    pairs = {(places[a], places[b]) for a, b in _PAIRS}
-    dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in sorted(pairs)}
+    dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in _pairs(places)}
     numel = tree.count(cast(TensorDict, terms.noise.direction), mask)
     values = [dots[places[a], places[b]] for a, b in _PAIRS]
     return _from_products(_coefficients(terms), values, numel)
@@ -83,33 +84,52 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
 class PartialMetrics:
     """Metrics of a step that is made part by part, as an optimizer makes it.
 
-    Each part is a bare tensor; inner products of the parts' directions add up.
+    Each part is a bare tensor; inner products of the parts' directions add up. Small parts wait to
+    be multiplied together: a network has many, and each would cost as much as a large one.
     """
 
     def __init__(self) -> None:
-        self._coefficients: list[Scalar | None] = []
-        self._grams: dict[tuple[int, ...], list[Tensor]] = {}
+        self._coefficients: list[Scalar | None] = [None] * 6
+        self._values: list[Scalar] = [0.0] * len(_PAIRS)
+        self._small: dict[tuple[int, ...], list[Tensor]] = {}
 
     def add(self, terms: Terms) -> None:
         """Take in the terms of one part; the coefficients must be those of the other parts."""
-        directions, places = _distinct(terms)
-        self._grams.setdefault(places, []).append(tree.gram(cast(list[Tensor], directions)))
         self._coefficients = _coefficients(terms)
+        directions, places = _distinct(terms)
+        tensors = cast(list[Tensor], directions)
+        if tensors[0].numel() <= _SMALL:
+            rows = torch.stack(tensors).reshape(len(tensors), -1)
+            self._small.setdefault(places, []).append(tree.widened(rows))
+        else:
+            flat = tree.flat(tensors)
+            dots = {(i, j): torch.dot(flat[i], flat[j]) for i, j in _pairs(places)}
+            # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
+            self._add(places, {k: dot.item() if dot.is_cpu else dot for k, dot in dots.items()})
 
-    def metrics(self, numel: int) -> Metrics | None:
-        """The metrics of all parts together; None before the first part.
+    def metrics(self, numel: int) -> Metrics:
+        """The metrics of all parts together: numbers, or tensors on other devices than the CPU.
 
         Args:
             numel: Number of parameters whose mask is not zero.
         """
-        if not self._grams:
-            return None
-        totals = [torch.stack(grams).sum(0) for grams in self._grams.values()]
-        # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
-        entries: list[Any] = [each.tolist() if each.is_cpu else each for each in totals]
-        parts = list(zip(self._grams, entries, strict=True))
-        values = [sum(entry[places[a]][places[b]] for places, entry in parts) for a, b in _PAIRS]
-        return _from_products(self._coefficients, values, torch.tensor(numel))
+        for places, parts in self._small.items():
+            rows = torch.cat(parts, 1)
+            gram = rows @ rows.T
+            entries = gram.tolist() if gram.is_cpu else gram
+            self._add(places, {(i, j): entries[i][j] for i, j in _pairs(places)})
+        self._small = {}
+        return _from_products(self._coefficients, self._values, numel)
+
+    def _add(self, places: tuple[int, ...], dots: dict[tuple[int, int], Scalar]) -> None:
+        for index, (a, b) in enumerate(_PAIRS):
+            self._values[index] += dots[places[a], places[b]]
+
+
+@functools.lru_cache
+def _pairs(places: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Which directions to multiply."""
+    return sorted({(places[a], places[b]) for a, b in _PAIRS})
 
 
 def _coefficients(terms: Terms) -> list[Scalar | None]:
@@ -128,14 +148,18 @@ def _distinct(terms: Terms) -> tuple[list[Tree], tuple[int, ...]]:
     for term in terms[:6]:
         place = 0
         if term:
-            known = [i for i, other in enumerate(directions) if other is term.direction]
-            place = known[0] if known else len(directions)
-            directions += [] if known else [term.direction]
+            direction = term.direction
+            for place, other in enumerate(directions):  # noqa: B007
+                if other is direction:
+                    break
+            else:
+                place = len(directions)
+                directions.append(direction)
         places.append(place)
     return directions, tuple(places)
 
 
-def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: Tensor) -> Metrics:
+def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: Any) -> Metrics:
     """Norms and inner products of terms from those of their directions.
 
     Args:
