@@ -7,17 +7,11 @@ posteriors takes the localization in its log-posterior, as its documentation doe
     make bench
 """
 
-import argparse
-import itertools
-import json
-import platform
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from importlib.metadata import version
 
 import torch
+from measuring import arguments, batch, environment, medians, network, write
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
@@ -35,13 +29,6 @@ WORKLOADS = {
     "B: MLP 64-512-512-10, 8 chains, batch 64": ((64, 512, 512, 10), 8, 64),
     "C: MLP 64-64-10, 64 chains, batch 128": ((64, 64, 10), 64, 128),
 }
-
-
-def network(sizes: tuple[int, ...]) -> nn.Module:
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 def ours(model: nn.Module, batch: tuple[Tensor, Tensor], chains: int) -> dict[str, Callable]:
@@ -91,45 +78,19 @@ def theirs(model: nn.Module, batch: tuple[Tensor, Tensor], chains: int) -> dict[
     return {"posteriors, vmapped": step}
 
 
-def medians(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Milliseconds a step, one step of each in turn after three to warm up."""
-    for _ in range(3):
-        for step in contenders.values():
-            step()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(rounds):
-        for name, step in contenders.items():
-            start = time.perf_counter()
-            step()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="steps of each contender")
-    parser.add_argument("--json", help="file to write the figures to")
-    arguments = parser.parse_args()
-    report = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("torch", "tensordict", "posteriors")},
-        "milliseconds": {},
-    }
-    print(report["machine"], report["versions"])
+    options = arguments(__doc__ or "", rounds=60)
+    report = environment("posteriors") | {"milliseconds": {}}
     for title, (sizes, chains, batch_size) in WORKLOADS.items():
-        torch.manual_seed(0)
-        model = network(sizes)
-        batch = (torch.randn(batch_size, sizes[0]), torch.randint(sizes[-1], (batch_size,)))
-        contenders = theirs(model, batch, chains) | ours(model, batch, chains)
-        figures = medians(contenders, arguments.rounds)
+        model, data = network(sizes), batch(sizes, batch_size)
+        contenders = theirs(model, data, chains) | ours(model, data, chains)
+        figures = medians(contenders, options.rounds)
         report["milliseconds"][title] = figures
         reference = figures["posteriors, vmapped"]
         print(f"\n{title}")
         for name, milliseconds in figures.items():
             print(f"  {name:24} {milliseconds:8.2f} ms   {milliseconds / reference:5.2f}")
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump(report, file, indent=2)
+    write(report, options.json)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ from funcsgmcmc.random import fold_in, key, split
 from funcsgmcmc.samplers import Sampler, State, rmsprop_sgld, sgld, sgnht
 from funcsgmcmc.samples import Frozen, Samples
 from funcsgmcmc.sampling import DivergenceError, SamplingError, sample
+from funcsgmcmc.sketch import CountSketch, Sketches, count_sketch, sketches
 from funcsgmcmc.terms import Term, Terms
 from funcsgmcmc.tree import normal_like, params_of
 
 __all__ = [
     "LLC",
+    "CountSketch",
     "Diagnostics",
     "DivergenceError",
     "Frozen",
@@ -29,11 +31,13 @@ __all__ = [
     "Sampler",
     "Samples",
     "SamplingError",
+    "Sketches",
     "State",
     "Summary",
     "Term",
     "Terms",
     "compiled",
+    "count_sketch",
     "default_nbeta",
     "diagnostics",
     "fold_in",
@@ -51,6 +55,7 @@ __all__ = [
     "sample",
     "sgld",
     "sgnht",
+    "sketches",
     "split",
     "summary",
     "to_datatree",

@@ -14,7 +14,7 @@ from funcsgmcmc.tree import Scalar, Tree
 
 # The first fields of `Terms`, and the pairs of them whose inner products make the metrics.
 _GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE = range(6)
-_SMALL = 4096  # entries
+_SMALL = 16_384  # entries
 _PAIRS = (
     *((i, i) for i in range(6)),
     (_GRAD, _LOCALIZATION),
@@ -91,21 +91,26 @@ class PartialMetrics:
     def __init__(self) -> None:
         self._coefficients: list[Scalar | None] = [None] * 6
         self._values: list[Scalar] = [0.0] * len(_PAIRS)
-        self._small: dict[tuple[int, ...], list[Tensor]] = {}
+        self._waiting: dict[tuple[int, ...], list[Tensor]] = {}
+        self._entries_waiting = 0
 
     def add(self, terms: Terms) -> None:
         """Take in the terms of one part; the coefficients must be those of the other parts."""
         self._coefficients = _coefficients(terms)
         directions, places = _distinct(terms)
         tensors = cast(list[Tensor], directions)
-        if tensors[0].numel() <= _SMALL:
-            rows = torch.stack(tensors).reshape(len(tensors), -1)
-            self._small.setdefault(places, []).append(tree.widened(rows))
-        else:
+        entries = tensors[0].numel()
+        if entries > _SMALL:
             flat = tree.flat(tensors)
             dots = {(i, j): torch.dot(flat[i], flat[j]) for i, j in _pairs(places)}
             # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
             self._add(places, {k: dot.item() if dot.is_cpu else dot for k, dot in dots.items()})
+            return
+        rows = torch.stack(tensors).reshape(len(tensors), -1)
+        self._waiting.setdefault(places, []).append(tree.widened(rows))
+        self._entries_waiting += entries
+        if self._entries_waiting > 4 * _SMALL:
+            self._multiply_waiting()
 
     def metrics(self, numel: int) -> Metrics:
         """The metrics of all parts together: numbers, or tensors on other devices than the CPU.
@@ -113,13 +118,16 @@ class PartialMetrics:
         Args:
             numel: Number of parameters whose mask is not zero.
         """
-        for places, parts in self._small.items():
+        self._multiply_waiting()
+        return _from_products(self._coefficients, self._values, numel)
+
+    def _multiply_waiting(self) -> None:
+        for places, parts in self._waiting.items():
             rows = torch.cat(parts, 1)
             gram = rows @ rows.T
             entries = gram.tolist() if gram.is_cpu else gram
             self._add(places, {(i, j): entries[i][j] for i, j in _pairs(places)})
-        self._small = {}
-        return _from_products(self._coefficients, self._values, numel)
+        self._waiting, self._entries_waiting = {}, 0
 
     def _add(self, places: tuple[int, ...], dots: dict[tuple[int, int], Scalar]) -> None:
         for index, (a, b) in enumerate(_PAIRS):

@@ -19,4 +19,4 @@ def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
 
 def test_pages_have_code():
     with_code = [page.name for page in PAGES if "```python" in page.read_text()]
-    assert with_code == ["README.md", "concepts.md", "index.md"]
+    assert with_code == ["README.md", "concepts.md", "index.md", "migrating.md"]
