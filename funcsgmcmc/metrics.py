@@ -1,6 +1,5 @@
 """Norms and inner products of the terms of an update."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -134,7 +133,6 @@ class PartialMetrics:
             self._values[index] += dots[places[a], places[b]]
 
 
-@functools.lru_cache
 def _pairs(places: tuple[int, ...]) -> list[tuple[int, int]]:
     """Which directions to multiply."""
     return sorted({(places[a], places[b]) for a, b in _PAIRS})
