@@ -158,12 +158,18 @@ class RMSpropPreconditioner(Preconditioner):
         alpha: α in [0, 1), memory of the running average.
         eps: eps ≥ 0, in units of the gradient.
         add_grad_correction: Whether to add the curvature term Γ = ∂G/∂w to the drift. It needs
-            gradients made with `backward(create_graph=True)`, and is exact for parameters of up to
-            `funcsgmcmc.curvature.EXACT_UP_TO` entries, else an unbiased estimate.
+            gradients made with `backward(create_graph=True)` and not changed since (no clipping,
+            no gradient scaler), and is exact for parameters of up to
+            `funcsgmcmc.curvature.EXACT_UP_TO` entries, else an unbiased estimate, with probes from
+            torch's global generator.
 
     Raises:
         TypeError, ValueError: A value is not a number in its range.
     """
+
+    alpha: float = 0.99
+    eps: float = 0.1
+    add_grad_correction: bool = False
 
     def __init__(self, alpha: float = 0.99, eps: float = 0.1, add_grad_correction=False):
         checks.hyperparameter("alpha", alpha, below=1.0)
@@ -175,8 +181,7 @@ class RMSpropPreconditioner(Preconditioner):
     def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
         """G and √G, after V, `state["square_avg"]`, is brought up to date.
 
-        Raises:
-            ValueError: The curvature term is wanted, and `grad` has no graph.
+        The curvature term of a `grad` without a graph is 0.
         """
         slopes = grad.detach()
         if "square_avg" not in state:

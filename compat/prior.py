@@ -45,7 +45,7 @@ class GaussianPrior(Prior):
 
     Args:
         localization: Precision γ ≥ 0, in units of 1/w².
-        center: c: "initial" for the parameters as they are when the optimizer is made, None for
+        center: c: "initial" for the parameters as they are when their group is added, None for
             zero, a number for all entries, or an iterable of one tensor a parameter.
 
     Raises:
@@ -116,7 +116,7 @@ class UniformPrior(Prior):
             raise ValueError(
                 f"box_size must be infinite, got {box_size}: use the optimizer's bounding_box_size"
             )
-        self.key = "uniform_prior"
+        self.key = "uniform_prior_center"
         self.box_size = box_size
 
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
@@ -134,8 +134,9 @@ class UniformPrior(Prior):
 class CompositePrior(Prior):
     """A product of priors, whose pulls add up.
 
-    Each prior keeps what it remembers in a compartment of its own: one prior may stand in several
-    composites, or several times in one, and a composite may stand in another.
+    One prior may stand in several composites, or several times in one, and a composite may stand
+    in another: where two priors would remember something of a parameter under the same name, the
+    later one is given a compartment of its own in the state.
 
     Args:
         priors: Any number; uniform ones are left out.
@@ -146,30 +147,34 @@ class CompositePrior(Prior):
         self.priors = [prior for prior in priors if not isinstance(prior, UniformPrior)]
 
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
-        """The compartments of all priors."""
+        """What all priors remember, in compartments where names would meet."""
         combined: dict[Tensor, dict[str, Any]] = {param: {} for param in params}
+        reserved = {compartment for compartment, _ in self._compartments()}
+        taken: set[str] = set()
         for compartment, prior in self._compartments():
             remembered = prior.initialize(params)
+            names = {name for param in params for name in remembered.get(param, {})}
+            meets = bool(names & (taken | reserved))
+            taken |= names
             for param in params:
-                combined[param][compartment] = remembered.get(param, {})
+                own = remembered.get(param, {})
+                combined[param] |= {compartment: own} if meets else own
         return combined
 
     def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
         """The sum of all pulls; in the dtype of `param`."""
-        total = torch.zeros_like(param)
+        result = torch.zeros_like(param)
         for prior, remembered in self.members(state):
-            total += prior.grad(param, cast(dict[str, Any], remembered))
-        return total
+            result += prior.grad(param, cast(dict[str, Any], remembered))
+        return result
 
     def members(self, state: State) -> Iterator[tuple[Prior, State]]:
         """Every prior, with the state as it sees it: its compartment before all others."""
         for compartment, prior in self._compartments():
-            remembered = state[compartment]
-            # A Gaussian looks for nothing else, and a view takes longer than its whole pull.
-            yield (
-                prior,
-                remembered if isinstance(prior, GaussianPrior) else ChainMap(remembered, state),
-            )
+            if compartment in state:
+                yield prior, ChainMap(state[compartment], state)
+            else:
+                yield prior, state
 
     def _compartments(self) -> Iterator[tuple[str, Prior]]:
         return ((f"{self.key}_{i}", prior) for i, prior in enumerate(self.priors))
@@ -197,22 +202,43 @@ def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
     localization: list[Term] = []
     weight_decay: list[Term] = []
     from_initial: MaybeTerm = ()
-    for each, remembered in _leaves(prior, state):
-        if isinstance(each, GaussianPrior) and type(each).grad is GaussianPrior.grad:
-            pull = each.pull(param, remembered)
-            if isinstance(each.center, str):
+    for each, remembered in leaves(prior, state):
+        if _is_plain(each, GaussianPrior):
+            gaussian = cast(GaussianPrior, each)
+            pull = gaussian.pull(param, remembered)
+            center = remembered.get(gaussian.key)
+            if center is not None and center is state.get("initial_param"):
                 from_initial = Term(1.0, pull.direction)
         else:
-            pull = Term(1.0, each.grad(param, cast(dict[str, Any], remembered)))
+            gradient = each.grad(param, cast(dict[str, Any], remembered))
+            direction = torch.as_tensor(gradient, device=param.device).expand_as(param)
+            # Several priors may return the same memory, one after the other.
+            pull = Term(1.0, direction.clone() if each is not prior else direction)
         decays = isinstance(each, GaussianPrior) and each.center is None
         (weight_decay if decays else localization).append(pull)
     return Pulls(total(localization), total(weight_decay), from_initial)
 
 
-def _leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:
-    """The priors in a composite, at any depth."""
-    if isinstance(prior, CompositePrior):
-        for member, remembered in prior.members(state):
-            yield from _leaves(member, remembered)
+def share_initial(prior: Prior | None, state: dict[str, Any]) -> None:
+    """Let Gaussians around the initial parameters use the optimizer's copy of them, not a second."""
+    initial = state["initial_param"]
+    for each, remembered in leaves(prior, state):
+        plain = (
+            isinstance(each, GaussianPrior) and type(each).initialize is GaussianPrior.initialize
+        )
+        if initial is not None and plain and cast(GaussianPrior, each).center == "initial":
+            remembered[each.key] = initial
+
+
+def leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:
+    """The priors in a composite, at any depth, with the state as each sees it."""
+    if prior is not None and _is_plain(prior, CompositePrior):
+        for member, remembered in cast(CompositePrior, prior).members(state):
+            yield from leaves(member, remembered)
     elif prior is not None:
         yield prior, state
+
+
+def _is_plain(prior: Prior, kind: type[Prior]) -> bool:
+    """Whether a prior pulls as its class does: a user may have given another `grad`."""
+    return isinstance(prior, kind) and getattr(prior.grad, "__func__", None) is kind.grad

@@ -7,18 +7,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from compat.optimizer import (
-    Group,
-    SamplingOptimizer,
-    StepReport,
-    dense_grad,
-    langevin_step_,
-    masks,
-    noise_like,
-    settings,
-    start_mask,
-    warn_of_settings,
-)
+from compat.groups import Group, masks, settings, warn_of_settings
+from compat.optimizer import SamplingOptimizer
+from compat.step import StepReport, dense_grad, langevin_step_, noise_like
+from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import MaybeTerm, Parts, Term, gains, term
 
@@ -87,7 +79,7 @@ class SGLD(SamplingOptimizer):
 
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
-        start_mask(group)
+        checks.masks(masks(group), group["params"])
         for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
 
@@ -98,8 +90,8 @@ class SGLD(SamplingOptimizer):
         Args:
             noise_generator: Where the noise is drawn from (default: the global generator).
         """
-        for group in self.param_groups:
-            now, report = settings(group), StepReport(self, group)
+        for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
+            report = StepReport(self, group)
             half_width = group["bounding_box_size"] or None
             for param, mask in zip(group["params"], masks(group), strict=True):
                 initial = self.state[param]["initial_param"]

@@ -3,22 +3,13 @@
 from collections.abc import Iterable, Iterator
 from functools import reduce
 from numbers import Real
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Generator, Tensor
 
-from compat.optimizer import (
-    Group,
-    SamplingOptimizer,
-    StepReport,
-    dense_grad,
-    evaluate,
-    langevin_step_,
-    noise_like,
-    settings,
-    warn_of_settings,
-)
+from compat.groups import Group, settings, warn_of_settings
+from compat.optimizer import SamplingOptimizer
 from compat.preconditioner import (
     CompositePreconditioner,
     IdentityPreconditioner,
@@ -28,8 +19,9 @@ from compat.preconditioner import (
     RMSpropPreconditioner,
     members,
 )
-from compat.prior import CompositePrior, GaussianPrior, Prior, pulls
+from compat.prior import CompositePrior, GaussianPrior, Prior, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
+from compat.step import StepReport, dense_grad, evaluate, langevin_step_, noise_like
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Parts, Term
@@ -59,9 +51,9 @@ class SGMCMC(SamplingOptimizer):
         lr: Step size ε ≥ 0, in units of w².
         noise_level: σ ≥ 0. Other than 1 samples another distribution.
         nbeta: Inverse temperature nβ ≥ 0, or a function that gives it, called at every step.
-        prior: p: a `Prior`; "initial" for a Gaussian of precision 1 around the initial parameters;
-            a number for its precision; an iterable of tensors, one a parameter, for its centre;
-            None for none.
+        prior: p: a `Prior`; "initial" for a Gaussian around the initial parameters; a number for
+            its precision; an iterable of tensors, one a parameter, for its centre; None for none.
+            The precision is 1 if not given; a group may set it, under the name `localization`.
         preconditioner: G: a `Preconditioner`, "identity", "rmsprop", or None for the identity.
         preconditioner_kwargs: Settings of a preconditioner that is given by name.
         bounding_box_size: Half-width b of the box; None for no box.
@@ -94,6 +86,11 @@ class SGMCMC(SamplingOptimizer):
         sketch_dim: int | None = None,
         sketch_seed: int = 0,
     ):
+        if isinstance(preconditioner, Preconditioner) and preconditioner_kwargs:
+            raise ValueError(
+                "preconditioner_kwargs are for a preconditioner given by name, "
+                f"got {preconditioner_kwargs} beside {preconditioner}"
+            )
         defaults = {
             "lr": lr,
             "noise_level": noise_level,
@@ -115,7 +112,7 @@ class SGMCMC(SamplingOptimizer):
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
         params = group["params"]
-        group["prior"] = _prior(group["prior"], group.get("localization") or 1.0)
+        group["prior"] = _prior(group["prior"], group.get("localization", 0.0))
         group["preconditioner"] = _preconditioner(
             group["preconditioner"], group.pop("preconditioner_kwargs"), group["mask"], params
         )
@@ -125,6 +122,7 @@ class SGMCMC(SamplingOptimizer):
             initial = param.detach().clone() if keeps_initial else None
             self.state[param] |= remembered.get(param, {})
             self.state[param] |= {"param_idx": index, "initial_param": initial}
+            share_initial(group["prior"], self.state[param])
         nht = _thermostat(group["preconditioner"])
         if nht is not None:
             group.setdefault("diffusion_factor", nht.diffusion_factor)
@@ -144,8 +142,9 @@ class SGMCMC(SamplingOptimizer):
             The closure's loss; None without one.
         """
         loss = evaluate(closure)
-        for group in self.param_groups:
-            now, report = settings(group), StepReport(self, group)
+        self._check_graphs()
+        for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
+            report = StepReport(self, group)
             half_width = group["bounding_box_size"]
             thermostat = Thermostat(group, now) if _thermostat(group["preconditioner"]) else None
             for param in group["params"]:
@@ -163,6 +162,24 @@ class SGMCMC(SamplingOptimizer):
             if thermostat is not None:
                 thermostat.finish()
         return loss
+
+    def _check_graphs(self) -> None:
+        """Refuse gradients without a graph where a preconditioner needs their derivatives.
+
+        One gradient with a graph shows that all were made so; a parameter that enters the loss
+        linearly has none.
+        """
+        wanted = any(
+            getattr(each, "add_grad_correction", False)
+            for group in self.param_groups
+            for each in members(group["preconditioner"])
+        )
+        grads = [param.grad for param in self.get_params() if param.grad is not None]
+        if wanted and grads and not any(grad.requires_grad for grad in grads):
+            raise ValueError(
+                "add_grad_correction needs gradients with a graph, from "
+                "backward(create_graph=True), got gradients without one"
+            )
 
     def _parts(
         self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
@@ -366,10 +383,10 @@ def _gaussians(weight_decay: float, localization: float) -> CompositePrior:
 
 def _prior(given: Any, localization: float) -> Prior | None:
     """The prior that a group's setting stands for."""
-    if given is None or isinstance(given, Prior):
+    if isinstance(given, Prior) or (given is None and not localization):
         return given
-    if isinstance(given, str | Iterable):
-        return GaussianPrior(localization, center=cast(Any, given))
+    if given is None or isinstance(given, str | Iterable):
+        return GaussianPrior(localization or 1.0, center="initial" if given is None else given)
     if isinstance(given, Real):
         return GaussianPrior(float(given))
     raise ValueError(
@@ -378,29 +395,26 @@ def _prior(given: Any, localization: float) -> Prior | None:
 
 
 def _preconditioner(
-    given: Any, settings: dict[str, Any], mask: Any, params: list[Tensor]
+    given: Any, named_settings: dict[str, Any], mask: Any, params: list[Tensor]
 ) -> Preconditioner:
     """The preconditioner that a group's settings stand for, its mask included."""
     if isinstance(given, Preconditioner):
-        if settings:
-            raise ValueError(
-                "preconditioner_kwargs are for a preconditioner given by name, "
-                f"got {settings} beside {given}"
-            )
         chosen = given
     elif given is None or isinstance(given, str):
         name = checks.choice("preconditioner", given or "identity", tuple(_PRECONDITIONERS))
-        chosen = _PRECONDITIONERS[name](**settings)
+        chosen = _PRECONDITIONERS[name](**named_settings)
     else:
         raise ValueError(
             f"preconditioner must be a Preconditioner, a name or None, got {type(given).__name__}"
         )
     if mask is None:
         return chosen
-    masks = [torch.as_tensor(each) for each in ([mask] if isinstance(mask, Tensor) else mask)]
-    checks.one_each("mask", masks, params)
+    masks = checks.masks([mask] if isinstance(mask, Tensor) else mask, params)
     masking = MaskPreconditioner(
-        [each.to(param.device, torch.float32) for each, param in zip(masks, params, strict=True)]
+        [
+            1.0 if each is None else each.to(param.device, torch.float32)
+            for each, param in zip(masks, params, strict=True)
+        ]
     )
     if isinstance(chosen, IdentityPreconditioner):
         return masking

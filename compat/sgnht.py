@@ -6,19 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compat.optimizer import (
-    Group,
-    SamplingOptimizer,
-    StepReport,
-    dense_grad,
-    entries,
-    evaluate,
-    masks,
-    noise_like,
-    settings,
-    start_mask,
-    warn_of_settings,
-)
+from compat.groups import Group, masks, settings, warn_of_settings
+from compat.optimizer import SamplingOptimizer
+from compat.step import StepReport, dense_grad, entries, evaluate, noise_like
 from funcsgmcmc import checks, tree
 from funcsgmcmc.samplers.sgnht import first_momentum, push, regulated, thermostatted
 from funcsgmcmc.terms import Parts, Term, gains
@@ -90,7 +80,7 @@ class SGNHT(SamplingOptimizer):
 
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
-        start_mask(group)
+        checks.masks(masks(group), group["params"])
         start_thermostat(group, self.state, masks(group))
         for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
@@ -106,8 +96,8 @@ class SGNHT(SamplingOptimizer):
             The closure's loss; None without one.
         """
         loss = evaluate(closure)
-        for group in self.param_groups:
-            now, report = settings(group), StepReport(self, group)
+        for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
+            report = StepReport(self, group)
             thermostat = Thermostat(group, now)
             for param, mask in zip(group["params"], masks(group), strict=True):
                 if param.grad is None:
@@ -128,7 +118,7 @@ class SGNHT(SamplingOptimizer):
 
 
 def start_thermostat(
-    group: Group, states: dict[Tensor, dict[str, Any]], masks: list[Tensor | None]
+    group: Group, states: dict[Tensor, dict[str, Any]], group_masks: list[Tensor | None]
 ) -> None:
     """Give a new group its thermostat, at ξ₀ = A, and its parameters their momenta.
 
@@ -136,7 +126,7 @@ def start_thermostat(
     """
     lr = float(group["lr"])
     group["thermostat"] = torch.tensor(float(group["diffusion_factor"]))
-    for param, mask in zip(group["params"], masks, strict=True):
+    for param, mask in zip(group["params"], group_masks, strict=True):
         momentum = first_momentum(torch.randn_like(param.detach()), lr, mask)
         states[param]["momentum"] = momentum.to(param.dtype)
 

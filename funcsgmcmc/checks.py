@@ -105,6 +105,25 @@ def one_each(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None
         )
 
 
+def masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Take one mask for each parameter, tensors or what makes them; None for no mask.
+
+    Raises:
+        TypeError: They are no list, or one is not real.
+        ValueError: Number or shapes differ from the parameters', or a value is not finite.
+    """
+    if not isinstance(given, Iterable):
+        raise TypeError(f"mask must be one tensor for each parameter, got {type(given).__name__}")
+    taken = [None if each is None else torch.as_tensor(each) for each in given]
+    present = [each for each in taken if each is not None]
+    sampled = [p for p, each in zip(params, taken, strict=False) if each is not None]
+    one_each("mask", present, sampled if len(taken) == len(params) else params)
+    for index, each in enumerate(taken):
+        if each is not None and not (not each.is_complex() and each.isfinite().all()):
+            raise ValueError(f"mask[{index}] must be real and finite, got {each}")
+    return taken
+
+
 def optimized(params: Sequence[Tensor]) -> None:
     """Check what an optimizer is to sample.
 

@@ -6,6 +6,8 @@ from torch import Tensor
 EXACT_UP_TO = 256
 """Entries of a parameter up to which `hessian_diagonal` is exact, by as many backward passes."""
 
+_AT_ONCE = 16  # backward passes, each with the activations of a batch
+
 
 def hessian_diagonal(grad: Tensor, param: Tensor) -> Tensor:
     """Diagonal of ∂g/∂w for one parameter, from the graph that made its gradient.
@@ -21,29 +23,25 @@ def hessian_diagonal(grad: Tensor, param: Tensor) -> Tensor:
         param: w, of the shape of `grad`.
 
     Returns:
-        h, of the shape of `param`, detached; 0 where g does not depend on w.
-
-    Raises:
-        ValueError: `grad` has no graph.
+        h, of the shape of `param`, detached; 0 where g does not depend on w, or has no graph.
     """
-    if not grad.requires_grad:
-        raise ValueError(
-            "the curvature of a loss needs gradients with a graph, from "
-            "backward(create_graph=True); got a gradient without one"
-        )
     size = param.numel()
+    if not grad.requires_grad or not size:
+        return torch.zeros_like(param)
     if size <= EXACT_UP_TO:
         probes = torch.eye(size, dtype=grad.dtype, device=grad.device)
     else:
         probes = torch.randint(2, (1, size), device=grad.device).to(grad.dtype) * 2 - 1
-    probes = probes.reshape(-1, *grad.shape)
-    (products,) = torch.autograd.grad(
-        grad,
-        param,
-        probes,
-        retain_graph=True,
-        allow_unused=True,
-        is_grads_batched=True,
-        materialize_grads=True,
-    )
-    return (probes * products).sum(0).detach()
+    diagonal = torch.zeros_like(param.detach())
+    for some in probes.reshape(-1, *grad.shape).split(_AT_ONCE):
+        (products,) = torch.autograd.grad(
+            grad,
+            param,
+            some,
+            retain_graph=True,
+            allow_unused=True,
+            is_grads_batched=True,
+            materialize_grads=True,
+        )
+        diagonal += (some * products).sum(0).detach()
+    return diagonal

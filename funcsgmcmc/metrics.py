@@ -99,7 +99,7 @@ class PartialMetrics:
         directions, places = _distinct(terms)
         tensors = cast(list[Tensor], directions)
         entries = tensors[0].numel()
-        if entries > _SMALL:
+        if entries > _SMALL or not tensors[0].is_cpu:
             flat = tree.flat(tensors)
             dots = {(i, j): torch.dot(flat[i], flat[j]) for i, j in _pairs(places)}
             # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
@@ -123,8 +123,9 @@ class PartialMetrics:
     def _multiply_waiting(self) -> None:
         for places, parts in self._waiting.items():
             rows = torch.cat(parts, 1)
-            gram = rows @ rows.T
-            entries = gram.tolist() if gram.is_cpu else gram
+            # With `out`, autocast leaves the product in the dtype of the rows.
+            gram = torch.mm(rows, rows.T, out=rows.new_empty(len(rows), len(rows)))
+            entries = gram.tolist()
             self._add(places, {(i, j): entries[i][j] for i, j in _pairs(places)})
         self._waiting, self._entries_waiting = {}, 0
 

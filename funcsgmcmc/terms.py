@@ -231,8 +231,10 @@ def _move_leaf(
 
 def _any_in(memory: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a direction lies in some memory."""
-    address = memory.data_ptr()
-    return any(cast(Tensor, term.direction).data_ptr() == address for term in terms)
+    storage = memory.untyped_storage().data_ptr()
+    return any(
+        cast(Tensor, term.direction).untyped_storage().data_ptr() == storage for term in terms
+    )
 
 
 def total(terms: Sequence[Term]) -> MaybeTerm:

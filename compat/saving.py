@@ -1,0 +1,107 @@
+"""State dicts of tensors and plain values, and how an optimizer takes them back.
+
+What a user gave as an object (a prior, a preconditioner with its mask, a function for nbeta) is given
+again when the optimizer is made again, and stays that of the optimizer that loads.
+"""
+
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from compat.groups import Group
+from compat.metrics import Metrics
+from compat.sketch import SketchBuffer
+
+_OBJECT = object()
+
+
+def leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Leave tensors and plain values in a state dict, so that `weights_only` may read it."""
+    groups = [
+        {
+            name: value
+            for name, given in group.items()
+            if (value := _plain(given)) is not _OBJECT and not _is_setting(group, name)
+        }
+        for group in state_dict["param_groups"]
+    ]
+    return {**state_dict, "param_groups": groups}
+
+
+def restore_objects(group: Group, live: Group) -> None:
+    """Give a loaded group what its state dict left out, from the group that it replaces."""
+    for name, value in live.items():
+        if isinstance(value, Metrics | SketchBuffer):
+            saved = group.get(name)
+            kept = isinstance(saved, dict) and vars(saved := type(value)(**saved))
+            group[name] = saved.to(value.noise.device) if kept else value
+        elif name not in group or _plain(value) is _OBJECT or _is_setting(live, name):
+            group[name] = value
+
+
+def restore_dtypes(
+    loaded: Mapping[Tensor, Any], params: list[Tensor], saved: Mapping[Any, Any]
+) -> None:
+    """Undo torch's cast of every loaded tensor to its parameter's dtype.
+
+    Args:
+        loaded: The optimizer's state.
+        params: The parameters, in the order of the groups.
+        saved: The state dict's state.
+    """
+    for index, param in enumerate(params):
+        _restore_dtypes(loaded.get(param, {}), saved.get(index, {}))
+
+
+def check_state(
+    live: Mapping[Tensor, Mapping[str, Any]], params: list[Tensor], saved: Mapping[Any, Any]
+) -> None:
+    """Check that a state dict holds what an optimizer remembers of its parameters.
+
+    Raises:
+        ValueError: It lacks something, as after another method or without metrics or a box.
+    """
+    for index, param in enumerate(params):
+        for name, value in live.get(param, {}).items():
+            if value is not None and saved.get(index, {}).get(name) is None:
+                raise ValueError(
+                    f"the state dict must hold {name!r} of parameter {index}, as this optimizer "
+                    f"does, got {sorted(saved.get(index, {}))}: make it with the same settings"
+                )
+
+
+def _is_setting(group: Group, name: str) -> bool:
+    """Whether a value has become part of the group's preconditioner."""
+    return name == "mask" and "preconditioner" in group
+
+
+def _plain(value: Any) -> Any:
+    """A value of a group as it is saved; `_OBJECT` for what is neither tensor nor plain."""
+    if isinstance(value, Metrics | SketchBuffer):
+        return dict(vars(value))
+    if value is None or isinstance(value, bool | str | Tensor):
+        return value
+    if isinstance(value, Integral | Real):  # NumPy's too
+        return int(value) if isinstance(value, Integral) else float(value)
+    if isinstance(value, list | tuple):
+        items = [_plain(item) for item in value]
+        return _OBJECT if any(item is _OBJECT for item in items) else type(value)(items)
+    if isinstance(value, dict):
+        plain = {key: _plain(item) for key, item in value.items()}
+        return _OBJECT if any(item is _OBJECT for item in plain.values()) else plain
+    return _OBJECT
+
+
+def _restore_dtypes(loaded: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    for name, value in saved.items():
+        now = loaded.get(name)
+        if isinstance(value, Mapping) and isinstance(now, dict):
+            _restore_dtypes(now, value)
+        elif isinstance(value, Tensor) and isinstance(now, Tensor) and value.dtype != now.dtype:
+            exact = value.detach().to(now.device, copy=True)
+            if torch.equal(exact.to(now.dtype), now):  # and no hook has changed it
+                loaded[name] = exact

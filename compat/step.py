@@ -1,0 +1,96 @@
+"""What the optimizers' steps share, one parameter at a time."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from compat.groups import Group
+from funcsgmcmc import sketch, tree
+from funcsgmcmc.metrics import PartialMetrics
+from funcsgmcmc.samplers.base import boxed
+from funcsgmcmc.samplers.sgld import langevin
+from funcsgmcmc.terms import Parts, Terms, move
+
+if TYPE_CHECKING:
+    from compat.optimizer import SamplingOptimizer
+
+
+class StepReport:
+    """Collects metrics and sketches of one step of a group, parameter by parameter."""
+
+    def __init__(self, optimizer: "SamplingOptimizer", group: Group):
+        self._optimizer = optimizer
+        self._group = group
+        self._metrics = PartialMetrics()
+        self._numel = 0
+        if optimizer.save_sketches:
+            group["sketches"].zero_()
+
+    def add(self, param: Tensor, terms: Terms, mask: Tensor | None) -> None:
+        """Take in the terms of one parameter's update, before the update is made."""
+        if self._optimizer.save_metrics:
+            self._metrics.add(terms)
+            self._numel += entries(param, mask)
+        if self._optimizer.save_sketches:
+            part = self._optimizer.sketch_part(param)
+            self._group["sketches"].add_(sketch.sketches(terms, part))
+
+    def finish(self) -> None:
+        """Write the group's metrics."""
+        if self._optimizer.save_metrics:
+            self._group["metrics"].take(self._metrics.metrics(self._numel))
+
+
+def evaluate(closure: Callable[[], Any] | None) -> Any:
+    """Call a closure, if there is one, with gradients on; a step is made with them off."""
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
+
+
+def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normals of a parameter's shape, in the default dtype."""
+    empty = torch.empty_like(
+        param, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format
+    )
+    return empty.normal_(generator=generator)
+
+
+def dense_grad(param: Tensor) -> Tensor:
+    """A parameter's gradient, zeros if it has none."""
+    if param.grad is None:
+        return torch.zeros_like(param)
+    return param.grad.to_dense() if param.grad.is_sparse else param.grad
+
+
+def entries(param: Tensor, mask: Tensor | None) -> int:
+    """Number of entries whose mask is not zero."""
+    return param.numel() if mask is None else int(tree.count(param, mask))
+
+
+def langevin_step_(
+    param: Tensor,
+    initial: Tensor,
+    parts: Parts,
+    lr: float,
+    half_width: float | None,
+    report: StepReport,
+) -> None:
+    """Make SGLD's step of one parameter, in place.
+
+    Args:
+        param: w.
+        initial: w₀.
+        parts: What the update is made of.
+        lr: ε.
+        half_width: b, or None for no box.
+        report: Where the step is reported.
+    """
+    w, terms = param.data, langevin(parts, lr)
+    report.add(param, terms, parts.gains.mask)
+    move(w, terms.down(), terms.up(), out=w)
+    if half_width is not None:
+        w.copy_(boxed(w, initial, half_width))
