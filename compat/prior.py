@@ -220,14 +220,13 @@ def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
 
 
 def share_initial(prior: Prior | None, state: dict[str, Any]) -> None:
-    """Let Gaussians around the initial parameters use the optimizer's copy of them, not a second."""
+    """Let Gaussians around the initial parameters share the optimizer's copy of them."""
     initial = state["initial_param"]
     for each, remembered in leaves(prior, state):
-        plain = (
-            isinstance(each, GaussianPrior) and type(each).initialize is GaussianPrior.initialize
-        )
-        if initial is not None and plain and cast(GaussianPrior, each).center == "initial":
-            remembered[each.key] = initial
+        if isinstance(each, GaussianPrior) and isinstance(each.center, str):
+            center = remembered.get(each.key)
+            if initial is not None and center is not None and torch.equal(initial, center):
+                remembered[each.key] = initial
 
 
 def leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:

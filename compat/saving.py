@@ -1,7 +1,7 @@
 """State dicts of tensors and plain values, and how an optimizer takes them back.
 
-What a user gave as an object (a prior, a preconditioner with its mask, a function for nbeta) is given
-again when the optimizer is made again, and stays that of the optimizer that loads.
+What a user gave as an object (a prior, a preconditioner with its mask, a function for nbeta) is
+given again when the optimizer is made again, and stays that of the optimizer that loads.
 """
 
 from collections.abc import Mapping
@@ -37,8 +37,10 @@ def restore_objects(group: Group, live: Group) -> None:
     for name, value in live.items():
         if isinstance(value, Metrics | SketchBuffer):
             saved = group.get(name)
-            kept = isinstance(saved, dict) and vars(saved := type(value)(**saved))
-            group[name] = saved.to(value.noise.device) if kept else value
+            if isinstance(saved, dict):
+                group[name] = type(value)(**saved).to(value.noise.device)
+            else:
+                group[name] = value
         elif name not in group or _plain(value) is _OBJECT or _is_setting(live, name):
             group[name] = value
 

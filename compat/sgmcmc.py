@@ -130,6 +130,19 @@ class SGMCMC(SamplingOptimizer):
                 group, self.state, [_mask(group["preconditioner"], i) for i in range(len(params))]
             )
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what `state_dict` gave, by an optimizer made with the same settings.
+
+        Priors, preconditioners and functions stay those of this optimizer.
+
+        Raises:
+            ValueError: The groups differ, or the state dict lacks what this optimizer remembers.
+        """
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            for param in group["params"]:
+                share_initial(group["prior"], self.state[param])
+
     @torch.no_grad()
     def step(self, closure=None, noise_generator: Generator | None = None) -> None:
         """Make one step.
@@ -386,7 +399,8 @@ def _prior(given: Any, localization: float) -> Prior | None:
     if isinstance(given, Prior) or (given is None and not localization):
         return given
     if given is None or isinstance(given, str | Iterable):
-        return GaussianPrior(localization or 1.0, center="initial" if given is None else given)
+        center: Any = "initial" if given is None else given
+        return GaussianPrior(localization or 1.0, center=center)
     if isinstance(given, Real):
         return GaussianPrior(float(given))
     raise ValueError(

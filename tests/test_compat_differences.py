@@ -364,10 +364,14 @@ def test_a_refused_group_leaves_the_optimizer_as_it_was():
     quadratic_step(optimizer, param, other)
 
 
-def test_groups_given_as_dicts_are_not_changed():
-    group = {"params": [parameter(1.0)]}
-    SGMCMC.sgld([group], nbeta=2.0)
-    assert list(group) == ["params"]
+def test_groups_given_as_dicts_are_the_optimizers():
+    param = parameter(1.0)
+    group = {"params": [param]}
+    optimizer = SGMCMC.sgld([group], nbeta=2.0)
+    assert optimizer.param_groups[0] is group
+    group["lr"] = 0.0
+    quadratic_step(optimizer, param)
+    assert param.item() == 1.0
 
 
 @pytest.mark.parametrize("make", [SGMCMC, SGMCMC.sgld, SGMCMC.rmsprop_sgld])
