@@ -75,7 +75,7 @@ class SamplingOptimizer(Optimizer):
             ValueError: The groups differ, or the state dict lacks what this optimizer remembers.
         """
         params = [param for group in self.param_groups for param in group["params"]]
-        check_state(self.state, params, state_dict["state"])
+        check_state(self, state_dict)
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, params, state_dict["state"])
 

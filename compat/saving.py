@@ -37,10 +37,8 @@ def restore_objects(group: Group, live: Group) -> None:
     for name, value in live.items():
         if isinstance(value, Metrics | SketchBuffer):
             saved = group.get(name)
-            if isinstance(saved, dict):
-                group[name] = type(value)(**saved).to(value.noise.device)
-            else:
-                group[name] = value
+            loaded = isinstance(saved, dict)
+            group[name] = type(value)(**saved).to(value.noise.device) if loaded else value
         elif name not in group or _plain(value) is _OBJECT or _is_setting(live, name):
             group[name] = value
 
@@ -59,20 +57,29 @@ def restore_dtypes(
         _restore_dtypes(loaded.get(param, {}), saved.get(index, {}))
 
 
-def check_state(
-    live: Mapping[Tensor, Mapping[str, Any]], params: list[Tensor], saved: Mapping[Any, Any]
-) -> None:
+def check_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
     """Check that a state dict holds what an optimizer remembers of its parameters.
 
     Raises:
-        ValueError: It lacks something, as after another method or without metrics or a box.
+        ValueError: It lacks something, as after another method or without metrics or a box, or its
+            sketches are of another size.
     """
+    saved = state_dict["state"]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
     for index, param in enumerate(params):
-        for name, value in live.get(param, {}).items():
+        for name, value in optimizer.state.get(param, {}).items():
             if value is not None and saved.get(index, {}).get(name) is None:
                 raise ValueError(
                     f"the state dict must hold {name!r} of parameter {index}, as this optimizer "
                     f"does, got {sorted(saved.get(index, {}))}: make it with the same settings"
+                )
+    for live, group in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
+        if "sketches" in live and "sketches" in group:
+            wanted, got = len(live["sketches"].noise), len(group["sketches"]["noise"])
+            if wanted != got:
+                raise ValueError(
+                    f"the state dict's sketches must have {wanted} entries, got {got}: make it "
+                    "with the same settings"
                 )
 
 

@@ -22,7 +22,7 @@ class SGLD(SamplingOptimizer):
 
     clamped to [w₀ − b, w₀ + b] if b is given, with g the gradient in `.grad`, 0 where it is None,
     and w₀ the parameters when their group was added. Deprecated: `SGMCMC.sgld` is the same chain,
-    except that it leaves parameters without gradient alone.
+    except that it leaves parameters without gradient alone, and freezes all in a box of size 0.
 
     A group may have a `mask` m: one tensor for each of its parameters, of its shape, or one tensor
     for all, if they are of one shape.

@@ -187,8 +187,10 @@ class SGMCMC(SamplingOptimizer):
             for group in self.param_groups
             for each in members(group["preconditioner"])
         )
+        if not wanted:
+            return
         grads = [param.grad for param in self.get_params() if param.grad is not None]
-        if wanted and grads and not any(grad.requires_grad for grad in grads):
+        if grads and not any(grad.requires_grad for grad in grads):
             raise ValueError(
                 "add_grad_correction needs gradients with a graph, from "
                 "backward(create_graph=True), got gradients without one"

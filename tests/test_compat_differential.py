@@ -26,11 +26,13 @@ import compat.prior
 
 SHAPES = [(), (1,), (3,), (2, 3), (4, 1, 2), (17,), (5, 7), (64, 3)]
 STEPS = 4
-# What a step may differ by: both packages round, each in its own order. In bfloat16 each of the
-# published package's operations rounds to 8 bits.
+NARROW = (torch.bfloat16, torch.float16)
+# What a step may differ by: both packages round, each in its own order. In the narrow dtypes each
+# of the published package's operations rounds to 8 or 11 bits.
 TOLERANCE = {
     torch.float64: {"rtol": 1e-9, "atol": 1e-10},
     torch.float32: {"rtol": 2e-5, "atol": 2e-6},
+    torch.float16: {"rtol": 5e-3, "atol": 5e-3},
     torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2},
 }
 
@@ -138,12 +140,15 @@ def configuration(seed: int) -> Configuration:
             (torch.float64, torch.float32),
             (torch.float32, torch.float64),
             (torch.bfloat16, torch.float32),
+            (torch.float16, torch.float32),
         ]
     )
     method = draw.choice(["SGLD", "SGMCMC", "sgld", "rmsprop_sgld", "SGNHT"])
     shapes = [draw.choices(SHAPES, k=draw.randint(1, 3)) for _ in range(draw.randint(1, 3))]
-    metrics = method != "SGNHT" and draw.random() < 0.5
-    sketches = method != "SGNHT" and draw.random() < 0.4
+    # In float16 terms underflow, and the published package fails its own assertions about them.
+    reports = method != "SGNHT" and dtypes[0] != torch.float16
+    metrics = reports and draw.random() < 0.5
+    sketches = reports and draw.random() < 0.4
     # Masked metrics: SGLD's are others than documented, and in most dtypes the published package
     # fails its own assertions.
     masked = draw.random() < 0.4 and (
@@ -175,7 +180,7 @@ def configuration(seed: int) -> Configuration:
         "nbeta": draw.choice([1.0, 12.0]),
         "bounding_box_size": draw.choice([None, 0.1]),
     }
-    if method == "SGNHT" and dtypes[0] == torch.bfloat16:
+    if method == "SGNHT" and dtypes[0] in NARROW:
         # On a grid this coarse, the last bit decides which entries the box throws back.
         settings["bounding_box_size"] = None
         own = [{k: v for k, v in group.items() if k != "bounding_box_size"} for group in own]
@@ -224,6 +229,12 @@ def configuration(seed: int) -> Configuration:
     )
 
 
+def strided(values: Tensor) -> nn.Parameter:
+    """A parameter of these values, stored column by column if a row has an odd number of them."""
+    by_column = values.ndim > 1 and values.shape[-1] % 2
+    return nn.Parameter(values.mT.contiguous().mT if by_column else values)
+
+
 class Run:
     """An optimizer of one package on its own copy of the parameters."""
 
@@ -232,7 +243,7 @@ class Run:
         dtype, noise_dtype = config.dtypes
         torch.set_default_dtype(noise_dtype)
         self.params = [
-            [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+            [strided(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
             for shapes in config.shapes
         ]
         self.flat = [param for group in self.params for param in group]
@@ -256,13 +267,7 @@ class Run:
 
 def assert_same(published: Run, ours: Run, config: Configuration) -> None:
     """Compare parameters, state, thermostats, metrics, sketches and generators."""
-    close = TOLERANCE[
-        torch.bfloat16
-        if torch.bfloat16 in config.dtypes
-        else torch.float32
-        if torch.float32 in config.dtypes
-        else torch.float64
-    ]
+    close = max((TOLERANCE[dtype] for dtype in config.dtypes), key=lambda t: t["rtol"])
     for theirs, mine in zip(published.flat, ours.flat, strict=True):
         torch.testing.assert_close(mine, theirs, **close)
         for key, value in published.optimizer.state[theirs].items():
@@ -315,7 +320,7 @@ def test_the_published_chain(seed):
         published.step(config)
         ours.step(config)
         assert_same(published, ours, config)
-        if torch.bfloat16 in config.dtypes:
+        if config.dtypes[0] in NARROW:
             resume_from(published, ours)
 
 

@@ -6,13 +6,16 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from compat import SGLD, SGMCMC, SGNHT
+from compat.preconditioner import NHTPreconditioning, Preconditioner, PreconditionerCoefs
 from compat.prior import CompositePrior, GaussianPrior
+from compat.sketch import CountSketch
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:(SGLD|SGNHT) is deprecated"),
@@ -31,6 +34,22 @@ def five() -> float:
     return 5.0
 
 
+class Elsewhere(GaussianPrior):
+    """Centres in float64, whatever the parameters are."""
+
+    def initialize(self, params):
+        return {param: {self.key: param.detach().double() + 1 / 3} for param in params}
+
+
+class Averaging(Preconditioner):
+    """A running average in float64, whatever the parameters are."""
+
+    def get_coefficients(self, param, grad, state):
+        average = state.get("average", torch.zeros_like(grad, dtype=torch.float64))
+        state["average"] = 0.9 * average + grad
+        return PreconditionerCoefs(1.0, 1.0, 1.0, 1 / (1 + state["average"].abs()))
+
+
 OPTIMIZERS: dict[str, Make] = {
     "SGLD": lambda params: SGLD(
         params, lr=1e-3, nbeta=5.0, localization=1.0, save_metrics=True, sketch_dim=4
@@ -39,6 +58,15 @@ OPTIMIZERS: dict[str, Make] = {
     "sgld": everything("sgld", weight_decay=0.3, localization=2.0),
     "rmsprop_sgld": everything("rmsprop_sgld", localization=2.0, alpha=0.9),
     "sgnht": everything("sgnht"),
+    "centres of another dtype": lambda params: SGMCMC(
+        params,
+        lr=1e-3,
+        nbeta=5.0,
+        prior=CompositePrior([GaussianPrior(1.0), Elsewhere(50.0)]),
+        preconditioner=Averaging(),
+        save_metrics=True,
+        sketch_dim=4,
+    ),
     "composites": lambda params: SGMCMC(
         params,
         lr=1e-3,
@@ -76,11 +104,11 @@ class Training:
     def report(self) -> list[torch.Tensor]:
         """Parameters, and what the optimizer says of its last step."""
         report = [param.detach() for param in self.model.parameters()]
-        if getattr(self.optimizer, "save_metrics", False):
-            metrics = self.optimizer.get_metrics()
-            report += [metrics.noise, metrics.distance, metrics.dot_grad_noise]
+        if self.optimizer.save_metrics:
+            metrics = vars(self.optimizer.get_metrics())
+            report += [torch.as_tensor(value) for value in metrics.values()]
         if self.optimizer.save_sketches:
-            report.append(self.optimizer.get_sketches().localization)
+            report += vars(self.optimizer.get_sketches()).values()
         return report
 
 
@@ -89,18 +117,23 @@ def assert_equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> None:
         assert torch.equal(left, right)
 
 
+def saved_bytes(value: Any) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    buffer.seek(0)
+    return buffer
+
+
 @every_optimizer
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_a_run_is_resumed_bit_for_bit(make, dtype):
     training = Training(make, dtype)
     training.steps(3, seed=1)
-    buffer = io.BytesIO()
-    torch.save((training.model.state_dict(), training.optimizer.state_dict()), buffer)
+    checkpoint = saved_bytes((training.model.state_dict(), training.optimizer.state_dict()))
     saved = [value.clone() for value in training.report()]
     training.steps(3, seed=2)
 
-    buffer.seek(0)
-    model_state, optimizer_state = torch.load(buffer, weights_only=True)
+    model_state, optimizer_state = torch.load(checkpoint, weights_only=True)
     resumed = Training(make, dtype)
     for param in resumed.model.parameters():
         param.data += 1.0  # made elsewhere, as after training
@@ -124,7 +157,79 @@ def test_a_copy_goes_on_alike(make, duplicate):
     training.steps(2, seed=2)
     copied.steps(2, seed=2)
     assert_equal(copied.report(), training.report())
-    copied.optimizer.state_dict()
+    saved = torch.load(saved_bytes(copied.optimizer.state_dict()), weights_only=True)
+    assert "preconditioner" not in saved["param_groups"][0]
+
+
+def test_what_a_state_dict_holds():
+    def make(**group):
+        return SGLD([{"params": [nn.Parameter(torch.tensor([1.0, 2.0]))], **group}], nbeta=five)
+
+    optimizer = make(mask=torch.tensor([1.0, 0.0]), tag={"layer": [3, "head"]}, fresh=object())
+    optimizer.param_groups[0] |= {"lr": np.float32(0.5), "noise_level": np.int64(2)}
+    state = torch.load(saved_bytes(optimizer.state_dict()), weights_only=True)
+    other = make()
+    other.load_state_dict(state)
+    group = other.param_groups[0]
+    assert (group["lr"], group["noise_level"], group["tag"]) == (0.5, 2, {"layer": [3, "head"]})
+    assert group["mask"].tolist() == [1.0, 0.0]
+    assert group["nbeta"] is five
+    assert "fresh" not in state["param_groups"][0]
+
+
+def test_objects_stay_those_of_the_optimizer_that_loads():
+    def make(nbeta, mask):
+        params = [nn.Parameter(torch.ones(2))]
+        return SGMCMC.rmsprop_sgld(params, nbeta=nbeta, mask=mask)
+
+    saving, loading = make(3.0, torch.ones(2)), make(five, torch.tensor([0.0, 1.0]))
+    for optimizer in (saving, loading):
+        param = next(optimizer.get_params())
+        param.grad = torch.ones(2)
+        optimizer.step()
+    mask, preconditioner = (loading.param_groups[0][name] for name in ("mask", "preconditioner"))
+    loading.load_state_dict(saving.state_dict())
+    assert loading.param_groups[0]["nbeta"] is five
+    assert loading.param_groups[0]["mask"] is mask
+    assert loading.param_groups[0]["preconditioner"] is preconditioner
+
+
+@pytest.mark.parametrize(
+    ("save", "load", "missing"),
+    [
+        ({}, {"save_metrics": True}, "initial_param"),
+        ({}, {"bounding_box_size": 1.0}, "initial_param"),
+        ({"preconditioner": "identity"}, {"preconditioner": NHTPreconditioning()}, "momentum"),
+        ({}, {"prior": 1.0}, "prior_center"),
+    ],
+)
+def test_a_state_dict_that_lacks_something_is_refused(save, load, missing):
+    saving, loading = (
+        SGMCMC([nn.Parameter(torch.ones(2))], **settings) for settings in (save, load)
+    )
+    message = f"the state dict must hold '{missing}' of parameter 0, as this optimizer does"
+    with pytest.raises(ValueError, match=message):
+        loading.load_state_dict(saving.state_dict())
+
+
+def test_sketches_of_another_size_are_refused():
+    saving, loading = (
+        SGMCMC.sgld([nn.Parameter(torch.ones(2))], nbeta=2.0, sketch_dim=dim) for dim in (3, 5)
+    )
+    with pytest.raises(ValueError, match="the state dict's sketches must have 5 entries, got 3"):
+        loading.load_state_dict(saving.state_dict())
+
+
+def test_sketches_take_in_a_group_that_is_added_during_a_run():
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(4))]
+    optimizer = SGMCMC.sgld([params[0]], nbeta=2.0, noise_level=0.0, sketch_dim=5)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    optimizer.add_param_group({"params": [params[1]]})
+    optimizer.step()
+    expected = CountSketch.create(7, 5).sketch(torch.full((7,), 0.01))
+    torch.testing.assert_close(optimizer.get_sketches().scaled_grad, expected)
 
 
 @every_optimizer
@@ -246,6 +351,7 @@ def test_warnings_are_those_documented(make, messages, recwarn):
         assert message in str(warning.message)
         category = DeprecationWarning if "deprecated" in message else UserWarning
         assert warning.category is category
+        assert warning.filename == __file__
 
 
 def peak_memory(function: Callable[[], Any]) -> int:
