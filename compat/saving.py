@@ -37,8 +37,9 @@ def restore_objects(group: Group, live: Group) -> None:
     for name, value in live.items():
         if isinstance(value, Metrics | SketchBuffer):
             saved = group.get(name)
-            loaded = isinstance(saved, dict)
-            group[name] = type(value)(**saved).to(value.noise.device) if loaded else value
+            if isinstance(saved, dict):
+                value = type(value)(**saved).to(value.noise.device)
+            group[name] = value
         elif name not in group or _plain(value) is _OBJECT or _is_setting(live, name):
             group[name] = value
 
