@@ -208,7 +208,7 @@ def test_a_number_is_a_centre():
     torch.testing.assert_close(param.detach(), torch.tensor([3.0 - 0.5, -1.0 + 1.5]))
 
 
-@pytest.mark.parametrize("size", [3, 400])
+@pytest.mark.parametrize("size", [3, 40, 400])
 def test_gradient_correction_is_the_derivative_of_the_preconditioner(size):
     """Γ = ∂G/∂w by autograd. Where the Hessian is diagonal, probes are exact too."""
     torch.manual_seed(0)
@@ -231,8 +231,8 @@ def test_gradient_correction_is_the_derivative_of_the_preconditioner(size):
 
 def test_gradient_correction_uses_the_diagonal_of_a_full_hessian():
     torch.manual_seed(1)
-    root = torch.randn(5, 5)
-    param = nn.Parameter(torch.randn(5))
+    root = torch.randn(40, 40)
+    param = nn.Parameter(torch.randn(40))
     plain, corrected = (
         RMSpropPreconditioner(0.8, 0.2, add_grad_correction=value) for value in (False, True)
     )
@@ -724,13 +724,22 @@ def test_metrics_of_empty_and_masked_parameters(make):
     assert metrics.noise.isfinite()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("dtype", "noise_dtype"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.bfloat16, torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("autocast", [False, True])
-def test_metrics_of_large_and_small_parameters(dtype, autocast):
+def test_metrics_of_large_and_small_parameters(dtype, noise_dtype, autocast):
     """Small parameters are multiplied together, large ones by themselves, all in float32."""
-    torch.set_default_dtype(torch.float32)
+    torch.set_default_dtype(noise_dtype)
     torch.manual_seed(0)
-    params = [nn.Parameter(torch.randn(n).to(dtype)) for n in (20_000, 7, 12_000, 16_384, 30_000)]
+    sizes = (20_000, 7, *[12_000] * 6, 16_384, 30_000)
+    params = [nn.Parameter(torch.randn(size).to(dtype)) for size in sizes]
     optimizer = SGMCMC.sgld(
         params, lr=0.01, nbeta=3.0, localization=2.0, weight_decay=0.5, save_metrics=True
     )
@@ -748,7 +757,7 @@ def test_metrics_of_large_and_small_parameters(dtype, autocast):
         "unscaled_grad": [0.005 * 3.0 * param.grad.float() for param in params],
         "localization": [0.005 * 2.0 * each for each in distance],
         "weight_decay": [0.005 * 0.5 * w.float() for w in before],
-        "noise": [0.1 * torch.randn(param.shape) for param in params],
+        "noise": [0.1 * torch.randn(param.shape).float() for param in params],
         "distance": distance,
     }
     whole = {name: torch.cat(parts).double() for name, parts in terms.items()}
