@@ -42,6 +42,7 @@ class SamplingOptimizer(Optimizer):
         self._sketch_dim = sketch_dim or 0
         self._sketch_seed = sketch_seed
         self._sketch_parts: dict[Tensor, functional.CountSketch] = {}
+        self._remembered: dict[Tensor, list[str]] = {}
         groups: Any = [params] if isinstance(params, Tensor | dict) else params
         super().__init__(groups, defaults)
         self.register_state_dict_post_hook(leave_out_objects)
@@ -64,6 +65,9 @@ class SamplingOptimizer(Optimizer):
             for param in group["params"]:
                 self.state.pop(param, None)
             raise
+        for param in group["params"]:
+            state = self.state.get(param, {})
+            self._remembered[param] = [name for name in state if state[name] is not None]
         self._sketch_parts = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -75,7 +79,7 @@ class SamplingOptimizer(Optimizer):
             ValueError: The groups differ, or the state dict lacks what this optimizer remembers.
         """
         params = [param for group in self.param_groups for param in group["params"]]
-        check_state(self, state_dict)
+        check_state(self, self._remembered, state_dict)
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, params, state_dict["state"])
 
@@ -134,7 +138,7 @@ class SamplingOptimizer(Optimizer):
         return self._sketch_parts[param]
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("save_metrics", "save_sketches", "_sketch_dim", "_sketch_seed")
+        own = ("save_metrics", "save_sketches", "_sketch_dim", "_sketch_seed", "_remembered")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

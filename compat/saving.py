@@ -58,21 +58,28 @@ def restore_dtypes(
         _restore_dtypes(loaded.get(param, {}), saved.get(index, {}))
 
 
-def check_state(optimizer: Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """Check that a state dict holds what an optimizer remembers of its parameters.
+def check_state(
+    optimizer: Optimizer, needed: Mapping[Tensor, list[str]], state_dict: Mapping[str, Any]
+) -> None:
+    """Check that a state dict holds what an optimizer needs of its parameters.
+
+    Args:
+        optimizer: The one that is about to load.
+        needed: Names of what it has remembered of each parameter from the start.
+        state_dict: What it is to load.
 
     Raises:
-        ValueError: It lacks something, as after another method or without metrics or a box, or its
-            sketches are of another size.
+        ValueError: The state dict lacks something, as after another method or without metrics or a
+            box, or its sketches are of another size.
     """
-    saved = state_dict["state"]
     params = [param for group in optimizer.param_groups for param in group["params"]]
     for index, param in enumerate(params):
-        for name, value in optimizer.state.get(param, {}).items():
-            if value is not None and saved.get(index, {}).get(name) is None:
+        saved = state_dict["state"].get(index, {})
+        for name in needed[param]:
+            if saved.get(name) is None:
                 raise ValueError(
                     f"the state dict must hold {name!r} of parameter {index}, as this optimizer "
-                    f"does, got {sorted(saved.get(index, {}))}: make it with the same settings"
+                    f"does, got {sorted(saved)}: make it with the same settings"
                 )
     for live, group in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
         if "sketches" in live and "sketches" in group:

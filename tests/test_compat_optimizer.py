@@ -212,6 +212,19 @@ def test_a_state_dict_that_lacks_something_is_refused(save, load, missing):
         loading.load_state_dict(saving.state_dict())
 
 
+@every_optimizer
+def test_a_run_may_go_back_to_its_start(make):
+    training = Training(make)
+    start = copy.deepcopy((training.model.state_dict(), training.optimizer.state_dict()))
+    runs = []
+    for _ in range(2):
+        training.steps(3, seed=1)
+        runs.append([value.clone() for value in training.report()])
+        training.model.load_state_dict(start[0])
+        training.optimizer.load_state_dict(start[1])
+    assert_equal(*runs)
+
+
 def test_sketches_of_another_size_are_refused():
     saving, loading = (
         SGMCMC.sgld([nn.Parameter(torch.ones(2))], nbeta=2.0, sketch_dim=dim) for dim in (3, 5)
