@@ -10,7 +10,8 @@ from compat.groups import Group, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
 from compat.step import StepReport, dense_grad, entries, evaluate, noise_like
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.sgnht import first_momentum, push, regulated, thermostatted
+from funcsgmcmc.samplers.momentum import first_momentum, push, underdamped
+from funcsgmcmc.samplers.sgnht import regulated
 from funcsgmcmc.terms import Parts, Term, gains
 
 _METRICS = ("noise", "dws", "localization_loss")
@@ -157,7 +158,7 @@ class Thermostat:
         """Update one parameter and its momentum, in place."""
         momentum, now = state["momentum"], self._now
         friction = Term(self._friction, momentum)
-        terms = thermostatted(parts, friction, now["lr"], now["diffusion_factor"], split=True)
+        terms = underdamped(parts, friction, now["lr"], now["diffusion_factor"], split=True)
         report.add(param, terms, parts.gains.mask)
         box = None if half_width is None else (state["initial_param"], half_width)
         moved, pushed = push(param.data, friction, terms, box)

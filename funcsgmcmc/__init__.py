@@ -12,7 +12,7 @@ from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
 from funcsgmcmc.metrics import Metrics, metrics
 from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
 from funcsgmcmc.random import fold_in, key, split
-from funcsgmcmc.samplers import Sampler, State, rmsprop_sgld, sgld, sgnht
+from funcsgmcmc.samplers import Sampler, State, rmsprop_sgld, sghmc, sgld, sgnht
 from funcsgmcmc.samples import Frozen, Samples
 from funcsgmcmc.sampling import DivergenceError, SamplingError, sample
 from funcsgmcmc.sketch import CountSketch, Sketches, count_sketch, sketches
@@ -53,6 +53,7 @@ __all__ = [
     "rmsprop",
     "rmsprop_sgld",
     "sample",
+    "sghmc",
     "sgld",
     "sgnht",
     "sketches",

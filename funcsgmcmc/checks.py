@@ -63,6 +63,18 @@ def hyperparameter(
     return tensor
 
 
+def at_most(name: str, value: Tensor, limit_name: str, limit: Tensor) -> None:
+    """Check that a hyperparameter does not exceed another.
+
+    Raises:
+        ValueError: It does, for some chain.
+    """
+    if _has_values(value) and not (value <= limit).all():
+        raise ValueError(
+            f"{name} must be <= {limit_name}, got {value.tolist()} and {limit.tolist()}"
+        )
+
+
 def number(name: str, value: float | Tensor) -> Tensor:
     """Check a number >= 0 that all chains share.
 

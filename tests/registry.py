@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from tensordict import TensorDict
 
-from funcsgmcmc import Sampler, rmsprop_sgld, sgld, sgnht
+from funcsgmcmc import Sampler, rmsprop_sgld, sghmc, sgld, sgnht
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,21 @@ CASES = [
         "rmsprop_sgld, masked",
         lambda params: rmsprop_sgld(
             1e-2, nbeta=3.0, alpha=0.9, eps=0.2, weight_decay=1.0, mask=some_mask(params)
+        ),
+    ),
+    Case("sghmc", lambda params: sghmc(1e-3, nbeta=3.0, localization=2.0)),
+    Case(
+        "sghmc with everything",
+        lambda params: sghmc(
+            1e-2,
+            nbeta=3.0,
+            friction=0.4,
+            noise_estimate=0.1,
+            localization=2.0,
+            weight_decay=0.5,
+            anchor=params.apply(lambda leaf: leaf + 0.01),
+            bounding_box_size=0.2,
+            mask=some_mask(params),
         ),
     ),
     Case("sgnht", lambda params: sgnht(1e-3, nbeta=3.0, localization=2.0)),

@@ -30,29 +30,27 @@ thermostats", NeurIPS 2014, algorithm 2, with their step size √ε and p = √�
 from collections.abc import Mapping
 from typing import cast
 
-import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import Sampler, State, boxed, shared_settings
-from funcsgmcmc.terms import Parts, Term, Terms, decompose, move, scaled
-from funcsgmcmc.tree import AnyTree, Scalar
+from funcsgmcmc.samplers.base import State, shared_settings
+from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState
+from funcsgmcmc.terms import Terms
+from funcsgmcmc.tree import Scalar
 
 
-class SGNHTState(State, frozen=True):
+class SGNHTState(MomentumState, frozen=True):
     """State of a chain of SGNHT.
 
     Attributes:
-        momentum: p, leaves `[*chains, *shape]`, in float32 or better.
         thermostat: ξ, `[*chains]`.
     """
 
-    momentum: TensorDict
     thermostat: Tensor
 
 
-class SGNHT(Sampler, frozen=True):
+class SGNHT(MomentumSampler, frozen=True):
     """Settings of SGNHT; made by `sgnht`."""
 
     diffusion_factor: Tensor
@@ -67,14 +65,12 @@ class SGNHT(Sampler, frozen=True):
         Raises:
             TypeError, ValueError: As `Sampler.start`; or `noise` is missing.
         """
-        if noise is None:
-            raise ValueError("sgnht needs noise for its momenta: init(params, noise), got None")
-        start = self.start(params)
+        momentum, start = self.momenta(noise), self.start(params)
         return SGNHTState(
             params=start.params,
             step=start.step,
             anchor=start.anchor,
-            momentum=first_momentum(noise, self.lr, self.mask),
+            momentum=momentum,
             thermostat=self.diffusion_factor.expand(start.shape).clone(),
             batch_size=start.shape,
             lock=False,
@@ -99,12 +95,14 @@ class SGNHT(Sampler, frozen=True):
             The next state, and the terms of the update.
         """
         state = cast(SGNHTState, state)
-        parts = self.parts(state, grads, Term(torch.ones_like(self.lr), noise), prior_pull)
-        friction = Term(state.thermostat, state.momentum)
-        terms = thermostatted(parts, friction, self.lr, self.diffusion_factor)
-        half_width = self.bounding_box_size
-        box = None if half_width is None else (self.center(state), half_width)
-        params, momentum = push(state.params, friction, terms, box)
+        params, momentum, terms = self.pushed(
+            state,
+            grads,
+            noise,
+            prior_pull,
+            friction=state.thermostat,
+            diffusion_factor=self.diffusion_factor,
+        )
         energy = tree.dot(momentum, momentum)
         sampled = tree.count(state.params, self.mask).clamp(min=1)
         new_state = SGNHTState(
@@ -117,61 +115,6 @@ class SGNHT(Sampler, frozen=True):
             lock=False,
         )
         return new_state, terms
-
-
-def first_momentum(noise: AnyTree, lr: Scalar, mask: AnyTree | None) -> AnyTree:
-    """p₀ = √ε m η₀."""
-    root = lr**0.5
-    return tree.map_leaves(lambda leaf: tree.expand_right(root, leaf) * leaf, scaled(noise, mask))
-
-
-def thermostatted(
-    parts: Parts, friction: Term, lr: Scalar, diffusion_factor: Scalar, *, split: bool = False
-) -> Terms:
-    """Terms of a step of SGNHT: drift ε, noise √(2Aε), friction ξ · p on the momentum.
-
-    Args:
-        parts: What the update is made of.
-        friction: ξ · p.
-        lr: ε.
-        diffusion_factor: A.
-        split: Whether friction acts on the momentum after the force has, which multiplies the
-            drift by 1 − ξ: p' = (1 − ξ) (p − ε ∇U) + noise. It is the same to first order in ε.
-    """
-    remaining = 1 - friction.coefficient
-    momentum = Term(remaining, friction.direction)
-    drift = lr * remaining if split else lr
-    diffusion = (2 * diffusion_factor * lr) ** 0.5
-    return decompose(parts, drift=drift, diffusion=diffusion, momentum=momentum)
-
-
-def push(
-    params: AnyTree, friction: Term, terms: Terms, box: tuple[AnyTree, Scalar] | None
-) -> tuple[AnyTree, AnyTree]:
-    """Change the momentum by the terms, then the parameters by the momentum.
-
-    Args:
-        params: w.
-        friction: ξ · p.
-        terms: The step's.
-        box: w₀ and b; None for no box.
-
-    Returns:
-        w' and p'.
-    """
-    start = cast(AnyTree, friction.direction)
-    momentum = move(start, (friction, *terms.down()), terms.up())
-    moved = move(params, (), (Term(1.0, momentum),))
-    if box is None:
-        return moved, momentum
-    center, half_width = box
-
-    def reflect(momentum: Tensor, leaf: Tensor, middle: Tensor) -> Tensor:
-        inside = (leaf - middle).abs() < tree.expand_right(half_width, leaf)
-        return torch.where(inside, momentum, -momentum)
-
-    reflected = tree.map_leaves(reflect, momentum, moved, center)
-    return boxed(moved, center, half_width), reflected
 
 
 def regulated(thermostat: Tensor, energy: Tensor, sampled: int | Tensor, lr: Scalar) -> Tensor:
