@@ -10,7 +10,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -239,3 +239,52 @@ def members(preconditioner: Preconditioner) -> Iterator[Preconditioner]:
             yield from members(member)
     else:
         yield preconditioner
+
+
+_PRECONDITIONERS: dict[str, type[Preconditioner]] = {
+    "identity": IdentityPreconditioner,
+    "rmsprop": RMSpropPreconditioner,
+}
+
+
+def preconditioner_of(
+    given: Any, named_settings: dict[str, Any], mask: Any, params: list[Tensor]
+) -> Preconditioner:
+    """The preconditioner that a group's settings stand for, its mask included."""
+    if isinstance(given, Preconditioner):
+        chosen = given
+    elif given is None or isinstance(given, str):
+        name = checks.choice("preconditioner", given or "identity", tuple(_PRECONDITIONERS))
+        chosen = _PRECONDITIONERS[name](**named_settings)
+    else:
+        raise ValueError(
+            f"preconditioner must be a Preconditioner, a name or None, got {type(given).__name__}"
+        )
+    if mask is None:
+        return chosen
+    masks = checks.masks([mask] if isinstance(mask, Tensor) else mask, params)
+    masking = MaskPreconditioner(
+        [
+            1.0 if each is None else each.to(param.device, torch.float32)
+            for each, param in zip(masks, params, strict=True)
+        ]
+    )
+    if isinstance(chosen, IdentityPreconditioner):
+        return masking
+    return CompositePreconditioner([chosen, masking])
+
+
+def thermostat_of(preconditioner: Preconditioner) -> NHTPreconditioning | None:
+    """The thermostat among a group's preconditioners, if there is one."""
+    found = (each for each in members(preconditioner) if isinstance(each, NHTPreconditioning))
+    return next(found, None)
+
+
+def mask_of(preconditioner: Preconditioner, index: int) -> Tensor | None:
+    """The mask that a group's preconditioners put on one of its parameters."""
+    masks = [
+        torch.as_tensor(each.masks[index])
+        for each in members(preconditioner)
+        if isinstance(each, MaskPreconditioner)
+    ]
+    return reduce(torch.mul, masks) if masks else None

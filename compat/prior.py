@@ -241,3 +241,29 @@ def leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:
 def _is_plain(prior: Prior, kind: type[Prior]) -> bool:
     """Whether a prior pulls as its class does: a user may have given another `grad`."""
     return isinstance(prior, kind) and getattr(prior.grad, "__func__", None) is kind.grad
+
+
+def gaussians(weight_decay: float, localization: float) -> CompositePrior:
+    """The priors that two precisions stand for."""
+    checks.number("weight_decay", weight_decay)
+    checks.number("localization", localization)
+    priors: list[Prior] = []
+    if weight_decay > 0:
+        priors.append(GaussianPrior(weight_decay, center=None))
+    if localization > 0:
+        priors.append(GaussianPrior(localization, center="initial"))
+    return CompositePrior(priors)
+
+
+def prior_of(given: Any, localization: float) -> Prior | None:
+    """The prior that a group's setting stands for."""
+    if isinstance(given, Prior) or (given is None and not localization):
+        return given
+    if given is None or isinstance(given, str | Iterable):
+        center: Any = "initial" if given is None else given
+        return GaussianPrior(localization or 1.0, center=center)
+    if isinstance(given, Real):
+        return GaussianPrior(float(given))
+    raise ValueError(
+        f"prior must be a Prior, 'initial', a number, tensors or None, got {type(given).__name__}"
+    )

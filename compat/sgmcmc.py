@@ -1,8 +1,6 @@
 """`SGMCMC`: SGLD, RMSprop-SGLD and SGNHT with priors and preconditioners, as an optimizer."""
 
 from collections.abc import Iterable, Iterator
-from functools import reduce
-from numbers import Real
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,15 +9,15 @@ from torch import Generator, Tensor
 from compat.groups import Group, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
 from compat.preconditioner import (
-    CompositePreconditioner,
-    IdentityPreconditioner,
-    MaskPreconditioner,
     NHTPreconditioning,
     Preconditioner,
     RMSpropPreconditioner,
+    mask_of,
     members,
+    preconditioner_of,
+    thermostat_of,
 )
-from compat.prior import CompositePrior, GaussianPrior, Prior, pulls, share_initial
+from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
 from compat.step import StepReport, dense_grad, evaluate, langevin_step_, noise_like
 from funcsgmcmc import checks
@@ -27,11 +25,6 @@ from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Parts, Term
 
 SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]
-
-_PRECONDITIONERS: dict[str, type[Preconditioner]] = {
-    "identity": IdentityPreconditioner,
-    "rmsprop": RMSpropPreconditioner,
-}
 
 
 class SGMCMC(SamplingOptimizer):
@@ -112,8 +105,8 @@ class SGMCMC(SamplingOptimizer):
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
         params = group["params"]
-        group["prior"] = _prior(group["prior"], group.get("localization", 0.0))
-        group["preconditioner"] = _preconditioner(
+        group["prior"] = prior_of(group["prior"], group.get("localization", 0.0))
+        group["preconditioner"] = preconditioner_of(
             group["preconditioner"], group.pop("preconditioner_kwargs"), group["mask"], params
         )
         remembered = {} if group["prior"] is None else group["prior"].initialize(list(params))
@@ -123,11 +116,11 @@ class SGMCMC(SamplingOptimizer):
             self.state[param] |= remembered.get(param, {})
             self.state[param] |= {"param_idx": index, "initial_param": initial}
             share_initial(group["prior"], self.state[param])
-        nht = _thermostat(group["preconditioner"])
+        nht = thermostat_of(group["preconditioner"])
         if nht is not None:
             group.setdefault("diffusion_factor", nht.diffusion_factor)
             start_thermostat(
-                group, self.state, [_mask(group["preconditioner"], i) for i in range(len(params))]
+                group, self.state, [mask_of(group["preconditioner"], i) for i in range(len(params))]
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -159,7 +152,7 @@ class SGMCMC(SamplingOptimizer):
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             half_width = group["bounding_box_size"]
-            thermostat = Thermostat(group, now) if _thermostat(group["preconditioner"]) else None
+            thermostat = Thermostat(group, now) if thermostat_of(group["preconditioner"]) else None
             for param in group["params"]:
                 if param.grad is None:
                     continue
@@ -267,7 +260,7 @@ class SGMCMC(SamplingOptimizer):
             lr=lr,
             noise_level=noise_level,
             nbeta=nbeta,
-            prior=_gaussians(weight_decay, localization),
+            prior=gaussians(weight_decay, localization),
             bounding_box_size=bounding_box_size,
             mask=mask,
             save_metrics=save_metrics,
@@ -324,7 +317,7 @@ class SGMCMC(SamplingOptimizer):
             lr=lr,
             noise_level=noise_level,
             nbeta=nbeta,
-            prior=_gaussians(weight_decay, localization),
+            prior=gaussians(weight_decay, localization),
             preconditioner=RMSpropPreconditioner(alpha, eps, add_grad_correction),
             bounding_box_size=bounding_box_size,
             mask=mask,
@@ -382,72 +375,3 @@ class SGMCMC(SamplingOptimizer):
             ValueError: It is none of "sgld", "rmsprop_sgld" and "sgnht".
         """
         return getattr(cls, checks.choice("method", method, get_args(SamplingMethodLiteral)))
-
-
-def _gaussians(weight_decay: float, localization: float) -> CompositePrior:
-    """The priors that two precisions stand for."""
-    checks.number("weight_decay", weight_decay)
-    checks.number("localization", localization)
-    priors: list[Prior] = []
-    if weight_decay > 0:
-        priors.append(GaussianPrior(weight_decay, center=None))
-    if localization > 0:
-        priors.append(GaussianPrior(localization, center="initial"))
-    return CompositePrior(priors)
-
-
-def _prior(given: Any, localization: float) -> Prior | None:
-    """The prior that a group's setting stands for."""
-    if isinstance(given, Prior) or (given is None and not localization):
-        return given
-    if given is None or isinstance(given, str | Iterable):
-        center: Any = "initial" if given is None else given
-        return GaussianPrior(localization or 1.0, center=center)
-    if isinstance(given, Real):
-        return GaussianPrior(float(given))
-    raise ValueError(
-        f"prior must be a Prior, 'initial', a number, tensors or None, got {type(given).__name__}"
-    )
-
-
-def _preconditioner(
-    given: Any, named_settings: dict[str, Any], mask: Any, params: list[Tensor]
-) -> Preconditioner:
-    """The preconditioner that a group's settings stand for, its mask included."""
-    if isinstance(given, Preconditioner):
-        chosen = given
-    elif given is None or isinstance(given, str):
-        name = checks.choice("preconditioner", given or "identity", tuple(_PRECONDITIONERS))
-        chosen = _PRECONDITIONERS[name](**named_settings)
-    else:
-        raise ValueError(
-            f"preconditioner must be a Preconditioner, a name or None, got {type(given).__name__}"
-        )
-    if mask is None:
-        return chosen
-    masks = checks.masks([mask] if isinstance(mask, Tensor) else mask, params)
-    masking = MaskPreconditioner(
-        [
-            1.0 if each is None else each.to(param.device, torch.float32)
-            for each, param in zip(masks, params, strict=True)
-        ]
-    )
-    if isinstance(chosen, IdentityPreconditioner):
-        return masking
-    return CompositePreconditioner([chosen, masking])
-
-
-def _thermostat(preconditioner: Preconditioner) -> NHTPreconditioning | None:
-    """The thermostat among a group's preconditioners, if there is one."""
-    found = (each for each in members(preconditioner) if isinstance(each, NHTPreconditioning))
-    return next(found, None)
-
-
-def _mask(preconditioner: Preconditioner, index: int) -> Tensor | None:
-    """The mask that a group's preconditioners put on one of its parameters."""
-    masks = [
-        torch.as_tensor(each.masks[index])
-        for each in members(preconditioner)
-        if isinstance(each, MaskPreconditioner)
-    ]
-    return reduce(torch.mul, masks) if masks else None

@@ -3,155 +3,20 @@
 import io
 import math
 
-import devinterp.optim
 import pytest
 import torch
-from torch import nn
 
 from compat import SGLD, SGMCMC, SGNHT
-from compat.metrics import Metrics
 from compat.preconditioner import (
     CompositePreconditioner,
     IdentityPreconditioner,
     MaskPreconditioner,
-    NHTPreconditioning,
-    Preconditioner,
     PreconditionerCoefs,
-    RMSpropPreconditioner,
 )
 from compat.prior import CompositePrior, GaussianPrior, Prior, UniformPrior
+from compat_problems import NOISELESS, QUIET, parameter, quadratic_step
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:nbeta is 1"),
-    pytest.mark.filterwarnings("ignore:noise_level is"),
-    pytest.mark.filterwarnings("ignore:(SGLD|SGNHT) is deprecated"),
-    pytest.mark.filterwarnings("ignore:nbeta set to 1"),
-]
-
-NOISELESS = {"noise_level": 0.0, "nbeta": 2.0}
-
-
-def parameter(*values: float) -> nn.Parameter:
-    return nn.Parameter(torch.tensor(values))
-
-
-def quadratic_step(optimizer, *params: nn.Parameter, curvature: float = 1.0, **step) -> None:
-    """A step with the gradient of curvature · ‖w‖²/2."""
-    for param in params:
-        param.grad = curvature * param.detach().clone()
-    optimizer.step(**step)
-
-
-# --- SGMCMC.sgnht samples -----------------------------------------------------------------------
-
-
-def test_sgmcmc_sgnht_is_sgnht():
-    runs = []
-    for make in (SGNHT, SGMCMC.sgnht):
-        torch.manual_seed(5)
-        params = [parameter(1.0, -2.0, 0.5), nn.Parameter(torch.ones(2, 3))]
-        settings = {"lr": 0.01, "nbeta": 3.0, "diffusion_factor": 0.2, "bounding_box_size": 0.1}
-        optimizer = make(params, **settings)
-        for _ in range(30):
-            quadratic_step(optimizer, *params)
-        momenta = [optimizer.state[param]["momentum"] for param in params]
-        runs.append([*params, *momenta, optimizer.param_groups[0]["thermostat"]])
-    for a, b in zip(*runs, strict=True):
-        assert torch.equal(a, b)
-
-
-def moments(make, curvature, dimension, steps, diffusion_factor=0.1, lr=0.02):
-    """Time averages over a chain on a quadratic, ‖p‖²/d, ‖w‖²/d, ξ, and their standard errors."""
-    torch.manual_seed(11)
-    param = nn.Parameter(torch.randn(dimension) / math.sqrt(curvature))
-    optimizer = make([param], lr=lr, nbeta=curvature, diffusion_factor=diffusion_factor)
-    group, state = optimizer.param_groups[0], optimizer.state[param]
-    rows = []
-    for step in range(2_000 + steps):
-        param.grad = param.detach().clone()
-        optimizer.step()
-        if step >= 2_000:
-            squares = [(values.detach() ** 2).mean() for values in (state["momentum"], param)]
-            rows.append(torch.stack([*squares, group.get("thermostat", torch.tensor(0.0))]))
-    blocks = torch.stack(rows).reshape(50, -1, 3).mean(1)  # long beside the autocorrelation
-    return blocks.mean(0), blocks.std(0) / math.sqrt(len(blocks))
-
-
-@pytest.mark.parametrize("curvature", [0.5, 4.0])
-@pytest.mark.parametrize("dimension", [4, 400])
-def test_sgnht_keeps_its_kinetic_energy(curvature, dimension):
-    mean, error = moments(SGMCMC.sgnht, curvature, dimension, steps=10_000)
-    assert abs(mean[0] - 0.02) < 4 * error[0] < 0.02 / 10
-
-
-@pytest.mark.parametrize("curvature", [0.5, 4.0])
-def test_sgnht_samples_the_quadratic(curvature):
-    # In many dimensions ξ hardly moves, and the law of the scheme with ξ fixed is exact.
-    mean, error = moments(SGMCMC.sgnht, curvature, dimension=4_000, steps=10_000)
-    variance = (2 - mean[2]) / (2 * (1 - mean[2])) / curvature
-    assert abs(mean[1] - variance) < 4 * error[1] < 0.02 / curvature
-    # The published one is SGLD with 2A in place of the noise's variance 1.
-    mean, error = moments(devinterp.optim.SGMCMC.sgnht, curvature, dimension=4_000, steps=10_000)
-    variance = 2 * 0.1 / curvature / (1 - 0.02 * curvature / 4)
-    assert abs(mean[1] - variance) < 4 * error[1]
-
-
-def test_sgnht_takes_masks_priors_and_metrics():
-    param = parameter(1.0, 2.0, 3.0)
-    optimizer = SGMCMC(
-        [param],
-        lr=0.1,
-        nbeta=2.0,
-        prior=4.0,
-        preconditioner=NHTPreconditioning(0.0),
-        mask=torch.tensor([1.0, 0.0, 1.0]),
-        save_metrics=True,
-    )
-    momentum = optimizer.state[param]["momentum"].clone()
-    assert momentum[1] == 0
-    before = param.detach().clone()
-    quadratic_step(optimizer, param)
-    expected = momentum - 0.1 * 2.0 * before * torch.tensor([1.0, 0.0, 1.0])
-    torch.testing.assert_close(param.detach(), before + expected)
-    metrics = optimizer.get_metrics()
-    assert metrics.numel == 2
-    assert metrics.scaled_grad.item() == pytest.approx(0.2 * math.sqrt(1 + 9))
-    assert metrics.noise.item() == 0
-    energy = optimizer.state[param]["momentum"].square().sum().item() / 2
-    assert optimizer.param_groups[0]["thermostat"].item() == pytest.approx(energy - 0.1)
-
-
-def test_sgnht_takes_several_masks_and_a_noise_level():
-    masks = [
-        MaskPreconditioner([torch.tensor(mask)]) for mask in ([1.0, 0.5, 1.0], [0.0, 0.5, 1.0])
-    ]
-    param = nn.Parameter(torch.zeros(3))
-    optimizer = SGMCMC(
-        [param],
-        lr=0.04,
-        nbeta=2.0,
-        noise_level=0.5,
-        preconditioner=CompositePreconditioner([NHTPreconditioning(0.5), *masks]),
-    )
-    momentum = optimizer.state[param]["momentum"].clone()
-    assert momentum[0] == 0
-    param.grad = torch.zeros(3)
-    torch.manual_seed(0)
-    optimizer.step()
-    torch.manual_seed(0)
-    noise = 0.2 * 0.5 * torch.tensor([0.0, 0.25, 1.0]) * torch.randn(3)
-    torch.testing.assert_close(param.detach(), 0.5 * momentum + noise)
-
-
-def test_sgnht_of_a_group_that_is_masked_away():
-    param = parameter(1.0, 2.0)
-    optimizer = SGNHT([{"params": [param], "mask": torch.zeros(2)}], nbeta=2.0)
-    quadratic_step(optimizer, param)
-    assert param.tolist() == [1.0, 2.0]
-    assert optimizer.param_groups[0]["thermostat"].item() == pytest.approx(0.01)
-
-
-# --- Settings -----------------------------------------------------------------------------------
+pytestmark = QUIET
 
 
 @pytest.mark.parametrize("make", [SGLD, SGNHT, SGMCMC, SGMCMC.sgld, SGMCMC.rmsprop_sgld])
@@ -206,120 +71,6 @@ def test_a_number_is_a_centre():
     param.grad = torch.zeros(2)
     optimizer.step()
     torch.testing.assert_close(param.detach(), torch.tensor([3.0 - 0.5, -1.0 + 1.5]))
-
-
-@pytest.mark.parametrize("size", [3, 40, 400])
-def test_gradient_correction_is_the_derivative_of_the_preconditioner(size):
-    """Γ = ∂G/∂w by autograd. Where the Hessian is diagonal, probes are exact too."""
-    torch.manual_seed(0)
-    start = torch.randn(size)
-    alpha, eps, lr = 0.9, 0.1, 0.5
-    params = [nn.Parameter(start.clone()) for _ in range(2)]
-    moved = []
-    for param, corrected in zip(params, (False, True), strict=True):
-        preconditioner = RMSpropPreconditioner(alpha, eps, add_grad_correction=corrected)
-        optimizer = SGMCMC([param], lr=lr, preconditioner=preconditioner, **NOISELESS)
-        param.grad = torch.autograd.grad((param**4).sum(), param, create_graph=True)[0]
-        optimizer.step()
-        moved.append(param.detach().clone())
-    point = start.clone().requires_grad_()
-    (slope,) = torch.autograd.grad((point**4).sum(), point, create_graph=True)
-    gain = 1 / ((1 - alpha) ** 0.5 * slope.abs() + eps)
-    (expected,) = torch.autograd.grad(gain.sum(), point)
-    torch.testing.assert_close(moved[1] - moved[0], lr / 2 * expected)
-
-
-def test_gradient_correction_uses_the_diagonal_of_a_full_hessian():
-    torch.manual_seed(1)
-    root = torch.randn(40, 40)
-    param = nn.Parameter(torch.randn(40))
-    plain, corrected = (
-        RMSpropPreconditioner(0.8, 0.2, add_grad_correction=value) for value in (False, True)
-    )
-    loss = ((root @ param) ** 2).sum() + (param**3).sum()
-    (grad,) = torch.autograd.grad(loss, param, create_graph=True)
-    coefs, state = corrected.get_coefficients(param, grad, {}), {}
-    gain = plain.get_coefficients(param, grad.detach(), state).grad_coef
-    hessian = torch.autograd.functional.hessian(
-        lambda w: ((root @ w) ** 2).sum() + (w**3).sum(), param.detach()
-    )
-    average = state["square_avg"]
-    expected = -0.2 * grad.detach() * hessian.diagonal() * gain**2 / average.sqrt()
-    torch.testing.assert_close(coefs.grad_correction, expected)
-
-
-def test_gradient_correction_by_probes_is_unbiased():
-    torch.manual_seed(2)
-    size, repeats = 300, 400
-    root = torch.randn(size, size) / size**0.5
-    param = nn.Parameter(torch.randn(size))
-    (grad,) = torch.autograd.grad(((root @ param) ** 2).sum(), param, create_graph=True)
-    preconditioner = RMSpropPreconditioner(0.8, 0.2, add_grad_correction=True)
-    draws = torch.stack(
-        [preconditioner.get_coefficients(param, grad, {}).grad_correction for _ in range(repeats)]
-    )
-    state: dict = {}
-    gain = RMSpropPreconditioner(0.8, 0.2).get_coefficients(param, grad, state).grad_coef
-    diagonal = 2 * (root**2).sum(0)
-    expected = -0.2 * grad * diagonal * gain**2 / state["square_avg"].sqrt()
-    # One projection, whose draws are independent, and every entry by itself.
-    total = draws @ expected.detach().sign()
-    error = total.std() / repeats**0.5
-    assert abs(total.mean() - expected.detach().abs().sum()) < 4 * error
-    z = (draws.mean(0) - expected.detach()) / (draws.std(0) / repeats**0.5)
-    assert z.abs().max() < 5  # of 300
-
-
-def test_gradient_correction_needs_a_graph():
-    param = parameter(1.0, 2.0)
-    optimizer = SGMCMC.rmsprop_sgld([param], add_grad_correction=True)
-    param.grad = torch.ones(2)
-    with pytest.raises(ValueError, match=r"backward\(create_graph=True\)"):
-        optimizer.step()
-
-
-@pytest.mark.parametrize("thermostat", [False, True])
-def test_gradient_correction_is_masked_like_a_drift(thermostat):
-    mask, lr = torch.tensor([0.0, 0.5, 1.0]), 0.5
-    steps = []
-    for corrected in (False, True):
-        param = parameter(1.0, 2.0, 3.0)
-        torch.manual_seed(0)
-        preconditioner = CompositePreconditioner(
-            [RMSpropPreconditioner(0.9, 0.1, corrected)] + [NHTPreconditioning(0.0)] * thermostat
-        )
-        optimizer = SGMCMC([param], lr=lr, preconditioner=preconditioner, mask=mask, **NOISELESS)
-        param.grad = torch.autograd.grad((param**4).sum(), param, create_graph=True)[0]
-        optimizer.step()
-        steps.append(param.detach())
-    grad, hessian = 4 * torch.tensor([1.0, 8.0, 27.0]), 12 * torch.tensor([1.0, 4.0, 9.0])
-    root = 0.1**0.5 * grad
-    curvature = -0.1 * grad * hessian / (root * (root + 0.1) ** 2)
-    drift = lr if thermostat else lr / 2
-    torch.testing.assert_close(steps[1] - steps[0], drift * mask * curvature)
-
-
-def test_gradient_correction_of_parameters_without_curvature():
-    cubic, linear, empty = parameter(1.0), parameter(2.0), nn.Parameter(torch.zeros(0, 3))
-    optimizer = SGMCMC.rmsprop_sgld([cubic, linear, empty], add_grad_correction=True, nbeta=2.0)
-    loss = (cubic**3).sum() + linear.sum() + empty.sum()
-    with pytest.warns(UserWarning, match="create_graph=True"):
-        loss.backward(create_graph=True)
-    optimizer.step()
-    for param in (cubic, linear, empty):
-        param.grad = None
-
-
-def test_a_users_correction_is_a_drift():
-    class Pushing(Preconditioner):
-        def get_coefficients(self, param, grad, state):
-            return PreconditionerCoefs(1.0, 1.0, 1.0, 0.5, 3.0)
-
-    param = parameter(1.0, 2.0)
-    optimizer = SGMCMC([param], lr=0.2, preconditioner=Pushing(), **NOISELESS)
-    param.grad = torch.zeros(2)
-    optimizer.step()
-    torch.testing.assert_close(param.detach(), torch.tensor([1.15, 2.15]))
 
 
 @pytest.mark.parametrize(
@@ -431,9 +182,6 @@ def test_boxes_and_uniform_priors():
         GaussianPrior(1.0, center=math.nan)
     with pytest.raises(TypeError, match="center must hold tensors, got int"):
         SGMCMC([parameter(1.0)], prior=GaussianPrior(1.0, center=[1]))
-
-
-# --- Groups -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -578,9 +326,6 @@ def test_closures_are_evaluated_and_returned(make):
     assert param.grad is not None
 
 
-# --- Priors -------------------------------------------------------------------------------------
-
-
 def drift(prior: Prior, *values: float, then: float = 1.0) -> torch.Tensor:
     """How far one step pulls a parameter that moved by `then` since the optimizer was made."""
     param = parameter(*values)
@@ -655,138 +400,6 @@ def test_corrections_add_up():
     )
     assert combined[:4] == (4.0, 6.0, 10.0, 14.0)
     assert combined.grad_correction.tolist() == [2.0, 2.0]
-
-
-# --- Metrics ------------------------------------------------------------------------------------
-
-
-def test_metrics_are_of_the_magnitudes_applied():
-    """A fractional mask counts once in every term, and not in the raw gradient."""
-    start, mask = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 0.5, 1.0])
-    for make in (SGLD, SGMCMC.sgld):
-        param = nn.Parameter(start.clone())
-        optimizer = make(
-            [{"params": [param], "mask": mask}],
-            lr=0.1,
-            nbeta=2.0,
-            localization=3.0,
-            weight_decay=4.0,
-            save_metrics=True,
-            sketch_dim=7,
-        )
-        param.data += 1.0
-        before, grad = param.detach().clone(), param.detach().clone()
-        torch.manual_seed(0)
-        quadratic_step(optimizer, param)
-        torch.manual_seed(0)
-        noise = math.sqrt(0.1) * mask * torch.randn(3)
-        terms = {
-            "scaled_grad": 0.05 * mask * 2.0 * grad,
-            "unscaled_grad": 0.05 * 2.0 * grad,
-            "localization": 0.05 * mask * 3.0,
-            "weight_decay": 0.05 * mask * 4.0 * before,
-            "noise": noise,
-        }
-        drift = terms["scaled_grad"] + terms["localization"] + terms["weight_decay"]
-        torch.testing.assert_close(param.detach(), before - drift + noise)
-        metrics = optimizer.get_metrics()
-        for name, value in {**terms, "distance": torch.ones(3)}.items():
-            assert getattr(metrics, name).item() == pytest.approx(value.norm().item()), name
-        prior = terms["localization"] + terms["weight_decay"]
-        dots = {
-            "dot_grad_prior": terms["scaled_grad"] @ prior,
-            "dot_grad_noise": terms["scaled_grad"] @ noise,
-            "dot_prior_noise": prior @ noise,
-        }
-        for name, value in dots.items():
-            assert getattr(metrics, name).item() == pytest.approx(value.item(), rel=1e-5), name
-        assert metrics.numel == 2
-        sketch = optimizer.get_sketches()
-        assert (sketch.scaled_grad != sketch.unscaled_grad).any()
-
-
-@pytest.mark.parametrize("make", [SGLD, SGMCMC.sgld, SGMCMC.rmsprop_sgld, SGMCMC.sgnht])
-def test_metrics_of_empty_and_masked_parameters(make):
-    params = [
-        nn.Parameter(torch.randn(0, 3)),
-        nn.Parameter(torch.randn(4)),
-        nn.Parameter(torch.tensor(2.0)),
-    ]
-    groups = [{"params": params}]
-    if make is not SGMCMC.sgnht:
-        groups[0]["mask"] = [torch.ones(0, 3), torch.tensor([1, 0, 0, 1]), torch.tensor(0)]
-    optimizer = make(groups, save_metrics=True, sketch_dim=3)
-    for _ in range(3):
-        quadratic_step(optimizer, *params)
-    metrics = optimizer.get_metrics()
-    assert metrics.numel == (5 if make is SGMCMC.sgnht else 2)
-    assert metrics.noise > 0
-    assert metrics.noise.isfinite()
-
-
-@pytest.mark.parametrize(
-    ("dtype", "noise_dtype"),
-    [
-        (torch.float64, torch.float32),
-        (torch.float32, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.bfloat16, torch.bfloat16),
-    ],
-)
-@pytest.mark.parametrize("autocast", [False, True])
-def test_metrics_of_large_and_small_parameters(dtype, noise_dtype, autocast):
-    """Small parameters are multiplied together, large ones by themselves, all in float32."""
-    torch.set_default_dtype(noise_dtype)
-    torch.manual_seed(0)
-    sizes = (20_000, 7, *[12_000] * 6, 16_384, 30_000)
-    params = [nn.Parameter(torch.randn(size).to(dtype)) for size in sizes]
-    optimizer = SGMCMC.sgld(
-        params, lr=0.01, nbeta=3.0, localization=2.0, weight_decay=0.5, save_metrics=True
-    )
-    start = [param.detach().clone() for param in params]
-    for param in params:
-        param.data += torch.randn_like(param)
-        param.grad = torch.randn_like(param)
-    before = [param.detach().clone() for param in params]
-    torch.manual_seed(1)
-    with torch.autocast("cpu", enabled=autocast):
-        optimizer.step()
-    torch.manual_seed(1)
-    distance = [w.float() - s.float() for w, s in zip(before, start, strict=True)]
-    terms = {
-        "unscaled_grad": [0.005 * 3.0 * param.grad.float() for param in params],
-        "localization": [0.005 * 2.0 * each for each in distance],
-        "weight_decay": [0.005 * 0.5 * w.float() for w in before],
-        "noise": [0.1 * torch.randn(param.shape).float() for param in params],
-        "distance": distance,
-    }
-    whole = {name: torch.cat(parts).double() for name, parts in terms.items()}
-    metrics = optimizer.get_metrics()
-    for name, value in whole.items():
-        assert getattr(metrics, name).item() == pytest.approx(value.norm().item(), rel=1e-5), name
-    prior = whole["localization"] + whole["weight_decay"]
-    dots = {
-        "dot_grad_prior": (whole["unscaled_grad"], prior),
-        "dot_grad_noise": (whole["unscaled_grad"], whole["noise"]),
-        "dot_prior_noise": (prior, whole["noise"]),
-    }
-    for name, (a, b) in dots.items():
-        error = abs(getattr(metrics, name).item() - (a @ b).item())
-        assert error < 1e-5 * a.norm() * b.norm(), name
-
-
-def test_a_group_of_no_parameters():
-    param = parameter(1.0)
-    optimizer = SGMCMC.sgld([{"params": []}, {"params": [param]}], save_metrics=True, nbeta=2.0)
-    quadratic_step(optimizer, param)
-    assert [metrics.numel for metrics in optimizer.iter_group_metrics()] == [0, 1]
-
-
-def test_metrics_to_is_a_copy():
-    metrics = Metrics()
-    copied = metrics.to("cpu")
-    metrics.noise += 1
-    assert copied.noise.item() == 0
 
 
 def test_state_dict_holds_tensors_and_plain_values():

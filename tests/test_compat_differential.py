@@ -3,7 +3,7 @@
 Each configuration is drawn from a seed: parameters, groups, settings, priors, preconditioners,
 masks and gradients. Both packages make a few steps, and all that they hold is compared after each.
 Where the published package differs from its own document, or fails, the generator stays away:
-`test_compat_differences.py` is about those places.
+the other `test_compat_*.py` are about those places.
 """
 
 import random
