@@ -10,7 +10,7 @@ from compat.groups import Group
 from funcsgmcmc import sketch, tree
 from funcsgmcmc.metrics import PartialMetrics
 from funcsgmcmc.samplers.base import boxed
-from funcsgmcmc.samplers.sgld import langevin
+from funcsgmcmc.samplers.langevin import langevin
 from funcsgmcmc.terms import Parts, Terms, move
 
 if TYPE_CHECKING:

@@ -75,6 +75,43 @@ def at_most(name: str, value: Tensor, limit_name: str, limit: Tensor) -> None:
         )
 
 
+def interval(name: str, value: int | Tensor | None) -> Tensor | None:
+    """Take a number of steps >= 1, shared or one a chain.
+
+    Returns:
+        int64, `[]` or `[C]`; None for None.
+
+    Raises:
+        TypeError: It does not hold integers.
+        ValueError: It is less than 1, or has more than one dimension.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
+    else:
+        count(name, value, minimum=1)
+    return hyperparameter(name, value, minimum=1.0).to(torch.int64)
+
+
+def energy_range(value: Any) -> tuple[Tensor, Tensor]:
+    """Take the bounds of a range of energies, each shared or one a chain.
+
+    Raises:
+        TypeError: They are no pair of real numbers or tensors.
+        ValueError: A bound is not finite, or the first is not below the second.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"energy_range must be a pair (low, high), got {value!r}")
+    low, high = (hyperparameter("energy_range", bound, minimum=-math.inf) for bound in value)
+    if _has_values(low) and not bool((low < high).all() & low.isfinite().all()):
+        raise ValueError(
+            f"energy_range must be finite with low < high, got {low.tolist()} and {high.tolist()}"
+        )
+    return low, high
+
+
 def number(name: str, value: float | Tensor) -> Tensor:
     """Check a number >= 0 that all chains share.
 
@@ -346,6 +383,56 @@ def anchor(value: TensorDictBase | Mapping[str, Tensor]) -> TensorDict:
     return taken
 
 
+def gain(value: TensorDictBase | Mapping[str, Tensor]) -> TensorDict:
+    """Take a tree of gains.
+
+    Raises:
+        TypeError, ValueError: As `parameters`; or an entry is negative or not finite.
+    """
+    gains = parameters(value, "gain")
+    for name, leaf in tree.leaves(gains):
+        if _has_values(leaf) and not ((leaf >= 0) & leaf.isfinite()).all():
+            raise ValueError(f"gain[{tree.dotted(name)!r}] must be >= 0 and finite, got {leaf}")
+    return gains.detach().clone()
+
+
+def composed(values: Sequence[Any], kind: type, unique: type) -> None:
+    """Check preconditioners that are to be multiplied.
+
+    Raises:
+        TypeError: One is not a preconditioner.
+        ValueError: There is none, or more than one of the unique kind.
+    """
+    if not values:
+        raise ValueError("compose needs at least one preconditioner, got none")
+    for value in values:
+        preconditioner(value, kind)
+
+    def parts(value: Any) -> list[Any]:
+        nested = [getattr(value, name, None) for name in ("first", "second")]
+        return [value] if None in nested else [part for each in nested for part in parts(each)]
+
+    averaged = [part for value in values for part in parts(value) if isinstance(part, unique)]
+    if len(averaged) > 1:
+        raise ValueError(
+            "compose takes one preconditioner that averages the gradients of the drift (adam), "
+            f"got {len(averaged)}"
+        )
+
+
+def no_second_moment(name: str, optimizer: str, held: list[str]) -> str:
+    """What is wrong with an optimizer that knows no scale of a parameter's gradients."""
+    return (
+        f"optimizer must hold exp_avg_sq or square_avg for {name!r}, "
+        f"got a {optimizer} that holds {', '.join(held) or 'nothing'}"
+    )
+
+
+def no_energy(missing: str) -> str:
+    """What is wrong with a call that does not give a sampler its energy."""
+    return f"this sampler looks at the energy: update needs {missing}=…, got None"
+
+
 def sampler(value: Any, kind: type) -> None:
     """Refuse what is not a sampler.
 
@@ -367,7 +454,7 @@ def preconditioner(value: Any, kind: type) -> None:
     """
     if not isinstance(value, kind):
         raise TypeError(
-            f"preconditioner must be one made by identity() or rmsprop(...), got {value!r}"
+            f"preconditioner must be one made by a factory such as rmsprop(), got {value!r}"
         )
 
 
@@ -516,6 +603,76 @@ def batched(data: TensorDictBase) -> None:
         )
 
 
+def microbatched(num_examples: int, num_microbatches: int) -> int:
+    """Check that a batch can be cut into micro-batches.
+
+    Raises:
+        ValueError: There are more of these than examples.
+    """
+    if not num_microbatches <= num_examples:
+        raise ValueError(
+            f"num_microbatches must be at most the examples of a batch, {num_examples}, "
+            f"got {num_microbatches}"
+        )
+    return num_examples
+
+
+def known_size(size: int) -> None:
+    """Check that a batch knows its number of examples, which weights its gradient.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not size:
+        raise ValueError(
+            "a batch must hold a tensor with the examples along its first dimension for its "
+            "gradient to be weighted by their number, got none"
+        )
+
+
+def no_examples() -> str:
+    """What is wrong with an empty pass over the data."""
+    return "data must hold at least one batch, got none"
+
+
+def cannot_pass() -> str:
+    """What is wrong with data that cannot be passed over, where that is needed."""
+    return (
+        "control variates need data that can be passed over: tensors, or an iterable with a "
+        "length, such as a DataLoader or a list; got an iterator, or an iterable without length"
+    )
+
+
+def always_exploring(first: int, last: int) -> str:
+    """What is wrong with a temperature that makes no draws."""
+    return (
+        "the temperature's schedule must be > 0 at some steps, where draws are made, got 0 at "
+        f"steps {first} to {last}"
+    )
+
+
+def same_phases() -> str:
+    """What is wrong with chains that sample at different steps."""
+    return (
+        "chains must sample and explore at the same steps, got temperature schedules that are 0 "
+        "at different ones"
+    )
+
+
+def unweighted(log_weights: Tensor | None) -> None:
+    """Check that draws count alike, for a plain average.
+
+    Raises:
+        ValueError: They have weights.
+    """
+    if log_weights is not None:
+        raise ValueError(
+            "the draws have weights (samples.log_weights), which a plain average would ignore: use "
+            "weighted_mean(values, samples.log_weights), with values from samples.observables or "
+            "llc_draws(samples)"
+        )
+
+
 def iterable_data(data: Any, *, is_dataset: bool, batch_size: int | None, minibatches: str) -> None:
     """Check data that is not tensors in memory.
 
@@ -626,6 +783,19 @@ def draws(values: Tensor) -> None:
         raise ValueError(
             f"values must have shape [chains, draws, ...] and not be empty, "
             f"got {tuple(values.shape)}"
+        )
+
+
+def weights(log_weights: Tensor, values: Tensor) -> None:
+    """Check that there is one weight for each draw.
+
+    Raises:
+        ValueError: There is not.
+    """
+    if log_weights.shape != values.shape[:2]:
+        raise ValueError(
+            f"log_weights must have shape {tuple(values.shape[:2])}, one for each chain and draw, "
+            f"got shape {tuple(log_weights.shape)}"
         )
 
 

@@ -1,22 +1,95 @@
-"""The diagonal of a loss's Hessian, which the curvature term Γ of a preconditioner asks for."""
+"""The diagonal of a loss's Hessian, which the curvature term Γ of a preconditioner asks for.
+
+    exactly      hᵢ = eᵢᵀ H eᵢ                        one Hessian-vector product an entry
+    estimated    h = z ⊙ H z,   zᵢ = ±1, E h = diag H     one in all
+
+The second is Hutchinson's estimator with Rademacher probes (Bekas, Kokiopoulou and Saad, "An
+estimator for the diagonal of a matrix", 2007), unbiased, with variance Σ_{j≠i} H²ᵢⱼ.
+"""
+
+from abc import abstractmethod
+from typing import Any
 
 import torch
+from tensordict import TensorClass, TensorDict
 from torch import Tensor
+
+from funcsgmcmc import random, tree
+from funcsgmcmc.gradients import LossFn, loss_and_aux
 
 EXACT_UP_TO = 256
 """Entries of a parameter up to which `hessian_diagonal` is exact, by as many backward passes."""
 
-_AT_ONCE = 16  # backward passes, each with the activations of a batch
+_AT_ONCE = 16  # products, each with the activations of a batch
+
+
+class HessianDiagonal(TensorClass, frozen=True):
+    """A way to find the diagonal of ∇²L for a chain."""
+
+    @abstractmethod
+    def evaluate(self, loss_fn: LossFn, params: TensorDict, batch: Any, key: Tensor) -> TensorDict:
+        """Diagonal of ∇²L(w) on a batch.
+
+        Args:
+            loss_fn: L.
+            params: One chain's w, to be vmapped over chains.
+            batch: What L is evaluated on.
+            key: Where probes come from.
+        """
+
+
+class ExactDiagonal(HessianDiagonal, frozen=True):
+    """All entries, by as many Hessian-vector products: for small models."""
+
+    def evaluate(self, loss_fn: LossFn, params: TensorDict, batch: Any, key: Tensor) -> TensorDict:
+        """Diagonal of ∇²L(w), 16 products at a time."""
+        size, dtype = tree.size(params), tree.noise_dtype(params)
+        basis = torch.eye(size, dtype=dtype, device=tree.device(params))
+
+        def entry(direction: Tensor) -> Tensor:
+            return direction * _product(loss_fn, params, batch, direction)
+
+        rows = torch.vmap(entry, chunk_size=_AT_ONCE)(basis)
+        return tree.unflatten(rows.sum(0), params)
+
+
+class Hutchinson(HessianDiagonal, frozen=True):
+    """An unbiased estimate, by one Hessian-vector product with random signs."""
+
+    def evaluate(self, loss_fn: LossFn, params: TensorDict, batch: Any, key: Tensor) -> TensorDict:
+        """Z ⊙ ∇²L(w) z."""
+        coins = random.bits(key, (tree.size(params),)) & 1
+        signs = (2 * coins - 1).to(tree.noise_dtype(params))
+        return tree.unflatten(signs * _product(loss_fn, params, batch, signs), params)
+
+
+def _product(loss_fn: LossFn, params: TensorDict, batch: Any, direction: Tensor) -> Tensor:
+    """∇²L(w) z, forward over reverse, both flat."""
+    names = tree.names(params)
+
+    def slopes(*leaves: Tensor) -> tuple[Tensor, ...]:
+        def loss(*leaves: Tensor) -> Tensor:
+            given = tree.build(dict(zip(names, leaves, strict=True)), params.batch_size)
+            return loss_and_aux(loss_fn, given, batch)[0]
+
+        return torch.func.grad(loss, argnums=tuple(range(len(names))))(*leaves)
+
+    leaves = tuple(params[name] for name in names)
+    along = tuple(
+        part.to(leaf.dtype)
+        for leaf, (_, part) in zip(
+            leaves, tree.leaves(tree.unflatten(direction, params)), strict=True
+        )
+    )
+    products = torch.func.jvp(slopes, leaves, along)[1]
+    return torch.cat([product.reshape(-1).to(direction.dtype) for product in products])
 
 
 def hessian_diagonal(grad: Tensor, param: Tensor) -> Tensor:
     """Diagonal of ∂g/∂w for one parameter, from the graph that made its gradient.
 
-        exactly      hᵢ = ∂gᵢ/∂wᵢ                                  up to `EXACT_UP_TO` entries
-        estimated    h = z ⊙ (∂g/∂w)ᵀ z,   zᵢ = ±1, E h = diag     beyond
-
-    (Hutchinson's estimator with Rademacher probes; Bekas, Kokiopoulou and Saad, "An estimator for
-    the diagonal of a matrix", 2007.) The probes are drawn from torch's global generator.
+    It is exact up to `EXACT_UP_TO` entries, and estimated beyond; probes are then drawn from
+    torch's global generator.
 
     Args:
         grad: g, as made by `backward(create_graph=True)`.

@@ -5,6 +5,8 @@ sees the same examples whatever runs beside it. Any other iterable (a `DataLoade
 batches) gives one batch a step to all chains, in the iterable's own order; it is started again when
 it ends.
 
+A `Piece` is some of the examples, with their number: one pass over the data is made of them.
+
 Shapes: n examples; C chains; a minibatch's leaves are `[C, batch_size, …]`, a shared batch's
 `[batch, …]`.
 """
@@ -20,7 +22,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, TensorDataset
 
 from funcsgmcmc import checks, random
-from funcsgmcmc.gradients import LossFn, loss_and_aux
+
+Piece = tuple[Any, int]
 
 # Choosing the examples of many steps at once costs little more than those of one.
 _BLOCK_SIZE = 1 << 18
@@ -51,7 +54,7 @@ class TensorData:
         if not self._epochs:
             self._block_length = max(1, _BLOCK_SIZE // (len(chains) * self._batch_size))
         self._block = (-1, torch.empty(0))
-        self._data = _map(lambda leaf: leaf.to(device), data)
+        self._data = map_examples(lambda leaf: leaf.to(device), data)
         self.shared = batch_size is None
 
     def batch(self, step: int, chains: int | slice) -> Any:
@@ -65,18 +68,14 @@ class TensorData:
             examples = self._permutations(block) if self._epochs else self._draws(block)
             self._block = (block, examples)
         index = self._block[1][chains, position]
-        return _map(lambda leaf: leaf[index], self._data)
+        return map_examples(lambda leaf: leaf[index], self._data)
 
-    def mean_loss(self, loss_fn: LossFn, params: Any) -> Tensor:
-        """L(w) of one chain's parameters on all examples, in pieces of `batch_size`."""
-        total = torch.zeros(())
+    def one_pass(self) -> Iterator[Piece]:
+        """All examples, in pieces of `batch_size`."""
         for start in range(0, self._n, self._batch_size):
             piece = slice(start, min(start + self._batch_size, self._n))
-            loss, _ = loss_and_aux(
-                loss_fn, params, _map(lambda leaf, piece=piece: leaf[piece], self._data)
-            )
-            total = total + loss * (piece.stop - start)
-        return total / self._n
+            examples = map_examples(lambda leaf, piece=piece: leaf[piece], self._data)
+            yield examples, piece.stop - start
 
     def _draws(self, block: int) -> Tensor:
         """Examples for a block of steps, `[C, steps, batch_size]`: uniform with replacement."""
@@ -122,28 +121,16 @@ class IterableData:
             self._latest = (self._latest[0] + 1, self._to_device(self._next(step)))
         return self._latest[1]
 
-    def mean_loss(self, loss_fn: LossFn, params: Any) -> Tensor | None:
-        """L(w) of one chain's parameters over one pass, weighted by the size of each batch.
+    def one_pass(self) -> Iterator[Piece] | None:
+        """One pass over the batches, each with its number of examples: 0 for a batch that holds no
+        tensor with a first dimension.
 
         Returns:
-            None if the data cannot be passed over twice (an iterator), has no known length, or a
-            batch holds no tensor with a first dimension, over examples.
+            None if the data cannot be passed over twice (an iterator), or has no known length.
         """
         if isinstance(self._iterable, Iterator) or _length(self._iterable) is None:
             return None
-        total, count = torch.zeros(()), 0
-        for batch in self._iterable:
-            sizes = [
-                leaf.shape[0]
-                for leaf in pytree.tree_leaves(batch)
-                if isinstance(leaf, Tensor) and leaf.ndim
-            ]
-            if not sizes:
-                return None
-            size = sizes[0]
-            loss, _ = loss_and_aux(loss_fn, params, self._to_device(batch))
-            total, count = total + loss * size, count + size
-        return total / count if count else None
+        return ((self._to_device(batch), num_examples(batch)) for batch in self._iterable)
 
     def _next(self, step: int) -> Any:
         with contextlib.suppress(StopIteration):
@@ -155,7 +142,9 @@ class IterableData:
         raise ValueError(checks.data_ended(step))
 
     def _to_device(self, batch: Any) -> Any:
-        return _map(lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch)
+        return map_examples(
+            lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch
+        )
 
 
 def stream(
@@ -203,12 +192,18 @@ def stream(
     return IterableData(data, device=device)
 
 
-def _map(function: Any, data: Any) -> Any:
+def map_examples(function: Any, data: Any) -> Any:
     """Apply to every leaf; a `TensorDict` takes its new batch size from the result."""
     if isinstance(data, TensorDictBase):
         checks.batched(data)
         return data.apply(function, batch_size=function(torch.empty(data.batch_size)).shape)
     return pytree.tree_map(function, data)
+
+
+def num_examples(batch: Any) -> int:
+    """The first dimension of a batch's first tensor that has one; 0 if none has."""
+    leaves = pytree.tree_leaves(batch)
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 
 def _length(data: Any) -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from tensordict import is_tensorclass
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
@@ -87,6 +88,50 @@ def diagnostics(values: Tensor) -> Diagnostics:
     )
 
 
+class WeightedMean(NamedTuple):
+    """An average over draws that do not count alike.
+
+    Attributes:
+        mean: `[…]`.
+        mcse: Its Monte Carlo standard error, autocorrelation included, `[…]`.
+        ess_weights: Number of draws of equal weight that would estimate as well, were draws
+            independent: (Σ weight)²/Σ weight².
+    """
+
+    mean: Tensor
+    mcse: Tensor
+    ess_weights: float
+
+
+def weighted_mean(values: Tensor, log_weights: Tensor) -> WeightedMean:
+    """Average a quantity over weighted draws, as those of `contour_sgld` are.
+
+        E f ≈ Σ weight · f/Σ weight
+
+    Its error is that of the mean of weight · (f − E f), divided by the mean weight (the delta
+    method).
+
+    Args:
+        values: `[C, D, …]`, of healthy chains only.
+        log_weights: `[C, D]`, of the same chains; a constant added to all changes nothing.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: The shapes do not fit, or there is no draw.
+    """
+    checks.draws(values)
+    checks.weights(log_weights, values)
+    weights = (log_weights - log_weights.max()).exp().double()
+    weights = weights / weights.mean()
+    tall = weights.reshape(*weights.shape, *(1,) * (values.ndim - 2))
+    mean = (tall * values.double()).mean((0, 1))
+    return WeightedMean(
+        mean=mean,
+        mcse=diagnostics(tall * (values.double() - mean)).mcse_mean,
+        ess_weights=float(weights.numel() / weights.square().mean()),
+    )
+
+
 def summary(samples: Samples) -> Summary:
     """Summarize a run: its loss, learning coefficient and observables, over healthy chains.
 
@@ -97,8 +142,9 @@ def summary(samples: Samples) -> Summary:
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
-        ValueError: No draw was made, or no chain is healthy.
+        ValueError: No draw was made, no chain is healthy, or the draws have weights.
     """
+    checks.unweighted(samples.log_weights)
     with _arviz():
         import arviz_base
         import arviz_stats
@@ -116,9 +162,9 @@ def to_datatree(samples: Samples) -> "DataTree":
         Groups, all of healthy chains, with the chains' indices as coordinate: `posterior` with
         `loss`, `llc` (if L(w₀) is known), the observables and the recorded parameters under their
         dotted names (`params.loss` for one called like a quantity), dimensions (chain, draw, …);
-        `sample_stats` with the metrics of the draws' steps; and `trace` with the loss of every
-        step, burn-in included, dimensions (chain, step). The attributes of `posterior` hold the
-        settings of the run.
+        `sample_stats` with the metrics of the draws' steps, and their log weights; and `trace` with
+        the loss of every step, burn-in included, dimensions (chain, step). The attributes of
+        `posterior` hold the settings of the run.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -139,6 +185,8 @@ def to_datatree(samples: Samples) -> "DataTree":
         groups["sample_stats"] = {
             name: value[:, steps] for name, value in samples.metrics._asdict().items()
         }
+    if samples.log_weights is not None:
+        groups.setdefault("sample_stats", {})["log_weight"] = samples.log_weights
     chains = samples.chains[healthy].numpy()
     result = arviz_base.from_dict(
         {
@@ -173,11 +221,20 @@ def _settings(samples: Samples) -> dict[str, Any]:
         "key": samples.key.tolist(),
         "frozen_chains": [str(frozen) for frozen in samples.frozen],
     }
-    for name in sampler.__dataclass_fields__:
-        value = getattr(sampler, name)
+    return settings | _numbers(sampler)
+
+
+def _numbers(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """The numbers in a sampler, those of its schedules and preconditioners under dotted names."""
+    found: dict[str, Any] = {}
+    for name in settings.__dataclass_fields__:
+        value = getattr(settings, name)
         if isinstance(value, Tensor):
-            settings[name] = value.tolist()
-    return settings
+            found[prefix + name] = value.tolist()
+        elif is_tensorclass(value):
+            found[prefix + name] = type(value).__name__
+            found |= _numbers(value, f"{prefix}{name}.")
+    return found
 
 
 def _array(values: Tensor) -> Any:

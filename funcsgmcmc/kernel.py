@@ -8,15 +8,15 @@ The noise of a step depends on the chain's key and the step's index only.
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 import torch._dynamo
-from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, random, tree
-from funcsgmcmc.gradients import Gradient, LossFn, gradient
+from funcsgmcmc.gradients import ControlVariates, LossFn, gradient
 from funcsgmcmc.metrics import Metrics
 from funcsgmcmc.metrics import metrics as metrics_of
 from funcsgmcmc.priors import LogPrior, log_prior_pull
@@ -30,11 +30,14 @@ class Info(NamedTuple):
         loss: L(w) on the batch at the parameters before the step, `[*chains]`.
         metrics: Norms and inner products of the update's terms, or `()` if not asked for.
         aux: What the loss function returned beside the loss; `()` if nothing.
+        log_weight: Log of the importance weight of the parameters before the step, `[*chains]`;
+            `()` for samplers whose draws all count alike.
     """
 
     loss: Tensor
     metrics: Metrics | tuple[()]
     aux: Any
+    log_weight: Tensor | tuple[()] = ()
 
 
 _MAX_VERSIONS = 256
@@ -111,14 +114,14 @@ def chain_kernel(
     """Make the step of one chain, `step(sampler, state, batch, key)`; arguments as for
     `chains_kernel`.
     """
-    pull = None if log_prior is None else log_prior_pull(log_prior)
-    return _assemble(gradient(loss_fn), pull, metrics, noise)
+    return _assemble(loss_fn, log_prior, metrics, noise, lambda function, _: function, None)
 
 
 def chains_kernel(
     loss_fn: LossFn,
     *,
     shared_batch: bool,
+    reference_per_chain: bool = False,
     log_prior: LogPrior | None = None,
     metrics: bool = False,
     noise: StepNoise = step_noise,
@@ -128,6 +131,7 @@ def chains_kernel(
     Args:
         loss_fn: As for `kernel`.
         shared_batch: Whether all chains see one batch; else the batch's leaves are `[C, …]`.
+        reference_per_chain: Whether chains have references of their own, for control variates.
         log_prior: As for `kernel`.
         metrics: As for `kernel`.
         noise: `step_noise`, or a compiled version of it.
@@ -136,9 +140,10 @@ def chains_kernel(
         `step(sampler, state, batch, keys) -> (state, info)` for a state of batch size `[C]`, keys
         `[C, 2]` and a sampler of batch size `[]` or `[C]`.
     """
-    pull = None if log_prior is None else torch.vmap(log_prior_pull(log_prior))
-    evaluate = torch.vmap(gradient(loss_fn), in_dims=(0, None if shared_batch else 0))
-    return _assemble(evaluate, pull, metrics, noise)
+    batch_dim: Any = None if shared_batch else 0
+    if isinstance(loss_fn, ControlVariates):
+        batch_dim = (batch_dim, 0 if reference_per_chain else None)
+    return _assemble(loss_fn, log_prior, metrics, noise, torch.vmap, batch_dim)
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
@@ -165,21 +170,51 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
+Mapped = Callable[[Callable[..., Any], Any], Callable[..., Any]]
+
+
 def _assemble(
-    evaluate: Callable[[TensorDict, Any], Gradient],
-    pull: Callable[[TensorDict], TensorDict] | None,
+    loss_fn: LossFn,
+    log_prior: LogPrior | None,
     metrics: bool,
     draw_noise: StepNoise,
+    mapped: Mapped,
+    batch_dim: Any,
 ) -> SamplerStep:
-    """A step for the batch size that `evaluate` and `pull` are made for."""
+    """A step for the batch size that `mapped` carries functions of one chain over to.
+
+    Args:
+        loss_fn: As for `kernel`.
+        log_prior: As for `kernel`.
+        metrics: As for `kernel`.
+        draw_noise: `step_noise`, or a compiled version of it.
+        mapped: `torch.vmap`, or what returns a function as it is; takes the input dimensions.
+        batch_dim: Where a batch has the chains.
+    """
+    evaluate = mapped(gradient(loss_fn), (0, batch_dim))
+    pull = None if log_prior is None else mapped(log_prior_pull(log_prior), 0)
 
     def step(sampler: Sampler, state: State, batch: Any, key: Tensor) -> tuple[State, Info]:
         params = state.params
         flat = draw_noise(key, state.step, tree.size(params), tree.noise_dtype(params))
         loss, grads, aux = evaluate(params, batch)
-        prior_pull = None if pull is None else pull(params)
-        noise = tree.unflatten(flat, params)
-        new_state, terms = sampler.update(state, grads, noise, prior_pull)
-        return new_state, Info(loss, metrics_of(terms, sampler.mask) if metrics else (), aux)
+        prior_pull, value = (None, None) if pull is None else pull(params)
+        hessian = None
+        curvature = sampler.curvature()
+        if curvature is not None:
+            probe_key = random.fold_in(random.fold_in(key, state.step), 0)
+            diagonal = partial(curvature.evaluate, loss_fn)
+            hessian = mapped(diagonal, (0, batch_dim, 0))(params, batch, probe_key)
+        new_state, terms = sampler.update(
+            state,
+            grads,
+            tree.unflatten(flat, params),
+            prior_pull,
+            loss=loss,
+            log_prior=value,
+            hessian_diagonal=hessian,
+        )
+        known = metrics_of(terms, sampler.mask) if metrics else ()
+        return new_state, Info(loss, known, aux, sampler.log_weight(new_state))
 
     return step

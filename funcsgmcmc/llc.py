@@ -8,6 +8,7 @@ from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.samples import Samples
+from funcsgmcmc.schedules import over_steps
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,8 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
             "so that L(w0) on all data is not known"
         )
     baseline = checks.initial_loss(reference, samples.num_chains).reshape(-1, 1)
-    nbeta = samples.sampler.nbeta.cpu().reshape(-1, 1)
-    return nbeta * (samples.draw_losses.double() - baseline)
+    nbeta = over_steps(samples.sampler.nbeta.cpu(), samples.draw_steps)
+    return nbeta.reshape(-1, samples.num_draws) * (samples.draw_losses.double() - baseline)
 
 
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
@@ -107,10 +108,12 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
-        ValueError: L_n(w₀) is not known, no draw was made, or no chain is healthy.
+        ValueError: L_n(w₀) is not known, no draw was made, no chain is healthy, or the draws have
+            weights.
     """
     from funcsgmcmc.diagnostics import diagnostics
 
+    checks.unweighted(samples.log_weights)
     draws = llc_draws(samples, initial_loss)
     used = draws[checks.usable_chains(samples.healthy, samples.num_draws)]
     mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)

@@ -1,25 +1,45 @@
-"""Diagonal preconditioners G: state and gradient in, coefficients and new state out.
+"""Diagonal preconditioners G: state and gradient in, scaling and new state out.
 
 A sampler with preconditioner G scales its drift by G and its noise by √G, so that (for G constant)
 the stationary law stays that of G = 1 while the step size adapts to each parameter. A
 preconditioner is a `TensorClass` with two methods,
 
     init(params) -> state
-    update(state, grads) -> (G, state)
+    update(state, grads, hessian_diagonal) -> Scaling
 
 where `state` is a tree of running averages of the batch size of `params` (without leaves for a
-preconditioner that keeps none) and G is a tree like `params`, or None for G = 1, which costs
-nothing.
+preconditioner that keeps none). Where G changes with w, the law stays the same only with the
+further drift Γ = ∂G/∂w; see `rmsprop`.
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from functools import reduce
+from typing import Literal, NamedTuple
 
 import torch
-from tensordict import TensorClass, TensorDict
-from torch import Tensor
+from tensordict import TensorClass, TensorDict, TensorDictBase
+from torch import Tensor, nn
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.curvature import ExactDiagonal, HessianDiagonal, Hutchinson
 from funcsgmcmc.tree import AnyTree, Scalar
+
+
+class Scaling(NamedTuple):
+    """What a preconditioner makes of a step's gradients.
+
+    Attributes:
+        gain: G, a tree like the parameters; None for 1, which costs nothing.
+        state: The preconditioner's next state.
+        correction: Γ; None for 0.
+        drift_grads: What stands for g in the drift; None for g itself.
+    """
+
+    gain: TensorDict | None
+    state: TensorDict
+    correction: TensorDict | None = None
+    drift_grads: TensorDict | None = None
 
 
 class Preconditioner(TensorClass, frozen=True):
@@ -30,48 +50,184 @@ class Preconditioner(TensorClass, frozen=True):
         """Running averages before the first step, for parameters of batch size `[*chains]`."""
 
     @abstractmethod
-    def update(self, state: TensorDict, grads: TensorDict) -> tuple[TensorDict | None, TensorDict]:
-        """Coefficients for this step's gradients, and the next state."""
+    def update(
+        self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
+    ) -> Scaling:
+        """Scaling for this step's gradients.
+
+        Args:
+            state: Running averages.
+            grads: g = ∇L(w), raw: without nβ.
+            hessian_diagonal: h, where `curvature` asks for it.
+        """
+
+    def curvature(self) -> HessianDiagonal | None:
+        """How to find the diagonal of the Hessian that `update` needs; None if it needs none."""
+        return None
 
 
 class Identity(Preconditioner, frozen=True):
-    """G = 1."""
+    """See `identity`."""
 
     def init(self, params: TensorDict) -> TensorDict:
         """No state: a tree without leaves."""
         return tree.build({}, params.batch_size)
 
-    def update(self, state: TensorDict, grads: TensorDict) -> tuple[TensorDict | None, TensorDict]:
-        """G = 1 (None) and the same empty state."""
-        return None, state
+    def update(
+        self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
+    ) -> Scaling:
+        """G = 1."""
+        return Scaling(None, state)
+
+
+class Diagonal(Preconditioner, frozen=True):
+    """See `diagonal`."""
+
+    gain: TensorDict
+
+    def init(self, params: TensorDict) -> TensorDict:
+        """No state: a tree without leaves."""
+        checks.same_structure("gain", self.gain, params)
+        return tree.build({}, params.batch_size)
+
+    def update(
+        self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
+    ) -> Scaling:
+        """The G given."""
+        return Scaling(self.gain, state)
 
 
 class RMSprop(Preconditioner, frozen=True):
-    """G = 1/(√V' + eps), V' = αV + (1 − α) g², V₀ = 0 (Li et al. 2016, eqs. 4 and 5)."""
+    """See `rmsprop`."""
 
     alpha: Tensor
     eps: Tensor
+    hessian: HessianDiagonal | None
 
     def init(self, params: TensorDict) -> TensorDict:
         """V₀ = 0, in float32 or better."""
-        return tree.map_leaves(
-            lambda leaf: torch.zeros_like(leaf, dtype=tree.working_dtype(leaf)), params
+        return _zeros(params)
+
+    def update(
+        self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
+    ) -> Scaling:
+        """V', G and Γ."""
+        averages = square_average(state, grads, self.alpha)
+        gain = rmsprop_gain(averages, self.eps)
+        if self.hessian is None:
+            return Scaling(gain, averages)
+        if hessian_diagonal is None:
+            raise ValueError("rmsprop with curvature needs hessian_diagonal, got None")
+        correction = rmsprop_curvature(averages, gain, grads, hessian_diagonal, self.alpha)
+        return Scaling(gain, averages, correction)
+
+    def curvature(self) -> HessianDiagonal | None:
+        """How Γ's h is found."""
+        return self.hessian
+
+
+class Adam(Preconditioner, frozen=True):
+    """See `adam`."""
+
+    beta1: Tensor
+    beta2: Tensor
+    eps: Tensor
+
+    def init(self, params: TensorDict) -> TensorDict:
+        """No moments yet, in float32 or better."""
+        count = torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params))
+        state = {"first": _zeros(params), "second": _zeros(params), "count": count}
+        return TensorDict(state, batch_size=params.batch_size)
+
+    def update(
+        self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
+    ) -> Scaling:
+        """Both moments, and their unbiased forms."""
+        count = state["count"] + 1
+        first = mixed(state["first"], grads, self.beta1)
+        second = square_average(state["second"], grads, self.beta2)
+        gain = rmsprop_gain(_unbiased(second, self.beta2, count), self.eps)
+        new_state = {"first": first, "second": second, "count": count}
+        return Scaling(
+            gain,
+            TensorDict(new_state, batch_size=state.batch_size),
+            drift_grads=_unbiased(first, self.beta1, count),
         )
 
-    def update(self, state: TensorDict, grads: TensorDict) -> tuple[TensorDict | None, TensorDict]:
-        """V' and G from the gradient g of this step."""
-        averages = square_average(state, grads, self.alpha)
-        return rmsprop_gain(averages, self.eps), averages
+
+class Composite(Preconditioner, frozen=True):
+    """See `compose`."""
+
+    first: Preconditioner
+    second: Preconditioner
+
+    def init(self, params: TensorDict) -> TensorDict:
+        """The states of both."""
+        states = {"first": self.first.init(params), "second": self.second.init(params)}
+        return TensorDict(states, batch_size=params.batch_size)
+
+    def update(
+        self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
+    ) -> Scaling:
+        """The product of both gains, and Γ = Γ₁ G₂ + G₁ Γ₂."""
+        a = self.first.update(state["first"], grads, hessian_diagonal)
+        b = self.second.update(state["second"], grads, hessian_diagonal)
+        states = TensorDict({"first": a.state, "second": b.state}, batch_size=state.batch_size)
+        corrections = [
+            correction if gain is None else tree.map_leaves(torch.mul, correction, gain)
+            for correction, gain in ((a.correction, b.gain), (b.correction, a.gain))
+            if correction is not None
+        ]
+        gains = [gain for gain in (a.gain, b.gain) if gain is not None]
+        return Scaling(
+            gain=reduce(_times, gains) if gains else None,
+            state=states,
+            correction=reduce(_plus, corrections) if corrections else None,
+            drift_grads=b.drift_grads if a.drift_grads is None else a.drift_grads,
+        )
+
+    def curvature(self) -> HessianDiagonal | None:
+        """What the one or the other asks for."""
+        return self.first.curvature() or self.second.curvature()
+
+
+def _times(a: TensorDict, b: TensorDict) -> TensorDict:
+    return tree.map_leaves(torch.mul, a, b)
+
+
+def _plus(a: TensorDict, b: TensorDict) -> TensorDict:
+    return tree.map_leaves(torch.add, a, b)
+
+
+def _zeros(params: TensorDict) -> TensorDict:
+    return tree.map_leaves(
+        lambda leaf: torch.zeros_like(leaf, dtype=tree.working_dtype(leaf)), params
+    )
+
+
+def _unbiased(moment: TensorDict, beta: Tensor, count: Tensor) -> TensorDict:
+    """A running average from zero, divided by the weight 1 − βᵗ of what it has seen."""
+    seen = 1 - beta**count
+    return tree.map_leaves(lambda leaf: leaf / tree.expand_right(seen, leaf), moment)
+
+
+def mixed(average: AnyTree, values: AnyTree, beta: Scalar) -> AnyTree:
+    """The running average βm + (1 − β) x, in float32 or better."""
+
+    def mix(average: Tensor, value: Tensor) -> Tensor:
+        weight = tree.expand_right(1 - beta, average)
+        return torch.lerp(tree.widened(average), tree.widened(value), weight)
+
+    return tree.map_leaves(mix, average, values)
 
 
 def square_average(average: AnyTree, grads: AnyTree, alpha: Scalar) -> AnyTree:
     """V' = αV + (1 − α) g², in float32 or better."""
 
-    def mix(average: Tensor, grad: Tensor) -> Tensor:
-        squares = tree.widened(grad).square()
-        return torch.lerp(tree.widened(average), squares, tree.expand_right(1 - alpha, average))
+    def square(grad: Tensor) -> Tensor:
+        return tree.widened(grad).square()
 
-    return tree.map_leaves(mix, average, grads)
+    return mixed(average, tree.map_leaves(square, grads), alpha)
 
 
 def rmsprop_gain(average: AnyTree, eps: Scalar) -> AnyTree:
@@ -112,16 +268,126 @@ def identity() -> Identity:
     return Identity(lock=False)
 
 
-def rmsprop(alpha: float | Tensor = 0.99, eps: float | Tensor = 0.1) -> RMSprop:
+def diagonal(gain: TensorDictBase | Mapping[str, Tensor]) -> Diagonal:
+    """Make a preconditioner with a fixed G: a step size for each parameter.
+
+    The stationary law is that of G = 1, to first order in the step size.
+
+    Args:
+        gain: G ≥ 0, a tree like the parameters, of batch size `[]` or `[C]`; for instance
+            `optimizer_gain(optimizer, module)`, or numbers expanded to the parameters' shapes.
+
+    Raises:
+        TypeError: It is not a tree of real floating tensors.
+        ValueError: An entry is negative or not finite.
+    """
+    tree_of_gains = checks.gain(gain)
+    return Diagonal(gain=tree_of_gains, batch_size=tree_of_gains.batch_size, lock=False)
+
+
+def optimizer_gain(
+    optimizer: torch.optim.Optimizer, module: nn.Module, *, eps: float = 1e-8
+) -> TensorDict:
+    """Step sizes from the second moments that an optimizer has learned.
+
+        G = 1/(√v̂ + eps)
+
+    with v̂ the running average of g² of the optimizer: `exp_avg_sq`, divided by 1 − β₂ᵗ, for Adam
+    and its kin, or `square_avg` for RMSprop.
+
+    Args:
+        optimizer: An optimizer that has made steps on the module's parameters.
+        module: The module, which gives the parameters their names.
+        eps: > 0, in units of the gradient; bounds G by 1/eps.
+
+    Returns:
+        G, a tree like `params_of(module)`, for `diagonal`.
+
+    Raises:
+        TypeError, ValueError: The optimizer holds no second moment for a parameter, or `eps` is
+            not in its range.
+    """
+    floor = float(checks.hyperparameter("eps", eps, exclusive=True))
+    groups = {param: group for group in optimizer.param_groups for param in group["params"]}
+    moments: dict[tree.Name, Tensor] = {}
+    for name, param in module.named_parameters():
+        held = optimizer.state.get(param, {})
+        if "exp_avg_sq" in held:
+            beta2 = groups[param]["betas"][1]
+            moments[name] = held["exp_avg_sq"] / (1 - beta2 ** float(held["step"]))
+        elif "square_avg" in held:
+            moments[name] = held["square_avg"].clone()
+        else:
+            raise ValueError(checks.no_second_moment(name, type(optimizer).__name__, [*held]))
+    return rmsprop_gain(tree.build(moments, torch.Size()), floor)
+
+
+def rmsprop(
+    alpha: float | Tensor = 0.99,
+    eps: float | Tensor = 0.1,
+    *,
+    curvature: Literal["exact", "hutchinson"] | None = None,
+) -> RMSprop:
     """Make an RMSprop preconditioner.
 
         V' = α V + (1 − α) g²,    G = 1/(√V' + eps),    V₀ = 0
+        Γ  = ∂G/∂w = −(1 − α) g h G²/√V'                      if `curvature` is given
+
+    with h the diagonal of ∇²L. Without Γ, which is usually left out, the stationary law is biased
+    where G varies over the posterior.
 
     Source: Li, Chen, Carlson and Carin, "Preconditioned stochastic gradient Langevin dynamics for
-    deep neural networks", AAAI 2016, eqs. 4 and 5. The curvature term Γ is left out, as is usual.
+    deep neural networks", AAAI 2016, eqs. 4, 5 and 7.
 
     Args:
         alpha: α in [0, 1), memory of the running average: about 1/(1 − α) steps. `[]` or `[C]`.
+        eps: eps > 0, in units of the gradient; bounds G by 1/eps. `[]` or `[C]`.
+        curvature: `"exact"`: h by one Hessian-vector product a parameter, for small models.
+            `"hutchinson"`: an unbiased estimate of h by one product. None: no Γ.
+
+    Raises:
+        TypeError, ValueError: A value is not a number in its range, or no such option.
+    """
+    if curvature is not None:
+        checks.choice("curvature", curvature, ("exact", "hutchinson"))
+    fields, chains = checks.per_chain(
+        {
+            "alpha": checks.hyperparameter("alpha", alpha, below=1.0),
+            "eps": checks.hyperparameter("eps", eps, exclusive=True),
+        }
+    )
+    hessian: HessianDiagonal | None = None
+    if curvature is not None:
+        kind = ExactDiagonal if curvature == "exact" else Hutchinson
+        hessian = kind(batch_size=chains, lock=False)
+    return RMSprop(**fields, hessian=hessian, batch_size=chains, lock=False)
+
+
+def adam(
+    beta1: float | Tensor = 0.9, beta2: float | Tensor = 0.999, eps: float | Tensor = 0.1
+) -> Adam:
+    """Make a preconditioner of Adam's moments.
+
+        m' = β₁ m + (1 − β₁) g,     m̂ = m'/(1 − β₁ᵗ),    m₀ = 0
+        V' = β₂ V + (1 − β₂) g²,    V̂ = V'/(1 − β₂ᵗ),    V₀ = 0
+        G  = 1/(√V̂ + eps)
+
+    with m̂ in place of g in the drift. The average makes the drift of the loss lag by about
+    1/(1 − β₁) steps: with β₁ > 0 the chain moves like one with momentum, and its law is that of the
+    posterior only to first order in the step size times 1/(1 − β₁). Γ is left out.
+
+    Exact law: for U = nβ L quadratic with curvature Λ, full-batch gradients, T = 1, and G constant
+    (eps large), with a = εGΛ/2, SGLD is stationary for a < 2 (1 + β₁)/(1 − β₁), with
+
+        Var w = (1/Λ) (1 + β₁ + 2 a β₁/(1 − β₁))/(1 + β₁ − a (1 − β₁)/2).
+
+    Sources: Kingma and Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1,
+    for the moments; Kim, Song and Liang, "Stochastic gradient Langevin dynamics with adaptive
+    drifts", 2020 (arXiv:2009.09535), for drifts of this kind.
+
+    Args:
+        beta1: β₁ in [0, 1), memory of the running average of g. `[]` or `[C]`.
+        beta2: β₂ in [0, 1), memory of the running average of g². `[]` or `[C]`.
         eps: eps > 0, in units of the gradient; bounds G by 1/eps. `[]` or `[C]`.
 
     Raises:
@@ -129,8 +395,28 @@ def rmsprop(alpha: float | Tensor = 0.99, eps: float | Tensor = 0.1) -> RMSprop:
     """
     fields, chains = checks.per_chain(
         {
-            "alpha": checks.hyperparameter("alpha", alpha, below=1.0),
+            "beta1": checks.hyperparameter("beta1", beta1, below=1.0),
+            "beta2": checks.hyperparameter("beta2", beta2, below=1.0),
             "eps": checks.hyperparameter("eps", eps, exclusive=True),
         }
     )
-    return RMSprop(**fields, batch_size=chains, lock=False)
+    return Adam(**fields, batch_size=chains, lock=False)
+
+
+def compose(*preconditioners: Preconditioner) -> Preconditioner:
+    """Make a preconditioner of several: G = G₁ G₂ …, Γ = Γ₁ G₂ … + G₁ Γ₂ … + …
+
+    Each sees the gradients themselves, not those that another has scaled.
+
+    Raises:
+        TypeError: An argument is not a preconditioner.
+        ValueError: None is given, two of them replace the drift (`adam`), or their chains differ in
+            number.
+    """
+    checks.composed(preconditioners, Preconditioner, Adam)
+
+    def pair(first: Preconditioner, second: Preconditioner) -> Preconditioner:
+        fields, chains = checks.per_chain({"first": first, "second": second})
+        return Composite(**fields, batch_size=chains, lock=False)
+
+    return reduce(pair, preconditioners)

@@ -48,8 +48,8 @@ def gaussian_pull(displacement: AnyTree, precision: Scalar) -> AnyTree:
     return tree.map_leaves(lambda leaf: tree.expand_right(precision, leaf) * leaf, displacement)
 
 
-def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], TensorDict]:
-    """Make the function w ↦ −∇ log p(w).
+def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], tuple[TensorDict, Tensor]]:
+    """Make the function w ↦ (−∇ log p(w), log p(w)).
 
     Args:
         log_prior: Takes one chain's parameters, returns the scalar log p(w) + constant.
@@ -61,7 +61,8 @@ def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], TensorDict]:
         TypeError, ValueError: When called, if `log_prior` does not return a real scalar.
     """
 
-    def potential(params: TensorDict) -> Tensor:
-        return -checks.scalar("log_prior", log_prior(params))
+    def potential(params: TensorDict) -> tuple[Tensor, Tensor]:
+        value = checks.scalar("log_prior", log_prior(params))
+        return -value, value
 
-    return torch.func.grad(potential)
+    return torch.func.grad(potential, has_aux=True)

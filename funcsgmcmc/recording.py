@@ -23,33 +23,31 @@ class Recorder:
     """Records of C chains.
 
     Attributes:
+        draw_steps: The steps that make draws, `[D]`; the last one ends the run.
         num_steps: Steps of the whole run.
         steps_done: Steps that all chains have made.
-        num_burnin_steps: Steps before draws are made.
-        num_steps_between_draws: Steps a draw.
     """
 
     def __init__(
         self,
         num_chains: int,
         *,
-        num_draws: int,
-        num_burnin_steps: int,
-        num_steps_between_draws: int,
+        draw_steps: Tensor,
         observables: Mapping[str, Observable],
         save_draws: bool,
         loss_dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        self.num_steps = num_burnin_steps + num_draws * num_steps_between_draws
+        self.draw_steps = draw_steps
+        self.num_steps = int(draw_steps[-1]) + 1
         self.steps_done = 0
-        self._num_chains, self._num_draws = num_chains, num_draws
-        self.num_burnin_steps = num_burnin_steps
-        self.num_steps_between_draws = num_steps_between_draws
+        self._num_chains = num_chains
+        self._draw_at = {step: draw for draw, step in enumerate(draw_steps.tolist())}
         self._losses = torch.full(
             (num_chains, self.num_steps), torch.nan, dtype=loss_dtype, device=device
         )
         self._metrics: list[Tensor] = []
+        self._log_weights: Tensor | None = None
         self._functions = dict(observables)
         self._observables: dict[str, Tensor] = {}
         self._save_draws = save_draws
@@ -63,25 +61,31 @@ class Recorder:
                 shape = (self._num_chains, self.num_steps)
                 self._metrics.append(torch.zeros(shape, dtype=value.dtype, device=value.device))
             self._metrics[row][chunk, self.steps_done] = value
+        draw = self._draw_at.get(self.steps_done)
+        if draw is not None and isinstance(info.log_weight, Tensor):
+            if self._log_weights is None:
+                shape = (self._num_chains, len(self.draw_steps))
+                self._log_weights = torch.zeros(shape, dtype=info.log_weight.dtype)
+            self._log_weights[chunk, draw] = info.log_weight.cpu()
 
     def draw(self, chunk: Chunk, params: TensorDict) -> None:
         """Write a draw of some chains, if this step makes one."""
-        step = self.steps_done - self.num_burnin_steps
-        index, rest = divmod(step + 1, self.num_steps_between_draws)
-        if step < 0 or rest:
+        draw = self._draw_at.get(self.steps_done)
+        if draw is None:
             return
         for name, function in self._functions.items():
             value = function(params) if isinstance(chunk, int) else torch.vmap(function)(params)
             checks.observable(name, value)
-            self._put(self._observables, name, chunk, index - 1, value)
+            self._put(self._observables, name, chunk, draw, value)
         if self._save_draws:
             for key, leaf in tree.leaves(params):
-                self._put(self._draws, key, chunk, index - 1, leaf)
+                self._put(self._draws, key, chunk, draw, leaf)
 
     def _put(self, into: dict, name: tree.Name, chunk: Chunk, draw: int, value: Tensor) -> None:
         if name not in into:
             shape = value.shape if isinstance(chunk, int) else value.shape[1:]
-            into[name] = torch.empty((self._num_chains, self._num_draws, *shape), dtype=value.dtype)
+            rows = (self._num_chains, len(self.draw_steps))
+            into[name] = torch.empty((*rows, *shape), dtype=value.dtype)
         into[name][chunk, draw] = value.to(into[name].device)
 
     @property
@@ -101,17 +105,20 @@ class Recorder:
 
     def observables(self) -> dict[str, Tensor]:
         """Observables of the draws made, each `[C, D, …]`."""
-        return {name: value[:, : self._draws_done] for name, value in self._observables.items()}
+        return {name: value[:, : self.draws_done] for name, value in self._observables.items()}
 
     def draws(self) -> TensorDict | None:
         """Parameters of the draws made, leaves `[C, D, *shape]`."""
         if not self._draws:
             return None
-        shape = torch.Size((self._num_chains, self._draws_done))
-        return tree.build(
-            {k: leaf[:, : self._draws_done] for k, leaf in self._draws.items()}, shape
-        )
+        shape = torch.Size((self._num_chains, self.draws_done))
+        return tree.build({k: leaf[:, : self.draws_done] for k, leaf in self._draws.items()}, shape)
+
+    def log_weights(self) -> Tensor | None:
+        """Log weights of the draws made, `[C, D]`."""
+        return None if self._log_weights is None else self._log_weights[:, : self.draws_done]
 
     @property
-    def _draws_done(self) -> int:
-        return max(0, self.steps_done - self.num_burnin_steps) // self.num_steps_between_draws
+    def draws_done(self) -> int:
+        """Number of draws made."""
+        return int((self.draw_steps < self.steps_done).sum())

@@ -54,6 +54,7 @@ class Samples:
         losses: L(w_t) on step t's batch, `[C, T]`.
         draws: Parameters, leaves `[C, D, *shape]`; None if not asked for.
         observables: Name to values `[C, D, …]`.
+        log_weights: Logs of the draws' importance weights, `[C, D]`; None if all count alike.
         metrics: Each `[C, T]`; None if not asked for.
         state: The chains after the last step, of batch size `[C]`.
         sampler: The sampler, with its anchor.
@@ -62,6 +63,8 @@ class Samples:
         initial_loss: L(w₀) on all data, `[]`, or `[C]` for an anchor per chain; None if the data
             could not be passed over.
         frozen_at: Step at which a chain was frozen, `[C]`; −1 for healthy chains.
+        draw_steps: The step of each draw, `[D]`: the last of every `num_steps_between_draws` steps
+            after burn-in; where the temperature is scheduled, only steps at T > 0 count.
         num_burnin_steps: Steps before the first draw's.
         num_steps_between_draws: Steps a draw.
     """
@@ -69,6 +72,7 @@ class Samples:
     losses: Tensor
     draws: TensorDict | None
     observables: dict[str, Tensor]
+    log_weights: Tensor | None
     metrics: Metrics | None
     state: State
     sampler: Sampler
@@ -76,6 +80,7 @@ class Samples:
     chains: Tensor
     initial_loss: Tensor | None
     frozen_at: Tensor
+    draw_steps: Tensor
     num_burnin_steps: int
     num_steps_between_draws: int
 
@@ -88,14 +93,6 @@ class Samples:
     def num_steps(self) -> int:
         """T, the number of steps made."""
         return self.losses.shape[1]
-
-    @property
-    def draw_steps(self) -> Tensor:
-        """The step of each draw, `[D]`: the last of every `num_steps_between_draws` steps after
-        burn-in.
-        """
-        every = self.num_steps_between_draws
-        return torch.arange(self.num_burnin_steps + every - 1, self.num_steps, every)
 
     @property
     def num_draws(self) -> int:

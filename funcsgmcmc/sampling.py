@@ -1,7 +1,7 @@
 """Runs of many chains: starts, batches, burn-in, draws, health, progress."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, cast
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from funcsgmcmc import checks, random, tree
 from funcsgmcmc.data import IterableData, TensorData, stream
-from funcsgmcmc.gradients import LossFn, gradient, loss_and_aux
+from funcsgmcmc.gradients import (
+    ControlVariates,
+    Gradient,
+    LossFn,
+    Reference,
+    gradient,
+    loss_and_aux,
+    mean_gradient,
+    mean_loss,
+)
 from funcsgmcmc.kernel import (
     Info,
     SamplerStep,
@@ -26,6 +35,7 @@ from funcsgmcmc.progress import progress_bar
 from funcsgmcmc.recording import Chunk, Observable, Recorder
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.samples import Samples
+from funcsgmcmc.schedules import Schedule, over_steps
 from funcsgmcmc.terms import scaled
 
 
@@ -73,17 +83,19 @@ def sample(
 ) -> Samples:
     """Run many chains of a sampler.
 
-    Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps. Chain c at
-    step t adds noise from the key `fold_in(fold_in(key, chain_offset + c), t)`, and its
-    minibatches are chosen by keys of the same form. So a chain does not depend on how many run
-    beside it, on `chunk_size`, `chain_method` or `compile`, except for rounding in the gradients of
-    batches of another shape.
+    Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps; where the
+    sampler's temperature is scheduled, steps at temperature 0 come on top, which explore and make
+    no draws. Chain c at step t adds noise from the key `fold_in(fold_in(key, chain_offset + c),
+    t)`, and its minibatches are chosen by keys of the same form. So a chain does not depend on how
+    many run beside it, on `chunk_size`, `chain_method` or `compile`, except for rounding in the
+    gradients of batches of another shape.
 
     No argument is changed. Draws and other records are kept on the CPU.
 
     Args:
         loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean loss over the batch
-            of one chain; `module_loss(model, criterion)` makes one. `aux` is not recorded.
+            of one chain; `module_loss(model, criterion)` makes one. `aux` is not recorded. Or an
+            estimator of its gradient: `accumulated`, `control_variates`, `svrg`.
         params: Where to start: a tree of batch size `[]` for all chains (`params_of(model)`), or
             `[C]`.
         data: Tensors `[n, …]` (one, or a tuple, dict, `TensorDict` or `TensorDataset` of them):
@@ -150,6 +162,9 @@ def sample(
     checks.finite("params", params)
     checks.chains("params", params.shape, num_chains)
     checks.chains("sampler", sampler.shape, num_chains)
+    draw_steps = _draw_steps(
+        sampler.temperature, num_draws, num_burnin_steps, num_steps_between_draws
+    )
     observables = checks.observables(observables, tree.names(params))
 
     device = tree.device(params)
@@ -168,14 +183,20 @@ def sample(
         chains=chains,
         device=device,
     )
-    loss_dtype = _check_loss(loss_fn, state.params, batches, vmapped=vmapped)
+    plain_loss = loss_fn.loss_fn if isinstance(loss_fn, ControlVariates) else loss_fn
+    loss_dtype = _check_loss(plain_loss, state.params, batches, vmapped=vmapped)
     _check_functions(log_prior, observables, state.params, vmapped=vmapped)
     if initial_loss is None:
-        reference = _mean_loss(loss_fn, batches, anchor.to(device))
+        reference = _mean_loss(plain_loss, batches, anchor.to(device))
     else:
         reference = checks.initial_loss(initial_loss, num_chains)
 
-    make = partial(chains_kernel, shared_batch=batches.shared) if vmapped else chain_kernel
+    references, make = None, chain_kernel
+    if isinstance(loss_fn, ControlVariates):
+        references = _References(loss_fn, sampler, batches, vmapped=vmapped)
+    if vmapped:
+        per_chain = references is not None and references.per_chain
+        make = partial(chains_kernel, shared_batch=batches.shared, reference_per_chain=per_chain)
     noise = compiled(step_noise) if compile == "noise" else step_noise
     step = _freezing(make(loss_fn, log_prior=log_prior, metrics=save_metrics, noise=noise))
     run = _Run(
@@ -184,12 +205,13 @@ def sample(
         key=key,
         chains=chains,
         batches=batches,
+        references=references,
         initial_loss=None if reference is None else reference.cpu(),
+        num_burnin_steps=num_burnin_steps,
+        num_steps_between_draws=num_steps_between_draws,
         recorder=Recorder(
             num_chains,
-            num_draws=num_draws,
-            num_burnin_steps=num_burnin_steps,
-            num_steps_between_draws=num_steps_between_draws,
+            draw_steps=draw_steps,
             observables=observables,
             save_draws=save_draws,
             loss_dtype=loss_dtype,
@@ -209,6 +231,47 @@ class _ChunkState:
     state: State
     key: Tensor
     frozen_at: Tensor
+    reference: Reference | None = None
+
+
+class _References:
+    """Where the chains' control variates are taken.
+
+    Attributes:
+        per_chain: Whether each chain has its own.
+    """
+
+    def __init__(
+        self,
+        estimator: ControlVariates,
+        sampler: Sampler,
+        batches: TensorData | IterableData,
+        *,
+        vmapped: bool,
+    ) -> None:
+        anchor = cast(TensorDict, sampler.anchor)
+        self.per_chain = estimator.refresh_interval is not None or bool(anchor.batch_size)
+        self._interval = estimator.refresh_interval
+        self._batches = batches
+        self._one: Callable[..., Gradient] = gradient(estimator.loss_fn)
+        self._many = torch.vmap(self._one, in_dims=(0, None)) if vmapped else self._one
+        if batches.one_pass() is None:
+            raise ValueError(checks.cannot_pass())
+
+    def at(self, step: int, chunk: _ChunkState) -> Reference:
+        """The reference of some chains at a step: the last one, unless it is due to be made."""
+        if self._interval is None:
+            anchor = cast(TensorDict, chunk.sampler.anchor)
+            if chunk.reference is None:
+                chunk.reference = self._made(anchor)
+        elif chunk.reference is None or step % self._interval == 0:
+            chunk.reference = self._made(chunk.state.params)
+        return chunk.reference
+
+    def _made(self, params: TensorDict) -> Reference:
+        pieces = cast(Iterable[Any], self._batches.one_pass())
+        evaluate = self._many if params.batch_size else self._one
+        return Reference(params, mean_gradient(evaluate, params, pieces).grads)
 
 
 @dataclass
@@ -220,7 +283,10 @@ class _Run:
     key: Tensor
     chains: Tensor
     batches: TensorData | IterableData
+    references: _References | None
     initial_loss: Tensor | None
+    num_burnin_steps: int
+    num_steps_between_draws: int
     recorder: Recorder
     chunks: list[_ChunkState] = field(default_factory=list)
 
@@ -265,6 +331,8 @@ class _Run:
         """Make one step of every chunk, and record it."""
         for chunk in self.chunks:
             batch = self.batches.batch(self.recorder.steps_done, chunk.index)
+            if self.references is not None:
+                batch = (batch, self.references.at(self.recorder.steps_done, chunk))
             self.recorder.draw(chunk.index, chunk.state.params)
             chunk.state, info, chunk.frozen_at = self.step(
                 chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
@@ -289,6 +357,7 @@ class _Run:
             losses=self.recorder.losses(),
             draws=self.recorder.draws(),
             observables=self.recorder.observables(),
+            log_weights=self.recorder.log_weights(),
             metrics=self.recorder.metrics(),
             state=_gather([chunk.state for chunk in self.chunks]),
             sampler=self.sampler,
@@ -297,8 +366,9 @@ class _Run:
             initial_loss=self.initial_loss,
             # A run that stops within a step has not recorded what some chains did in it.
             frozen_at=frozen_at.where(frozen_at < self.recorder.steps_done, -1),
-            num_burnin_steps=self.recorder.num_burnin_steps,
-            num_steps_between_draws=self.recorder.num_steps_between_draws,
+            draw_steps=self.recorder.draw_steps[: self.recorder.draws_done],
+            num_burnin_steps=self.num_burnin_steps,
+            num_steps_between_draws=self.num_steps_between_draws,
         )
 
 
@@ -326,6 +396,31 @@ def _freezing(step: SamplerStep) -> FreezingStep:
         return tree.where(alive, moved, state), info, frozen_at
 
     return freezing_step
+
+
+_LONGEST_EXPLORATION = 1 << 20  # steps
+
+
+def _draw_steps(
+    temperature: Tensor | Schedule, num_draws: int, num_burnin_steps: int, every: int
+) -> Tensor:
+    """The steps that make draws, `[D]`: the last of every so many after burn-in; of those at a
+    temperature > 0, if that is scheduled.
+    """
+    if not isinstance(temperature, Schedule):
+        return torch.arange(num_draws) * every + num_burnin_steps + every - 1
+    found, first, block = torch.empty(0, dtype=torch.int64), num_burnin_steps, num_draws * every
+    while len(found) < num_draws * every:
+        steps = torch.arange(first, first + block)
+        samples = over_steps(temperature.cpu(), steps) > 0
+        sampling = samples.reshape(-1, block)
+        if not (sampling == sampling[:1]).all():
+            raise ValueError(checks.same_phases())
+        found = torch.cat([found, steps[sampling[0]]])
+        first += block
+        if not len(found) and first - num_burnin_steps > _LONGEST_EXPLORATION:
+            raise ValueError(checks.always_exploring(num_burnin_steps, first - 1))
+    return found[every - 1 : num_draws * every : every]
 
 
 def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor) -> TensorDict:
@@ -400,7 +495,7 @@ def _mean_loss(
     """L(w₀) on all data, `[]` or `[C]`."""
 
     def of_chain(params: TensorDict) -> Tensor | None:
-        return batches.mean_loss(loss_fn, params)
+        return mean_loss(loss_fn, params, batches.one_pass())
 
     with torch.no_grad():
         if not anchor.batch_size:

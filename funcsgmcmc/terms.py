@@ -138,7 +138,8 @@ class Parts(NamedTuple):
         noise: σ · η.
         distance: 1 · (w − w₀).
         gains: Preconditioner and mask.
-        correction: 1 · Γ.
+        correction: T · Γ.
+        drift_grad: nβ · what stands for g in the drift; `()` for g itself.
     """
 
     grad: MaybeTerm
@@ -148,6 +149,7 @@ class Parts(NamedTuple):
     distance: MaybeTerm
     gains: Gains
     correction: MaybeTerm = ()
+    drift_grad: MaybeTerm = ()
 
 
 def decompose(parts: Parts, *, drift: Scalar, diffusion: Scalar, momentum: MaybeTerm = ()) -> Terms:
@@ -161,15 +163,33 @@ def decompose(parts: Parts, *, drift: Scalar, diffusion: Scalar, momentum: Maybe
     """
     gains, noise = parts.gains, parts.noise
     unscaled_grad = _applied(drift, parts.grad, None)
-    same = gains.grad is None
+    same = gains.grad is None and not parts.drift_grad
+    grad = parts.drift_grad or parts.grad
     return Terms(
-        scaled_grad=unscaled_grad if same else _applied(drift, parts.grad, gains.grad),
+        scaled_grad=unscaled_grad if same else _applied(drift, grad, gains.grad),
         unscaled_grad=unscaled_grad,
         localization=_applied(drift, parts.localization, gains.prior),
         weight_decay=_applied(drift, parts.weight_decay, gains.prior),
         noise=Term(diffusion * noise.coefficient, scaled(noise.direction, gains.noise)),
         distance=parts.distance,
         correction=_applied(drift, parts.correction, gains.mask),
+        momentum=momentum,
+    )
+
+
+def rescaled(terms: Terms, *, drift: Scalar, noise: Scalar, momentum: MaybeTerm) -> Terms:
+    """Multiply the drift of a step, and its noise; give it another momentum."""
+
+    def times(factor: Scalar, term: MaybeTerm) -> MaybeTerm:
+        return Term(factor * term.coefficient, term.direction) if term else ()
+
+    return terms._replace(
+        scaled_grad=times(drift, terms.scaled_grad),
+        unscaled_grad=times(drift, terms.unscaled_grad),
+        localization=times(drift, terms.localization),
+        weight_decay=times(drift, terms.weight_decay),
+        correction=times(drift, terms.correction),
+        noise=Term(noise * terms.noise.coefficient, terms.noise.direction),
         momentum=momentum,
     )
 

@@ -2,13 +2,26 @@
 
 from typing import Any
 
+import numpy as np
 import torch
+from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
+
+
+def numbers(low: float, high: float) -> st.SearchStrategy[float]:
+    """Ordinary numbers in a range."""
+    return st.floats(low, high, allow_nan=False, allow_subnormal=False)
+
+
+def arrays(rng: np.random.Generator, shapes: dict, chains: tuple) -> TensorDict:
+    """A tree of standard normals."""
+    leaves = {name: torch.tensor(rng.normal(size=chains + shape)) for name, shape in shapes.items()}
+    return TensorDict(leaves, batch_size=chains)
 
 
 def classification(num_examples: int = 40) -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import funcsgmcmc as fs
 from funcsgmcmc import random, tree
 from problems import classification, good_loss, run
-from registry import CASES
+from registry import BY_NAME
 
 
 class Net(nn.Module):
@@ -290,7 +290,7 @@ def test_progress_without_tqdm_names_the_extra(monkeypatch, params):
 def test_no_warnings_of_our_own(params):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(CASES[3].make(params), log_prior=lambda p: -tree.dot(p, p))
+        run(BY_NAME["rmsprop_sgld"].make(params), log_prior=lambda p: -tree.dot(p, p))
 
 
 def test_init_noise_has_its_standard_deviation():

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from funcsgmcmc import tree
 from problems import assert_same, classification, good_loss, observables, records, run
-from registry import CASES
+from registry import BY_NAME, CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -38,7 +38,7 @@ def test_a_chain_among_64_is_the_chain_alone(params):
 
 @pytest.mark.parametrize("minibatches", ["replacement", "epochs"])
 def test_compiled_run_is_the_eager_run(params, minibatches):
-    sampler = CASES[1].make(params)
+    sampler = BY_NAME["sgld with everything"].make(params)
     eager = run(sampler, minibatches=minibatches)
     assert_same(eager, run(sampler, minibatches=minibatches, compile=True))
     assert_same(eager, run(sampler, minibatches=minibatches, compile="noise"))

@@ -1,171 +1,15 @@
-"""SGLD: its equation against an independent one, and its exact stationary law."""
+"""SGLD, sampled end to end: its exact law through `sample`, roundings, refusals of trees."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy import stats
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
-
-
-def numbers(low: float, high: float) -> st.SearchStrategy[float]:
-    return st.floats(low, high, allow_nan=False, allow_subnormal=False)
-
-
-def arrays(rng: np.random.Generator, shapes: dict, chains: tuple) -> TensorDict:
-    leaves = {name: torch.tensor(rng.normal(size=chains + shape)) for name, shape in shapes.items()}
-    return TensorDict(leaves, batch_size=chains)
-
-
-def reference_step(w, w0, g, eta, square_avg, pull, s):
-    """One step in NumPy, as a single formula on the potential's gradient (design, section 5)."""
-    gain = np.ones_like(w)
-    if s["rms"]:
-        square_avg = s["alpha"] * square_avg + (1 - s["alpha"]) * g**2
-        gain = 1 / (np.sqrt(square_avg) + s["eps"])
-    force = s["nbeta"] * g + s["localization"] * (w - w0) + s["weight_decay"] * w + pull
-    new = w - s["lr"] / 2 * s["mask"] * gain * force
-    new = new + s["mask"] * s["noise_level"] * np.sqrt(s["lr"] * gain) * eta
-    if s["box"] is not None:
-        new = np.minimum(np.maximum(new, w0 - s["box"]), w0 + s["box"])
-    return new, square_avg
-
-
-shapes_of_trees = st.dictionaries(
-    st.sampled_from(["a", "b.weight", "c"]),
-    st.sampled_from([(), (1,), (3,), (2, 3), (0,), (2, 1, 2)]),
-    min_size=1,
-).filter(lambda shapes: any(0 not in shape for shape in shapes.values()))
-
-
-@given(
-    shapes=shapes_of_trees,
-    chains=st.sampled_from([(), (1,), (4,)]),
-    per_chain=st.booleans(),
-    shared_anchor=st.booleans(),
-    rms=st.booleans(),
-    masked=st.booleans(),
-    box=st.one_of(st.none(), numbers(0.01, 3)),
-    log_prior=st.booleans(),
-    settings=st.fixed_dictionaries(
-        {
-            "lr": numbers(0, 1),
-            "nbeta": numbers(0, 100),
-            "localization": numbers(0, 10),
-            "weight_decay": numbers(0, 10),
-            "noise_level": numbers(0, 2),
-            "alpha": numbers(0, 0.999),
-            "eps": numbers(1e-3, 1),
-        }
-    ),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_update_is_the_equation(
-    shapes, chains, per_chain, shared_anchor, rms, masked, box, log_prior, settings, seed
-):
-    rng = np.random.default_rng(seed)
-    params, grads, noise, pulls = (arrays(rng, shapes, chains) for _ in range(4))
-    anchor = arrays(rng, shapes, () if shared_anchor else chains)
-    mask = arrays(rng, shapes, ()).apply(lambda leaf: leaf.clamp(0, 1)) if masked else None
-    values = dict(settings)
-    if per_chain and chains:
-        # One value a chain: the settings times 0.5, 0.6, …
-        values = {k: v * (0.5 + 0.1 * torch.arange(chains[0])) for k, v in values.items()}
-    moments = {"alpha": values.pop("alpha"), "eps": values.pop("eps")}
-    sampler = (fs.rmsprop_sgld if rms else fs.sgld)(
-        **values, **(moments if rms else {}), anchor=anchor, mask=mask, bounding_box_size=box
-    )
-    state = sampler.init(params)
-    averages = {name: np.zeros(leaf.shape) for name, leaf in params.items()}
-    for _ in range(2):
-        before = {name: leaf.numpy() for name, leaf in state.params.items()}
-        state, _terms = sampler.update(state, grads, noise, pulls if log_prior else None)
-        for name, leaf in state.params.items():
-            rest = (1,) * len(shapes[name])
-            s = {
-                k: v.numpy().reshape(-1, *rest) if isinstance(v, torch.Tensor) else v
-                for k, v in (values | moments).items()
-            }
-            s |= {"rms": rms, "box": box, "mask": 1.0 if mask is None else mask[name].numpy()}
-            expected, averages[name] = reference_step(
-                before[name],
-                anchor[name].numpy(),
-                grads[name].numpy(),
-                noise[name].numpy(),
-                averages[name],
-                pulls[name].numpy() if log_prior else 0.0,
-                s,
-            )
-            np.testing.assert_allclose(leaf.numpy(), expected, rtol=1e-11, atol=1e-11)
-    assert torch.equal(state.step, torch.full(chains, 2))
-
-
-@given(
-    chains=st.sampled_from([(), (3,)]),
-    rms=st.booleans(),
-    masked=st.booleans(),
-    log_prior=st.booleans(),
-    seed=st.integers(0, 2**32 - 1),
-)
-def test_terms_add_up_and_metrics_are_theirs(chains, rms, masked, log_prior, seed):
-    rng = np.random.default_rng(seed)
-    shapes = {"a": (2, 3), "b": (), "c": (4,)}
-    params, grads, noise, pulls = (arrays(rng, shapes, chains) for _ in range(4))
-    mask = arrays(rng, shapes, ()).apply(torch.relu) if masked else None
-    make = fs.rmsprop_sgld if rms else fs.sgld
-    sampler = make(
-        0.3,
-        nbeta=2.0,
-        localization=0.7,
-        weight_decay=0.4,
-        mask=mask,
-        anchor=arrays(rng, shapes, ()),
-    )
-    state = sampler.init(params)
-    new_state, terms = sampler.update(state, grads, noise, pulls if log_prior else None)
-    flat = {
-        name: torch.cat([leaf.reshape(*chains, -1) for _, leaf in sorted(tree.items())], -1)
-        for name, tree in {
-            "scaled_grad": terms.scaled_grad.value(),
-            "unscaled_grad": terms.unscaled_grad.value(),
-            "localization": terms.localization.value(),
-            "weight_decay": terms.weight_decay.value(),
-            "noise": terms.noise.value(),
-            "distance": terms.distance.value(),
-            "moved": TensorDict({k: new_state.params[k] - params[k] for k in shapes}),
-            "raw": TensorDict({k: 0.3 / 2 * 2.0 * grads[k] for k in shapes}),
-        }.items()
-    }
-    prior = flat["localization"] + flat["weight_decay"]
-    torch.testing.assert_close(flat["moved"], flat["noise"] - flat["scaled_grad"] - prior)
-    torch.testing.assert_close(flat["unscaled_grad"], flat["raw"])
-
-    metrics = fs.metrics(terms, sampler.mask)
-    for name in (
-        "scaled_grad",
-        "unscaled_grad",
-        "localization",
-        "weight_decay",
-        "noise",
-        "distance",
-    ):
-        torch.testing.assert_close(getattr(metrics, name), flat[name].norm(dim=-1))
-    torch.testing.assert_close(metrics.dot_grad_prior, (flat["scaled_grad"] * prior).sum(-1))
-    torch.testing.assert_close(
-        metrics.dot_grad_noise, (flat["scaled_grad"] * flat["noise"]).sum(-1)
-    )
-    torch.testing.assert_close(metrics.dot_prior_noise, (prior * flat["noise"]).sum(-1))
-    parts = torch.stack([metrics.localization, metrics.weight_decay])
-    torch.testing.assert_close(metrics.prior, parts.square().sum(0).sqrt())
-    count = 11 if mask is None else sum(int((leaf != 0).sum()) for leaf in mask.values())
-    assert torch.equal(metrics.numel, torch.full(chains, count))
-
 
 # The exact law of SGLD on U = ½ Σ Λ (w − μ)²: N(μ, (1 + εV/4) / (Λ (1 − εΛ/4))) at stationarity,
 # where V is the variance of the gradient noise. Chains are independent, so that sums over them have
@@ -210,7 +54,7 @@ def check_law(final: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor) -
     ],
     ids=lambda value: str(value),
 )
-@pytest.mark.parametrize("relative_lr", [0.02, 0.1, 0.35])
+@pytest.mark.parametrize("relative_lr", [0.1, 0.35])
 def test_stationary_law(settings, noise_sd, relative_lr):
     start = TensorDict({"w": torch.full((4,), 0.3)})
     gamma, decay = settings.get("localization", 0.0), settings.get("weight_decay", 0.0)
@@ -302,39 +146,6 @@ def test_dtype_is_kept_and_narrow_ones_round_once(dtype, make):
         )
 
 
-BAD_SETTINGS = [
-    ({"lr": -0.1}, ValueError, r"lr must be >= 0, got -0.1"),
-    ({"lr": float("nan")}, ValueError, r"lr must be >= 0, got nan"),
-    ({"lr": float("inf")}, ValueError, r"lr must be finite, got inf"),
-    ({"lr": torch.tensor([0.1, -1.0])}, ValueError, r"lr must be >= 0, got -1 for chain 1"),
-    ({"lr": torch.ones(2, 2)}, ValueError, r"shape \[chains\], got shape \(2, 2\)"),
-    ({"lr": "0.1"}, TypeError, "lr must be a number or a tensor, got str"),
-    ({"lr": 1j}, TypeError, "lr must be a number or a tensor, got complex"),
-    ({"nbeta": -1.0}, ValueError, "nbeta must be >= 0, got -1"),
-    ({"localization": -1.0}, ValueError, "localization must be >= 0"),
-    ({"weight_decay": float("nan")}, ValueError, "weight_decay must be >= 0, got nan"),
-    ({"noise_level": -1.0}, ValueError, "noise_level must be >= 0"),
-    ({"bounding_box_size": 0.0}, ValueError, "bounding_box_size must be > 0, got 0"),
-    ({"mask": {"w": torch.tensor([float("nan")])}}, ValueError, r"mask\['w'\] must be finite"),
-    ({"mask": 1.0}, TypeError, "mask must be a TensorDict or a mapping, got float"),
-    ({"anchor": {"w": torch.tensor([torch.nan])}}, ValueError, r"anchor\['w'\] must be finite"),
-    ({"preconditioner": "rmsprop"}, TypeError, "preconditioner must be one made by identity"),
-    ({"preconditioner": fs.rmsprop}, TypeError, "preconditioner must be one made by identity"),
-    ({"anchor": [1.0]}, TypeError, "anchor must be a TensorDict or a mapping"),
-    (
-        {"lr": torch.ones(2), "nbeta": torch.ones(3)},
-        ValueError,
-        "must agree on the number of chains, got 2 for lr and 3 for nbeta",
-    ),
-]
-
-
-@pytest.mark.parametrize(("settings", "error", "message"), BAD_SETTINGS)
-def test_bad_settings_are_refused(settings, error, message):
-    with pytest.raises(error, match=message):
-        fs.sgld(**({"lr": 0.1, "nbeta": 1.0} | settings))
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -346,6 +157,20 @@ def test_bad_settings_are_refused(settings, error, message):
 def test_bad_rmsprop_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         fs.rmsprop_sgld(0.1, nbeta=1.0, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"lr": torch.ones(2, 2)}, ValueError, r"shape \[chains\], got shape \(2, 2\)"),
+        ({"preconditioner": "rmsprop"}, TypeError, "preconditioner must be one made by a factory"),
+        ({"preconditioner": fs.rmsprop}, TypeError, "preconditioner must be one made by a factory"),
+        ({"anchor": [1.0]}, TypeError, "anchor must be a TensorDict or a mapping"),
+    ],
+)
+def test_bad_settings_are_refused(settings, error, message):
+    with pytest.raises(error, match=message):
+        fs.sgld(**({"lr": 0.1, "nbeta": 1.0} | settings))
 
 
 def test_a_half_precision_preconditioner_does_not_overflow():

@@ -4,9 +4,10 @@
     update(state, grads, noise, prior_pull) -> (state, terms)
 
 `update` is deterministic: gradients and noise are arguments, and nothing is drawn, written in place
-or read from anywhere else. It is written for any batch size `[*chains]`, `[]` or `[C]`: values of a
-chain are expanded on the right to a leaf's shape, and reductions run over the other dimensions. So
-the same lines serve one chain, a user's `torch.vmap`, and the batched chains of `sample`.
+or read from anywhere else. It looks up what is scheduled, and hands over to `advance`, which is the
+algorithm. That is written for any batch size `[*chains]`, `[]` or `[C]`: values of a chain are
+expanded on the right to a leaf's shape, and reductions run over the other dimensions. So the same
+lines serve one chain, a user's `torch.vmap`, and the batched chains of `sample`.
 
 Shapes: hyperparameters `[]`, shared by all chains, or `[C]`; leaves of parameters, gradients, noise
 and terms `[*chains, *shape]`; leaves of the anchor and the mask `[*shape]` or `[C, *shape]`.
@@ -14,14 +15,16 @@ and terms `[*chains, *shape]`; leaves of the anchor and the mask `[*shape]` or `
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from tensordict import TensorClass, TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.curvature import HessianDiagonal
 from funcsgmcmc.priors import displacement, gaussian_pull
+from funcsgmcmc.schedules import Schedule, setting
 from funcsgmcmc.terms import Parts, Term, Terms, gains
 from funcsgmcmc.tree import AnyTree, Scalar
 
@@ -40,6 +43,24 @@ class State(TensorClass, frozen=True):
     anchor: TensorDict | None
 
 
+class Evaluation(NamedTuple):
+    """What is known of the potential at a chain's parameters, before the step.
+
+    Attributes:
+        grads: g = ∇L(w), raw: without nβ.
+        prior_pull: −∇log p(w) of a user's log-prior, or None.
+        loss: L(w), `[*chains]`, for samplers that look at the energy.
+        log_prior: log p(w), `[*chains]`, for those too; None for 0.
+        hessian_diagonal: h, the diagonal of ∇²L, for preconditioners with the term Γ.
+    """
+
+    grads: TensorDict
+    prior_pull: TensorDict | None = None
+    loss: Tensor | None = None
+    log_prior: Tensor | None = None
+    hessian_diagonal: TensorDict | None = None
+
+
 class Sampler(TensorClass, frozen=True):
     """Settings that every sampler shares.
 
@@ -47,8 +68,9 @@ class Sampler(TensorClass, frozen=True):
     `torch.stack` of samplers gives the latter, and `sampler[i]` is chain i's own.
 
     Attributes:
-        lr: Step size ε.
-        nbeta: Inverse temperature nβ, which multiplies the mean loss.
+        lr: Step size ε, or h; may be a `Schedule`.
+        nbeta: Inverse temperature nβ, which multiplies the mean loss; may be a `Schedule`.
+        temperature: T, of the whole posterior; may be a `Schedule`.
         localization: Precision γ of the pull to the anchor.
         weight_decay: Precision λ of the pull to zero.
         anchor: w₀; None means the parameters given to `init`.
@@ -56,8 +78,9 @@ class Sampler(TensorClass, frozen=True):
         bounding_box_size: b; None means no box.
     """
 
-    lr: Tensor
-    nbeta: Tensor
+    lr: Tensor | Schedule
+    nbeta: Tensor | Schedule
+    temperature: Tensor | Schedule
     localization: Tensor
     weight_decay: Tensor
     anchor: TensorDict | None
@@ -66,17 +89,78 @@ class Sampler(TensorClass, frozen=True):
 
     @abstractmethod
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> State:
-        """State before the first step; noise like `params` for samplers with a momentum."""
+        """State before the first step, at `params`, which are copied.
+
+        Args:
+            params: w, a tree of batch size `[*chains]`.
+            noise: η₀, a tree like `params` with entries N(0, 1), for samplers with a momentum.
+
+        Raises:
+            TypeError, ValueError: As `start`; or noise is needed and missing.
+        """
 
     @abstractmethod
+    def advance(
+        self, state: State, evaluation: Evaluation, noise: TensorDict
+    ) -> tuple[State, Terms]:
+        """Make one step, with settings that are tensors: the sampler's algorithm.
+
+        Args:
+            state: State of batch size `[*chains]`.
+            evaluation: The potential at the state's parameters.
+            noise: η, entries N(0, 1).
+
+        Returns:
+            The next state, and the terms of the update.
+        """
+
     def update(
         self,
         state: State,
         grads: TensorDict,
         noise: TensorDict,
         prior_pull: TensorDict | None = None,
-    ) -> tuple[State, Terms]:
-        """Make one step, from gradients g = ∇L(w) (raw, without nβ) and noise η ~ N(0, I)."""
+        **evaluated: Any,
+    ) -> tuple[Any, Terms]:
+        """Make one step, from gradients and noise.
+
+        Args:
+            state: State of batch size `[*chains]`.
+            grads: g = ∇L(w), raw: without nβ.
+            noise: η, entries N(0, 1).
+            prior_pull: −∇log p(w) of a user's log-prior, or None.
+            **evaluated: Further fields of `Evaluation`, for the samplers that need them.
+
+        Returns:
+            The next state, and the terms of the update.
+        """
+        evaluation = Evaluation(grads, prior_pull, **evaluated)
+        return self.at(state.step).advance(state, evaluation, noise)
+
+    def at(self, step: Tensor) -> Self:
+        """The sampler with its schedules looked up at a step's index, `[*chains]`."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        values = {
+            name: field(step) for name, field in fields.items() if isinstance(field, Schedule)
+        }
+        if not values:
+            return self
+        return type(self)(**{**fields, **values}, batch_size=self.shape, lock=False)
+
+    def curvature(self) -> HessianDiagonal | None:
+        """How to find the diagonal of the Hessian that `advance` needs; None if it needs none."""
+        return None
+
+    def log_weight(self, state: State) -> Tensor | tuple[()]:
+        """Log of the importance weight of the parameters that the last step started from.
+
+        Args:
+            state: The state after that step.
+
+        Returns:
+            `[*chains]`; `()` for samplers whose draws all count alike.
+        """
+        return ()
 
     def start(self, given: TensorDictBase | Mapping[str, Tensor]) -> State:
         """Check parameters against the sampler, and make the part of a state that all share.
@@ -127,30 +211,30 @@ class Sampler(TensorClass, frozen=True):
     def parts(
         self,
         state: State,
-        grads: TensorDict,
-        noise: Term,
-        prior_pull: TensorDict | None,
+        evaluation: Evaluation,
+        noise: TensorDict,
         preconditioner: TensorDict | None = None,
     ) -> Parts:
         """Collect what this sampler's update is made of.
 
         Args:
             state: The state before the step, of batch size `[*chains]`.
-            grads: g = ∇L(w).
-            noise: σ η.
-            prior_pull: −∇log p(w), or None.
+            evaluation: The potential at its parameters.
+            noise: η, which is multiplied by √T.
             preconditioner: G, or None for 1.
         """
-        distance = Term(torch.ones_like(self.lr), displacement(state.params, self.center(state)))
+        one = torch.ones_like(self.localization)
+        distance = Term(one, displacement(state.params, self.center(state)))
         localization = Term(self.localization, distance.direction)
-        if prior_pull is not None:
+        if evaluation.prior_pull is not None:
             pull = gaussian_pull(distance.direction, self.localization)
-            localization = Term(distance.coefficient, tree.map_leaves(torch.add, pull, prior_pull))
+            both = tree.map_leaves(torch.add, pull, evaluation.prior_pull)
+            localization = Term(one, both)
         return Parts(
-            grad=Term(self.nbeta, grads),
+            grad=Term(cast(Tensor, self.nbeta), evaluation.grads),
             localization=localization,
             weight_decay=Term(self.weight_decay, state.params),
-            noise=noise,
+            noise=Term(cast(Tensor, self.temperature) ** 0.5, noise),
             distance=distance,
             gains=gains(preconditioner, self.mask),
         )
@@ -179,14 +263,15 @@ def boxed(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTree:
 
 def shared_settings(
     *,
-    lr: float | Tensor,
-    nbeta: float | Tensor,
+    lr: float | Tensor | Schedule,
+    nbeta: float | Tensor | Schedule,
+    temperature: float | Tensor | Schedule,
     localization: float | Tensor,
     weight_decay: float | Tensor,
     anchor: TensorDictBase | Mapping[str, Tensor] | None,
     mask: TensorDictBase | Mapping[str, Tensor] | None,
     bounding_box_size: float | Tensor | None,
-) -> dict[str, Tensor | TensorDict | None]:
+) -> dict[str, Tensor | TensorDict | Schedule | None]:
     """Validate the settings of `Sampler`; one factory a sampler passes them on.
 
     Raises:
@@ -194,8 +279,9 @@ def shared_settings(
     """
     box = bounding_box_size
     return {
-        "lr": checks.hyperparameter("lr", lr),
-        "nbeta": checks.hyperparameter("nbeta", nbeta),
+        "lr": setting("lr", lr),
+        "nbeta": setting("nbeta", nbeta),
+        "temperature": setting("temperature", temperature),
         "localization": checks.hyperparameter("localization", localization),
         "weight_decay": checks.hyperparameter("weight_decay", weight_decay),
         "anchor": None if anchor is None else checks.anchor(anchor),

@@ -1,12 +1,19 @@
-"""What samplers with a momentum share (SGHMC, SGNHT): forces push p, and p moves w.
+"""What samplers with a momentum share: their state, its refreshment, walls, the Euler step.
+
+The Euler step (SGHMC, SGNHT) is
 
     p' = (1 − ξ) p − scaled_grad − localization − weight_decay + noise
     w' = w + p'
 
-with ξ the friction. With a box, entries that leave it are clamped and their momentum changes sign.
-The samplers differ in where ξ comes from.
+with ξ the friction; the samplers differ in where it comes from. The other step, a splitting, stands
+in `samplers/splitting.py`.
+
+With a box, entries that leave it are clamped and their momentum changes sign. Every R-th step, if
+that is asked for, the momentum is drawn afresh from N(0, m² M T), M = ε in the variables of the
+Euler step and 1 in those of the splitting: friction and its noise give way to one that forgets all.
 """
 
+from abc import abstractmethod
 from typing import cast
 
 import torch
@@ -14,7 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.samplers.base import Sampler, State, boxed
+from funcsgmcmc.samplers.base import Evaluation, Sampler, State, boxed
 from funcsgmcmc.terms import Parts, Term, Terms, decompose, move, scaled
 from funcsgmcmc.tree import AnyTree, Scalar
 
@@ -29,62 +36,140 @@ class MomentumState(State, frozen=True):
     momentum: TensorDict
 
 
+class ThermostatState(MomentumState, frozen=True):
+    """State of a chain with a momentum and a thermostat.
+
+    Attributes:
+        thermostat: ξ, `[*chains]`.
+    """
+
+    thermostat: Tensor
+
+
 class MomentumSampler(Sampler, frozen=True):
-    """Settings of a sampler with a momentum."""
+    """Settings of a sampler with a momentum.
 
-    def momenta(self, noise: TensorDict | None) -> TensorDict:
-        """First momenta √ε m η₀, from noise η₀ with entries N(0, 1).
+    Attributes:
+        refresh_interval: R; None means never.
+    """
 
-        Raises:
-            ValueError: `noise` is missing.
-        """
+    refresh_interval: Tensor | None
+
+    @abstractmethod
+    def momentum_variance(self) -> Tensor:
+        """M T, the variance of a momentum at temperature T, `[*chains]` or `[]`."""
+
+    def init(self, params: TensorDict, noise: TensorDict | None = None) -> MomentumState:
+        """State at `params`, which are copied, with momenta √(M T) m η₀."""
         if noise is None:
             name = type(self).__name__.lower()
             raise ValueError(f"{name} needs noise for its momenta: init(params, noise), got None")
-        return first_momentum(noise, self.lr, self.mask)
+        start = self.start(params)
+        variance = self.at(start.step).momentum_variance()
+        return MomentumState(
+            params=start.params,
+            step=start.step,
+            anchor=start.anchor,
+            momentum=first_momentum(noise, variance, self.mask),
+            batch_size=start.shape,
+            lock=False,
+        )
+
+    def refreshes(self, step: Tensor) -> Tensor | None:
+        """Whether a step draws the momentum afresh, bool `[*chains]`; None if none does."""
+        interval = self.refresh_interval
+        return None if interval is None else (step + 1) % interval == 0
+
+    def walls(self, state: State) -> tuple[TensorDict, Tensor] | None:
+        """w₀ and b of the box, if there is one."""
+        half_width = self.bounding_box_size
+        return None if half_width is None else (self.center(state), half_width)
+
+    def arrived(self, state: State, params: TensorDict, momentum: TensorDict) -> MomentumState:
+        """The next state."""
+        return MomentumState(
+            params=params,
+            step=state.step + 1,
+            anchor=state.anchor,
+            momentum=momentum,
+            batch_size=state.shape,
+            lock=False,
+        )
 
     def pushed(
         self,
         state: MomentumState,
-        grads: TensorDict,
+        evaluation: Evaluation,
         noise: TensorDict,
-        prior_pull: TensorDict | None,
         *,
         friction: Tensor,
         diffusion_factor: Tensor,
     ) -> tuple[TensorDict, TensorDict, Terms]:
-        """Make the step that the samplers share.
+        """Make the Euler step.
 
         Args:
             state: State of batch size `[*chains]`.
-            grads: g = ∇L(w).
+            evaluation: The potential at its parameters.
             noise: η.
-            prior_pull: −∇log p(w), or None.
             friction: ξ, `[*chains]` or `[]`.
             diffusion_factor: A, likewise.
 
         Returns:
             w', p' and the terms of the update.
         """
-        parts = self.parts(state, grads, Term(torch.ones_like(self.lr), noise), prior_pull)
+        parts = self.parts(state, evaluation, noise)
+        refreshed = self.refreshes(state.step)
+        if refreshed is not None:
+            # With friction 1 and A = ½ the noise is √(εT) m η: a momentum of its own.
+            friction = torch.where(refreshed, 1.0, friction)
+            diffusion_factor = torch.where(refreshed, 0.5, diffusion_factor)
         slowed = Term(friction, state.momentum)
-        terms = underdamped(parts, slowed, self.lr, diffusion_factor)
-        half_width = self.bounding_box_size
-        box = None if half_width is None else (self.center(state), half_width)
-        params, momentum = push(state.params, slowed, terms, box)
+        terms = underdamped(parts, slowed, cast(Tensor, self.lr), diffusion_factor)
+        params, momentum = push(state.params, slowed, terms, self.walls(state))
         return params, momentum, terms
 
 
-def first_momentum(noise: AnyTree, lr: Scalar, mask: AnyTree | None) -> AnyTree:
-    """p₀ = √ε m η₀."""
-    root = lr**0.5
+class ThermostatSampler(MomentumSampler, frozen=True):
+    """Settings of a sampler with a momentum and a thermostat.
+
+    Attributes:
+        diffusion_factor: A, the noise put in and first value of the thermostat.
+    """
+
+    diffusion_factor: Tensor
+
+    def init(self, params: TensorDict, noise: TensorDict | None = None) -> ThermostatState:
+        """State at `params`, which are copied, with momenta √(M T) m η₀ and thermostats A."""
+        start = super().init(params, noise)
+        return self.regulated(start, self.diffusion_factor.expand(start.shape).clone())
+
+    def regulated(self, arrived: MomentumState, thermostat: Tensor) -> ThermostatState:
+        """The state that a chain has arrived at, with its thermostat."""
+        return ThermostatState(
+            params=arrived.params,
+            step=arrived.step,
+            anchor=arrived.anchor,
+            momentum=arrived.momentum,
+            thermostat=thermostat,
+            batch_size=arrived.shape,
+            lock=False,
+        )
+
+    def degrees_of_freedom(self, state: State) -> Tensor:
+        """D ≥ 1, the number of sampled entries, `[*chains]`."""
+        return tree.count(state.params, self.mask).clamp(min=1)
+
+
+def first_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
+    """p₀ = √variance m η₀."""
+    root = variance**0.5
     return tree.map_leaves(lambda leaf: tree.expand_right(root, leaf) * leaf, scaled(noise, mask))
 
 
 def underdamped(
     parts: Parts, friction: Term, lr: Scalar, diffusion_factor: Scalar, *, split: bool = False
 ) -> Terms:
-    """Terms of a step: drift ε, noise √(2Aε), friction ξ · p on the momentum.
+    """Terms of an Euler step: drift ε, noise √(2Aε), friction ξ · p on the momentum.
 
     Args:
         parts: What the update is made of.
@@ -117,14 +202,20 @@ def push(
     """
     start = cast(AnyTree, friction.direction)
     momentum = move(start, (friction, *terms.down()), terms.up())
-    moved = move(params, (), (Term(1.0, momentum),))
+    return bounced(move(params, (), (Term(1.0, momentum),)), momentum, box)
+
+
+def bounced(
+    params: AnyTree, momentum: AnyTree, box: tuple[AnyTree, Scalar] | None
+) -> tuple[AnyTree, AnyTree]:
+    """Clamp what left the box, and turn its momentum round; without a box, change nothing."""
     if box is None:
-        return moved, momentum
+        return params, momentum
     center, half_width = box
 
     def reflect(momentum: Tensor, leaf: Tensor, middle: Tensor) -> Tensor:
         inside = (leaf - middle).abs() < tree.expand_right(half_width, leaf)
         return torch.where(inside, momentum, -momentum)
 
-    reflected = tree.map_leaves(reflect, momentum, moved, center)
-    return boxed(moved, center, half_width), reflected
+    reflected = tree.map_leaves(reflect, momentum, params, center)
+    return boxed(params, center, half_width), reflected

@@ -5,24 +5,26 @@ With g = ∇L(w) the gradient of the minibatch mean loss, η ~ N(0, I), products
     scaled_grad   = ε m nβ g
     localization  = ε m (γ (w − w₀) − ∇log p(w))
     weight_decay  = ε m λ w
-    noise         = √(2(α − β̂)ε) m η
+    noise         = √(2(α − β̂)εT) m η
     p'            = (1 − α) p − scaled_grad − localization − weight_decay + noise
     w'            = w + p'
 
-ε ↔ `lr`, nβ ↔ `nbeta`, α ↔ `friction`, β̂ ↔ `noise_estimate`, γ ↔ `localization`,
-λ ↔ `weight_decay`, w₀ ↔ `anchor`, m ↔ `mask`, log p ↔ the `log_prior` given to `kernel` or
-`sample`; p the momentum, p₀ = √ε m η₀. With a box, entries that leave it are clamped and their
-momentum changes sign.
+ε ↔ `lr`, nβ ↔ `nbeta`, α ↔ `friction`, β̂ ↔ `noise_estimate`, T ↔ `temperature`,
+γ ↔ `localization`, λ ↔ `weight_decay`, w₀ ↔ `anchor`, m ↔ `mask`, log p ↔ the `log_prior` given to
+`kernel` or `sample`; p the momentum, p₀ = √(εT) m η₀. With a box, entries that leave it are clamped
+and their momentum changes sign. With `refresh_interval` R, every R-th step has √(εT) m η instead of
+(1 − α) p + noise: a fresh momentum.
 
 Friction takes energy from the momentum, noise gives it back; what the minibatches' noise gives,
-β̂ = ε V/2 for a variance V of nβ g, is left out of the sampler's own.
+β̂ = ε V/(2T) for a variance V of nβ g, is left out of the sampler's own.
 
 Exact law: for U quadratic with curvature Λ along a coordinate and full-batch gradients (β̂ = 0), the
-chain is stationary, for εΛ < 2 (2 − α), with
+chain without refreshment is stationary, for εΛ < 2 (2 − α), with
 
-    Var w = (1/Λ) (2 − α)/(2 − α − εΛ/2),    E p² = 2ε/(2 − α − εΛ/2),    E w p = E p²/2.
+    Var w = (T/Λ) (2 − α)/(2 − α − εΛ/2),    E p² = 2εT/(2 − α − εΛ/2),    E w p = E p²/2.
 
-With gradient noise of variance V, these hold times (α − β̂ + εV/2)/α: β̂ = εV/2 makes up for it.
+With gradient noise of variance V, these hold times (α − β̂ + εV/(2T))/α: β̂ = εV/(2T) makes up for
+it.
 
 Source: Chen, Fox and Guestrin, "Stochastic gradient Hamiltonian Monte Carlo", ICML 2014, eq. 15,
 with their learning rate η = ε.
@@ -35,80 +37,49 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.samplers.base import State, shared_settings
+from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
 from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState
+from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.terms import Terms
 
 
 class SGHMC(MomentumSampler, frozen=True):
-    """Settings of SGHMC; made by `sghmc`."""
+    """Settings of SGHMC; made by `sghmc`.
+
+    Attributes:
+        friction: α.
+        noise_estimate: β̂.
+    """
 
     friction: Tensor
     noise_estimate: Tensor
 
-    def init(self, params: TensorDict, noise: TensorDict | None = None) -> MomentumState:
-        """State at `params`, which are copied, with momenta √ε m η₀.
+    def momentum_variance(self) -> Tensor:
+        """εT."""
+        return cast(Tensor, self.lr) * cast(Tensor, self.temperature)
 
-        Args:
-            params: w, a tree of batch size `[*chains]`.
-            noise: η₀, a tree like `params`, entries N(0, 1).
-
-        Raises:
-            TypeError, ValueError: As `Sampler.start`; or `noise` is missing.
-        """
-        momentum, start = self.momenta(noise), self.start(params)
-        return MomentumState(
-            params=start.params,
-            step=start.step,
-            anchor=start.anchor,
-            momentum=momentum,
-            batch_size=start.shape,
-            lock=False,
-        )
-
-    def update(
-        self,
-        state: State,
-        grads: TensorDict,
-        noise: TensorDict,
-        prior_pull: TensorDict | None = None,
+    def advance(
+        self, state: State, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[MomentumState, Terms]:
-        """Make one step; the equation stands in the module's docstring.
-
-        Args:
-            state: State of batch size `[*chains]`.
-            grads: g = ∇L(w), raw: without nβ.
-            noise: η, entries N(0, 1).
-            prior_pull: −∇log p(w) of a user's log-prior, or None.
-
-        Returns:
-            The next state, and the terms of the update.
-        """
+        """Make one step; the equation stands in the module's docstring."""
         params, momentum, terms = self.pushed(
             cast(MomentumState, state),
-            grads,
+            evaluation,
             noise,
-            prior_pull,
             friction=self.friction,
             diffusion_factor=self.friction - self.noise_estimate,
         )
-        new_state = MomentumState(
-            params=params,
-            step=state.step + 1,
-            anchor=state.anchor,
-            momentum=momentum,
-            batch_size=state.shape,
-            lock=False,
-        )
-        return new_state, terms
+        return self.arrived(state, params, momentum), terms
 
 
 def sghmc(
-    lr: float | Tensor,
+    lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor,
+    nbeta: float | Tensor | Schedule,
     friction: float | Tensor = 0.1,
     noise_estimate: float | Tensor = 0.0,
+    refresh_interval: int | Tensor | None = None,
+    temperature: float | Tensor | Schedule = 1.0,
     localization: float | Tensor = 0.0,
     weight_decay: float | Tensor = 0.0,
     anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
@@ -117,7 +88,7 @@ def sghmc(
 ) -> SGHMC:
     """Make a sampler of stochastic gradient Hamiltonian Monte Carlo.
 
-        p' = (1 − α) p − ε m [nβ g + γ (w − w₀) + λ w − ∇log p(w)] + √(2(α − β̂)ε) m η
+        p' = (1 − α) p − ε m [nβ g + γ (w − w₀) + λ w − ∇log p(w)] + √(2(α − β̂)εT) m η
         w' = w + p'
 
     (Chen, Fox and Guestrin 2014, eq. 15). With a box, entries that leave it are clamped and their
@@ -125,19 +96,19 @@ def sghmc(
 
     Args:
         lr: ε ≥ 0, in units of w²: the square of the step size of the dynamics.
-        nbeta: Inverse temperature nβ ≥ 0; `default_nbeta(n)` for local learning coefficients.
+        nbeta: As for `sgld`.
         friction: α in [0, 2), the fraction of the momentum lost in a step; near 1 the chain walks
             as SGLD does, near 0 it coasts for about 1/α steps.
-        noise_estimate: β̂ in [0, α], what the minibatches' noise gives: ε V/2 for a variance V of
-            nβ g.
-        localization: Precision γ ≥ 0 of the pull to the anchor, in units of 1/w².
-        weight_decay: Precision λ ≥ 0 of the pull to zero, in units of 1/w².
-        anchor: w₀, a tree like the parameters (default: the parameters given to `init`).
-        bounding_box_size: Half-width b > 0 of the box around w₀ (default: none).
-        mask: m, a tree like the parameters: 0 keeps an entry where it is, 1 samples it.
-
-    Every number may be a tensor `[C]`, one value a chain; `anchor` and `mask` may have batch size
-    `[C]`.
+        noise_estimate: β̂ in [0, α], what the minibatches' noise gives: ε V/(2T) for a variance V
+            of nβ g.
+        refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
+            never is).
+        temperature: As for `sgld`.
+        localization: As for `sgld`.
+        weight_decay: As for `sgld`.
+        anchor: As for `sgld`.
+        bounding_box_size: As for `sgld`.
+        mask: As for `sgld`.
 
     Raises:
         TypeError: A setting is not of the type above.
@@ -148,6 +119,7 @@ def sghmc(
             **shared_settings(
                 lr=lr,
                 nbeta=nbeta,
+                temperature=temperature,
                 localization=localization,
                 weight_decay=weight_decay,
                 anchor=anchor,
@@ -156,6 +128,7 @@ def sghmc(
             ),
             "friction": checks.hyperparameter("friction", friction, below=2.0),
             "noise_estimate": checks.hyperparameter("noise_estimate", noise_estimate),
+            "refresh_interval": checks.interval("refresh_interval", refresh_interval),
         }
     )
     checks.at_most("noise_estimate", fields["noise_estimate"], "friction", fields["friction"])

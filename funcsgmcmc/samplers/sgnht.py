@@ -6,22 +6,23 @@ entries, products elementwise:
     scaled_grad   = ε m nβ g
     localization  = ε m (γ (w − w₀) − ∇log p(w))
     weight_decay  = ε m λ w
-    noise         = √(2Aε) m η
+    noise         = √(2AεT) m η
     p'            = (1 − ξ) p − scaled_grad − localization − weight_decay + noise
     w'            = w + p'
-    ξ'            = ξ + ‖p'‖²/d − ε
+    ξ'            = ξ + ‖p'‖²/d − εT
 
-ε ↔ `lr`, nβ ↔ `nbeta`, γ ↔ `localization`, λ ↔ `weight_decay`, A ↔ `diffusion_factor`,
-w₀ ↔ `anchor`, m ↔ `mask`, log p ↔ the `log_prior` given to `kernel` or `sample`; p the momentum,
-p₀ = √ε m η₀; ξ the thermostat, one a chain, ξ₀ = A. With a box, entries that leave it are clamped
-and their momentum changes sign.
+ε ↔ `lr`, nβ ↔ `nbeta`, T ↔ `temperature`, γ ↔ `localization`, λ ↔ `weight_decay`,
+A ↔ `diffusion_factor`, w₀ ↔ `anchor`, m ↔ `mask`, log p ↔ the `log_prior` given to `kernel` or
+`sample`; p the momentum, p₀ = √(εT) m η₀; ξ the thermostat, one a chain, ξ₀ = A. With a box,
+entries that leave it are clamped and their momentum changes sign. With `refresh_interval` R, every
+R-th step has √(εT) m η instead of (1 − ξ) p + noise: a fresh momentum.
 
 The thermostat finds the friction that the noise of the minibatches asks for, so that the
 temperature is right without knowing that noise.
 
-Exact laws at stationarity, whatever the noise: E‖p'‖²/d = ε; and for U quadratic with curvature Λ
-along a coordinate, εΛ E w² = E p² − E[ξ w p] there (w, p and ξ of one state, w around the mean),
-about ε (1 − ξ/2), so that Var w is 1/Λ to first order in ξ.
+Exact laws at stationarity, whatever the noise: E‖p'‖²/d = εT; and without refreshment, for U
+quadratic with curvature Λ along a coordinate, εΛ E w² = E p² − E[ξ w p] there (w, p and ξ of one
+state, w around the mean), about εT (1 − ξ/2), so that Var w is T/Λ to first order in ξ.
 
 Source: Ding, Fang, Babbush, Chen, Skeel and Neven, "Bayesian sampling using stochastic gradient
 thermostats", NeurIPS 2014, algorithm 2, with their step size √ε and p = √ε · (their momentum).
@@ -34,99 +35,55 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import State, shared_settings
-from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState
+from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
+from funcsgmcmc.samplers.momentum import ThermostatSampler, ThermostatState
+from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.terms import Terms
 from funcsgmcmc.tree import Scalar
 
 
-class SGNHTState(MomentumState, frozen=True):
-    """State of a chain of SGNHT.
-
-    Attributes:
-        thermostat: ξ, `[*chains]`.
-    """
-
-    thermostat: Tensor
-
-
-class SGNHT(MomentumSampler, frozen=True):
+class SGNHT(ThermostatSampler, frozen=True):
     """Settings of SGNHT; made by `sgnht`."""
 
-    diffusion_factor: Tensor
+    def momentum_variance(self) -> Tensor:
+        """εT."""
+        return cast(Tensor, self.lr) * cast(Tensor, self.temperature)
 
-    def init(self, params: TensorDict, noise: TensorDict | None = None) -> SGNHTState:
-        """State at `params`, which are copied, with momenta √ε m η₀ and thermostats A.
-
-        Args:
-            params: w, a tree of batch size `[*chains]`.
-            noise: η₀, a tree like `params`, entries N(0, 1).
-
-        Raises:
-            TypeError, ValueError: As `Sampler.start`; or `noise` is missing.
-        """
-        momentum, start = self.momenta(noise), self.start(params)
-        return SGNHTState(
-            params=start.params,
-            step=start.step,
-            anchor=start.anchor,
-            momentum=momentum,
-            thermostat=self.diffusion_factor.expand(start.shape).clone(),
-            batch_size=start.shape,
-            lock=False,
-        )
-
-    def update(
-        self,
-        state: State,
-        grads: TensorDict,
-        noise: TensorDict,
-        prior_pull: TensorDict | None = None,
-    ) -> tuple[SGNHTState, Terms]:
-        """Make one step; the equation stands in the module's docstring.
-
-        Args:
-            state: State of batch size `[*chains]`.
-            grads: g = ∇L(w), raw: without nβ.
-            noise: η, entries N(0, 1).
-            prior_pull: −∇log p(w) of a user's log-prior, or None.
-
-        Returns:
-            The next state, and the terms of the update.
-        """
-        state = cast(SGNHTState, state)
+    def advance(
+        self, state: State, evaluation: Evaluation, noise: TensorDict
+    ) -> tuple[ThermostatState, Terms]:
+        """Make one step; the equation stands in the module's docstring."""
+        state = cast(ThermostatState, state)
         params, momentum, terms = self.pushed(
             state,
-            grads,
+            evaluation,
             noise,
-            prior_pull,
             friction=state.thermostat,
             diffusion_factor=self.diffusion_factor,
         )
-        energy = tree.dot(momentum, momentum)
-        sampled = tree.count(state.params, self.mask).clamp(min=1)
-        new_state = SGNHTState(
-            params=params,
-            step=state.step + 1,
-            anchor=state.anchor,
-            momentum=momentum,
-            thermostat=regulated(state.thermostat, energy, sampled, self.lr),
-            batch_size=state.shape,
-            lock=False,
+        thermostat = regulated(
+            state.thermostat,
+            tree.dot(momentum, momentum),
+            self.degrees_of_freedom(state),
+            self.momentum_variance(),
         )
-        return new_state, terms
+        return self.regulated(self.arrived(state, params, momentum), thermostat), terms
 
 
-def regulated(thermostat: Tensor, energy: Tensor, sampled: int | Tensor, lr: Scalar) -> Tensor:
-    """ξ' = ξ + ‖p'‖²/d − ε, from the energy ‖p'‖² and the number d ≥ 1 of sampled entries."""
-    return thermostat + energy / sampled - lr
+def regulated(
+    thermostat: Tensor, energy: Tensor, sampled: int | Tensor, variance: Scalar
+) -> Tensor:
+    """ξ' = ξ + ‖p'‖²/d − εT, from the energy ‖p'‖² and the number d ≥ 1 of sampled entries."""
+    return thermostat + energy / sampled - variance
 
 
 def sgnht(
-    lr: float | Tensor,
+    lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor,
+    nbeta: float | Tensor | Schedule,
     diffusion_factor: float | Tensor = 0.01,
+    refresh_interval: int | Tensor | None = None,
+    temperature: float | Tensor | Schedule = 1.0,
     localization: float | Tensor = 0.0,
     weight_decay: float | Tensor = 0.0,
     anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
@@ -135,9 +92,9 @@ def sgnht(
 ) -> SGNHT:
     """Make a sampler of the stochastic gradient Nosé–Hoover thermostat.
 
-        p' = (1 − ξ) p − ε m [nβ g + γ (w − w₀) + λ w − ∇log p(w)] + √(2Aε) m η
+        p' = (1 − ξ) p − ε m [nβ g + γ (w − w₀) + λ w − ∇log p(w)] + √(2AεT) m η
         w' = w + p'
-        ξ' = ξ + ‖p'‖²/d − ε
+        ξ' = ξ + ‖p'‖²/d − εT
 
     with d the number of sampled entries (Ding et al. 2014, algorithm 2). With a box, entries that
     leave it are clamped and their momentum changes sign. The module's docstring gives the exact
@@ -145,17 +102,17 @@ def sgnht(
 
     Args:
         lr: ε ≥ 0, in units of w²: the square of the step size of the dynamics.
-        nbeta: Inverse temperature nβ ≥ 0; `default_nbeta(n)` for local learning coefficients.
+        nbeta: As for `sgld`.
         diffusion_factor: A ≥ 0, the friction without minibatch noise and first value of the
             thermostat, a fraction of the momentum lost in a step.
-        localization: Precision γ ≥ 0 of the pull to the anchor, in units of 1/w².
-        weight_decay: Precision λ ≥ 0 of the pull to zero, in units of 1/w².
-        anchor: w₀, a tree like the parameters (default: the parameters given to `init`).
-        bounding_box_size: Half-width b > 0 of the box around w₀ (default: none).
-        mask: m, a tree like the parameters: 0 keeps an entry where it is, 1 samples it.
-
-    Every number may be a tensor `[C]`, one value a chain; `anchor` and `mask` may have batch size
-    `[C]`.
+        refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
+            never is).
+        temperature: As for `sgld`.
+        localization: As for `sgld`.
+        weight_decay: As for `sgld`.
+        anchor: As for `sgld`.
+        bounding_box_size: As for `sgld`.
+        mask: As for `sgld`.
 
     Raises:
         TypeError: A setting is not of the type above.
@@ -166,6 +123,7 @@ def sgnht(
             **shared_settings(
                 lr=lr,
                 nbeta=nbeta,
+                temperature=temperature,
                 localization=localization,
                 weight_decay=weight_decay,
                 anchor=anchor,
@@ -173,6 +131,7 @@ def sgnht(
                 bounding_box_size=bounding_box_size,
             ),
             "diffusion_factor": checks.hyperparameter("diffusion_factor", diffusion_factor),
+            "refresh_interval": checks.interval("refresh_interval", refresh_interval),
         }
     )
     return SGNHT(**fields, batch_size=chains, lock=False)

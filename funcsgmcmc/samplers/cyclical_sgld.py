@@ -1,0 +1,79 @@
+"""Cyclical SGLD: SGLD in cycles that first look for another mode and then sample it.
+
+    r   = (t mod K)/K                                     the share of the cycle that has passed
+    ε_t = (ε₀/2) (1 + cos(πr))
+    T_t = 0 if r < β, else T
+
+in the update of `sgld`, with t = 0, 1, … the step. At the start of a cycle steps are large and
+without noise: gradient descent that overshoots, into another mode (exploration). Then noise is
+added, and steps become small: the chain samples the mode it is in (sampling). `sample` makes draws
+in the sampling phases only, where T_t > 0.
+
+The law of the draws is that of SGLD within a mode, in the limit of small steps; the weights of the
+modes are how often the cycles find them, which is not their posterior probability.
+
+ε₀ ↔ `lr`, K ↔ `num_steps_per_cycle`, β ↔ `exploration`, T ↔ `temperature`.
+
+Source: Zhang, Li, Zhang, Chen and Wilson, "Cyclical stochastic gradient MCMC for Bayesian deep
+learning", ICLR 2020, eq. 1 and algorithm 1.
+"""
+
+from collections.abc import Mapping
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc.preconditioners import Preconditioner
+from funcsgmcmc.samplers.sgld import SGLD, sgld
+from funcsgmcmc.schedules import Schedule, cyclical, sampling_phases
+
+
+def cyclical_sgld(
+    lr: float | Tensor,
+    *,
+    nbeta: float | Tensor | Schedule,
+    num_steps_per_cycle: float | Tensor,
+    exploration: float | Tensor = 0.25,
+    temperature: float | Tensor = 1.0,
+    localization: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    preconditioner: Preconditioner | None = None,
+    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
+    bounding_box_size: float | Tensor | None = None,
+    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+) -> SGLD:
+    """Make a sampler of SGLD whose step size and temperature go in cycles (Zhang et al. 2020).
+
+        ε_t = (ε₀/2) (1 + cos(πr)),    T_t = 0 if r < β, else T,    r = (t mod K)/K
+
+    It is `sgld` with the schedules `cyclical` and `sampling_phases`, which other samplers take too.
+
+    Args:
+        lr: ε₀ ≥ 0, the first step size of each cycle, in units of w².
+        nbeta: As for `sgld`.
+        num_steps_per_cycle: K ≥ 1. A run of `num_burnin_steps` = 0 begins with a whole cycle.
+        exploration: β in [0, 1), the share of a cycle without noise.
+        temperature: T ≥ 0 while a cycle samples.
+        localization: As for `sgld`.
+        weight_decay: As for `sgld`.
+        preconditioner: As for `sgld`.
+        anchor: As for `sgld`.
+        bounding_box_size: As for `sgld`.
+        mask: As for `sgld`.
+
+    Raises:
+        TypeError, ValueError: As for `sgld`, `cyclical` and `sampling_phases`.
+    """
+    return sgld(
+        cyclical(lr, num_steps_per_cycle=num_steps_per_cycle),
+        nbeta=nbeta,
+        temperature=sampling_phases(
+            temperature, num_steps_per_cycle=num_steps_per_cycle, exploration=exploration
+        ),
+        localization=localization,
+        weight_decay=weight_decay,
+        preconditioner=preconditioner,
+        anchor=anchor,
+        bounding_box_size=bounding_box_size,
+        mask=mask,
+    )
