@@ -74,12 +74,16 @@ def contour_sgld(chain: Chain, g: np.ndarray, eta: np.ndarray, pull: np.ndarray,
         old + rate * (1 - old) if part == here else old - rate * old
         for part, old in enumerate(theta)
     ]
-    rise = math.log(theta[here]) - math.log(theta[max(here - 1, 0)])
-    factor = 1 + s["flatness"] * temperature * rise / (edges[1] - edges[0])
+    log_psi, gradient = math.log(theta[max(here - 1, 0)]), 0.0
+    if 0 < here < len(theta) - 1:
+        gradient = math.log(theta[here] / theta[here - 1]) / (edges[1] - edges[0])
+        log_psi += gradient * (energy - edges[here - 1])
+    factor = 1 + s["flatness"] * temperature * gradient
     down = s["gain"] * slope(w, g, pull, s) - temperature * s["correction"]
     shock = np.sqrt(s["lr"] * temperature * s["gain"]) * eta
     moved = w + s["mask"] * (shock - factor * s["lr"] / 2 * down)
-    return chain | {"w": boxed(moved, s), "theta": np.array(theta)}
+    known = {"theta": np.array(theta), "log_weight": s["flatness"] * log_psi}
+    return chain | known | {"w": boxed(moved, s)}
 
 
 def euler(

@@ -298,7 +298,7 @@ ORDERS = {
     "sglrw": ({}, (0.1, 0.2, 0.4), lambda lr: lr / 2, (20_000, 40)),
     "sghmc": ({"friction": 0.3}, (0.05, 0.1, 0.2), math.sqrt, (60_000, 40)),
     "sgnht": ({}, (0.002, 0.008, 0.032), math.sqrt, (40_000, 40)),
-    "baoa": ({"friction": 1.0}, (0.4, 0.53, 0.7), lambda lr: lr, (200_000, 160)),
+    "baoa": ({"friction": 1.0}, (0.3, 0.4, 0.55), lambda lr: lr, (400_000, 160)),
     "badoda": ({"diffusion_factor": 1.0}, (0.4, 0.6, 0.9), lambda lr: lr, (200_000, 160)),
 }
 

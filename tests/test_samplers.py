@@ -110,6 +110,10 @@ def test_update_is_the_equation(entry, data):
         if "theta" in expected[0]:
             wanted = np.stack([parts["theta"] for parts in expected])
             np.testing.assert_allclose(state.theta.reshape(wanted.shape), wanted, rtol=1e-10)
+            weights = [parts["log_weight"] for parts in expected]
+            np.testing.assert_allclose(
+                sampler.log_weight(state).reshape(-1), weights, rtol=1e-9, atol=1e-9
+            )
     assert torch.equal(state.step, torch.full(chains, 3))
 
 

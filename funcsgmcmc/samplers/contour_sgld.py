@@ -1,27 +1,32 @@
 """Contour SGLD: SGLD on a posterior flattened along its energy, with weights that undo it.
 
-The range of the energy U(w) is cut into m parts of width Δu, the first and the last open; J(w) is
-the part that holds U(w). θ, a point of the simplex, estimates the posterior probability of each
-part. With t = 0, 1, … the step:
+The range of the energy U(w) is cut into parts 1, …, m, inner ones of width Δu from u to u + Δu; the
+first and the last are open. J is the part that holds U(w). θ, a point of the simplex, estimates the
+posterior probability of each part. With t = 0, 1, … the step:
 
-    θ'(i)       = θ(i) + ω_t θ(J)^ζ (1[i = J] − θ(i))                             J = J(w)
-    multiplier  = 1 + ζ T (log θ'(J) − log θ'(max(J − 1, 1)))/Δu
+    θ'(i)       = θ(i) + ω_t θ(J)^ζ (1[i = J] − θ(i))
+    slope       = (log θ'(J) − log θ'(J − 1))/Δu              0 in the first and the last part
+    multiplier  = 1 + ζ T slope
     w'          = SGLD's step from w, with all of its drift times the multiplier
-    weight      = θ'(J)^ζ, of w
+    Ψ(w)        = θ'(J − 1) exp(slope · (U(w) − u))           θ'(1) in the first part
+    weight      = Ψ(w)^ζ
 
 ε ↔ `lr`, ζ ↔ `flatness`, ω_t ↔ `weight_lr`, m ↔ `num_partitions`, the range of energies ↔
 `energy_range`, T ↔ `temperature`; the other symbols as for `sgld`. Where a chain has been often, θ
-is large and rising: the multiplier is small or negative, and drives it out.
+is large: the multiplier is small or negative there, and drives the chain out.
 
-The chain samples a density proportional to e^(−U/T)/θ(J)^ζ, nearly flat in the energy for ζ = 1, so
-that it crosses barriers. Averages over the posterior are weighted: E f = Σ θ^ζ f/Σ θ^ζ, which
-`funcsgmcmc.weighted_mean` computes. Energies are those of the minibatch: with noisy ones, θ and the
-weights are those of the noisy energy.
+For θ that changes slowly the chain samples a density proportional to e^(−U/T)/Ψ^ζ, nearly flat in
+the energy for ζ = 1, so that it crosses barriers. Averages over the posterior are weighted:
+E f = Σ Ψ^ζ f/Σ Ψ^ζ, which `funcsgmcmc.weighted_mean` computes. Energies are those of the minibatch:
+with noisy ones, θ and the weights are those of the noisy energy.
 
 Source: Deng, Lin and Liang, "A contour stochastic gradient Langevin dynamics algorithm for
-simulations of multi-modal distributions", NeurIPS 2020, eqs. 7, 8 and algorithm 1; their ε is ε/2
-here, their τ is T, their Ũ is U on the minibatch; θ is updated before the step instead of after it,
-from the same energies.
+simulations of multi-modal distributions", NeurIPS 2020, eqs. 5, 7, 8 and algorithm 1; their ε is
+ε/2 here, their τ is T, their Ũ is U on the minibatch. Three things differ: θ is updated before the
+step instead of after it, from the same energies; the weight is that of the density sampled (their
+Ψ) where they take its value at the end of the part, θ(J)^ζ, which differs by a factor of order Δu;
+and above the range the chain is SGLD, where their slope of the last part goes on, uphill without
+end while θ(m) is small.
 """
 
 from collections.abc import Mapping
@@ -52,12 +57,19 @@ class EnergyPartition(TensorClass, frozen=True):
     width: Tensor
     start: Tensor
 
-    def index(self, energy: Tensor) -> Tensor:
-        """J − 1, the part that holds an energy, counted from 0: int64 `[*chains]`."""
+    def locate(self, energy: Tensor) -> tuple[Tensor, Tensor]:
+        """The part that holds an energy, and how far into it the energy lies.
+
+        Returns:
+            J − 1, counted from 0, int64 `[*chains]`; and a share of the part's width, `[*chains]`:
+            0 in the last part, which is open.
+        """
         last = self.start.shape[-1] - 1
         # Inside the range parts are 1, …, m − 2; an energy that is not finite must stay an index.
-        part = torch.nan_to_num(torch.floor((energy - self.low) / self.width), nan=last)
-        return (part + 1).clamp(0, last).to(torch.int64)
+        place = torch.nan_to_num((energy - self.low) / self.width + 1, nan=last)
+        part = place.floor().clamp(0, last)
+        share = torch.where(part == last, 0.0, place - part)
+        return part.to(torch.int64), share
 
 
 class ContourState(LangevinState, frozen=True):
@@ -65,7 +77,7 @@ class ContourState(LangevinState, frozen=True):
 
     Attributes:
         theta: θ, `[*chains, m]`.
-        log_weight: ζ log θ'(J) of the parameters that the last step started from, `[*chains]`.
+        log_weight: ζ log Ψ of the parameters that the last step started from, `[*chains]`.
     """
 
     theta: Tensor
@@ -116,16 +128,14 @@ class ContourSGLD(LangevinSampler, frozen=True):
         state = cast(ContourState, state)
         lr, temperature = cast(Tensor, self.lr), cast(Tensor, self.temperature)
         parts, averages = self.preconditioned(state, evaluation, noise)
-        part = self.partition.index(self.energy(state, parts, evaluation)).unsqueeze(-1)
+        part, share = self.partition.locate(self.energy(state, parts, evaluation))
         theta = reweighted(state.theta, part, cast(Tensor, self.weight_lr), self.flatness)
-        log_theta = theta.clamp(min=torch.finfo(theta.dtype).tiny).log()
-        here = log_theta.gather(-1, part).squeeze(-1)
-        below = log_theta.gather(-1, (part - 1).clamp(min=0)).squeeze(-1)
-        slope = self.flatness * temperature * (here - below) / self.partition.width
+        log_psi, rise = log_density(theta, part, share)
+        slope = self.flatness * temperature * rise / self.partition.width
         terms = decompose(parts, drift=lr / 2 * (1 + slope), diffusion=lr**0.5)
         moved = move(state.params, minus=terms.down(), plus=terms.up())
         arrived = self.arrived(state, moved, averages)
-        return self.weighted(arrived, theta, self.flatness * here), terms
+        return self.weighted(arrived, theta, self.flatness * log_psi), terms
 
     def energy(self, state: State, parts: Parts, evaluation: Evaluation) -> Tensor:
         """U(w) = nβ L + (γ/2)‖w − w₀‖² + (λ/2)‖w‖² − log p, `[*chains]`.
@@ -148,13 +158,33 @@ def reweighted(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Ten
 
     Args:
         theta: θ, `[*chains, m]`.
-        part: J − 1, `[*chains, 1]`.
+        part: J − 1, `[*chains]`.
         lr: ω, `[*chains]` or `[]`.
         flatness: ζ, likewise.
     """
+    part = part.unsqueeze(-1)
     is_here = torch.arange(theta.shape[-1], device=theta.device) == part
     rate = lr.unsqueeze(-1) * theta.gather(-1, part) ** flatness.unsqueeze(-1)
     return theta + rate * (is_here.to(theta.dtype) - theta)
+
+
+def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Log Ψ, and how far it rises over the part.
+
+    Args:
+        theta: θ, `[*chains, m]`.
+        part: J − 1, `[*chains]`.
+        share: (U − u)/Δu, how far into the part the energy lies.
+
+    Returns:
+        log Ψ and log θ(J) − log θ(J − 1), the latter 0 in the first and the last part; `[*chains]`.
+    """
+    log_theta = theta.clamp(min=torch.finfo(theta.dtype).tiny).log()
+    below = (part - 1).clamp(min=0)
+    end = torch.where(part == theta.shape[-1] - 1, below, part)
+    start = log_theta.gather(-1, below.unsqueeze(-1)).squeeze(-1)
+    rise = log_theta.gather(-1, end.unsqueeze(-1)).squeeze(-1) - start
+    return start + rise * share, rise
 
 
 def contour_sgld(
@@ -175,7 +205,7 @@ def contour_sgld(
 ) -> ContourSGLD:
     """Make a sampler of contour SGLD, which crosses barriers between modes (Deng et al. 2020).
 
-        w' = w − (ε/2) (1 + ζT (log θ(J) − log θ(J−1))/Δu) m G ∇U(w) + √(εT) m √G η
+        w' = w − (ε/2) (1 + ζT (log θ(J) − log θ(J − 1))/Δu) m G ∇U(w) + √(εT) m √G η
 
     with θ(J) the estimated probability of the energies near U(w), learned as the chain goes: the
     module's docstring has the equations. Draws carry weights, `Samples.log_weights`, and averages
@@ -184,13 +214,14 @@ def contour_sgld(
     Args:
         lr: Step size ε ≥ 0, in units of w².
         nbeta: As for `sgld`.
-        energy_range: The energies U(w) between which the range is cut into parts: from about the
-            lowest that the chain meets, to above the barriers.
+        energy_range: The energies U(w) between which the range is cut into parts: from some T
+            above the lowest minimum (parts that hold no energies make θ, and with it the drift,
+            jump), to above the barriers.
         num_partitions: m ≥ 3, the parts: m − 2 of width Δu within the range, one below it and one
             above. Δu of about T or less follows the energy well.
         flatness: ζ ≥ 0; 0 is plain SGLD, 1 a density flat in the energy.
-        weight_lr: ω_t in [0, 1), the step size of θ (default: `polynomial_decay(10, offset=1000,
-            power=0.8)`, from 0.04 down). For the weights to converge it must decay.
+        weight_lr: ω_t in [0, 1), the step size of θ (default: 10/(1000 + t)). For the weights to
+            be right θ must change slowly, and converge.
         temperature: As for `sgld`.
         localization: As for `sgld`.
         weight_decay: As for `sgld`.
@@ -210,7 +241,7 @@ def contour_sgld(
     bounds, chains = checks.per_chain({"low": low, "width": (high - low) / num_inner})
     start = torch.full((*chains, num_partitions), 1 / num_partitions, dtype=torch.float64)
     if weight_lr is None:
-        weight_lr = polynomial_decay(10.0, offset=1000.0, power=0.8)
+        weight_lr = polynomial_decay(10.0, offset=1000.0, power=1.0)
     fields, chains = checks.per_chain(
         {
             **shared_settings(
