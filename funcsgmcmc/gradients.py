@@ -211,7 +211,7 @@ class Accumulated(GradientEstimator):
         """Loss and gradient on a batch; `aux` is the tuple of the micro-batches'."""
         mean = mean_gradient(self._gradient, params, self._microbatches(batch))
         grads = tree.map_leaves(lambda leaf, like: leaf.to(like.dtype), mean.grads, params)
-        return Gradient(mean.loss, grads, () if set(mean.aux) == {()} else mean.aux)
+        return Gradient(mean.loss, grads, mean.aux if pytree.tree_leaves(mean.aux) else ())
 
     def _microbatches(self, batch: Any) -> Iterator[Piece]:
         size = checks.microbatched(num_examples(batch), self._num_microbatches)

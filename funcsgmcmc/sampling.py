@@ -409,17 +409,18 @@ def _draw_steps(
     """
     if not isinstance(temperature, Schedule):
         return torch.arange(num_draws) * every + num_burnin_steps + every - 1
-    found, first, block = torch.empty(0, dtype=torch.int64), num_burnin_steps, num_draws * every
-    while len(found) < num_draws * every:
+    wanted, found = num_draws * every, torch.empty(0, dtype=torch.int64)
+    first, last, block = num_burnin_steps, num_burnin_steps - 1, max(wanted, 1024)
+    while len(found) < wanted:
         steps = torch.arange(first, first + block)
-        samples = over_steps(temperature.cpu(), steps) > 0
-        sampling = samples.reshape(-1, block)
-        if not (sampling == sampling[:1]).all():
+        samples = (over_steps(temperature.cpu(), steps) > 0).reshape(-1, block)
+        if not (samples == samples[:1]).all():
             raise ValueError(checks.same_phases())
-        found = torch.cat([found, steps[sampling[0]]])
-        first += block
-        if not len(found) and first - num_burnin_steps > _LONGEST_EXPLORATION:
-            raise ValueError(checks.always_exploring(num_burnin_steps, first - 1))
+        found = torch.cat([found, steps[samples[0]]])
+        last = int(found[-1]) if len(found) else last
+        first, block = first + block, 2 * block
+        if first - last > _LONGEST_EXPLORATION:
+            raise ValueError(checks.always_exploring(last + 1, first - 1))
     return found[every - 1 : num_draws * every : every]
 
 
