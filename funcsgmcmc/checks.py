@@ -786,6 +786,16 @@ def draws(values: Tensor) -> None:
         )
 
 
+def positive(name: str, values: Tensor) -> None:
+    """Check that a setting was not zero at the draws.
+
+    Raises:
+        ValueError: It was, at some.
+    """
+    if not (values > 0).all():
+        raise ValueError(f"{name} must be > 0 at the draws, got {float(values.min()):g}")
+
+
 def weights(log_weights: Tensor, values: Tensor) -> None:
     """Check that there is one weight for each draw.
 

@@ -58,12 +58,13 @@ def default_nbeta(num_examples: int) -> float:
 def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> Tensor:
     """The learning coefficient's contribution of each draw.
 
-        λ̂_{c,d} = nβ (L_B(w_{c,d}) − L_n(w₀))
+        λ̂_{c,d} = (nβ/T) (L_B(w_{c,d}) − L_n(w₀))
 
-    with L_B the loss on the draw's minibatch and L_n(w₀) the loss on all data at the anchor. L_B is
-    unbiased for L_n(w) where the batch is independent of w: drawn with replacement, or all data. It
-    is not with `minibatches="epochs"` or an iterable that is passed over again, where a chain has
-    just been pulled by the other batches of the epoch: there λ̂ is biased upwards.
+    with nβ and the temperature T those of the draw's step, L_B the loss on the draw's minibatch and
+    L_n(w₀) the loss on all data at the anchor. L_B is unbiased for L_n(w) where the batch is
+    independent of w: drawn with replacement, or all data. It is not with `minibatches="epochs"` or
+    an iterable that is passed over again, where a chain has just been pulled by the other batches
+    of the epoch: there λ̂ is biased upwards.
 
     Source: Lau et al. 2023 (arXiv:2308.12108), eq. 8.
 
@@ -75,7 +76,7 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
         `[C, D]`, float64; NaN from where a chain was frozen.
 
     Raises:
-        ValueError: Neither the run nor the argument gives L_n(w₀).
+        ValueError: Neither the run nor the argument gives L_n(w₀), or a temperature is 0.
     """
     reference = samples.initial_loss if initial_loss is None else initial_loss
     if reference is None:
@@ -84,14 +85,17 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
             "so that L(w0) on all data is not known"
         )
     baseline = checks.initial_loss(reference, samples.num_chains).reshape(-1, 1)
-    nbeta = over_steps(samples.sampler.nbeta.cpu(), samples.draw_steps)
-    return nbeta.reshape(-1, samples.num_draws) * (samples.draw_losses.double() - baseline)
+    steps, sampler = samples.draw_steps, samples.sampler
+    temperature = over_steps(sampler.temperature.cpu(), steps).reshape(-1, len(steps))
+    nbeta = over_steps(sampler.nbeta.cpu(), steps).reshape(-1, len(steps))
+    checks.positive("temperature", temperature)
+    return nbeta / temperature * (samples.draw_losses.double() - baseline)
 
 
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     """Estimate the local learning coefficient at the anchor.
 
-        λ̂ = nβ (E[L_n(w)] − L_n(w₀))
+        λ̂ = (nβ/T) (E[L_n(w)] − L_n(w₀))
 
     where the mean over the localized, tempered posterior is that over healthy chains and draws.
 

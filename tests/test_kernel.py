@@ -63,6 +63,24 @@ def test_vmapped_step_is_the_single_step(problem, case):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_chain_resumes_from_its_state_bit_for_bit(problem, case, tmp_path):
+    loss_fn, params, data = problem
+    sampler = case.make(params)
+    step = fs.kernel(sampler, loss_fn, log_prior=log_prior)
+    whole = start(sampler, params)
+    for t in range(6):
+        whole, _ = step(whole, data, fs.key(1))
+        if t == 2:
+            torch.save({"sampler": sampler, "state": whole}, tmp_path / "chain.pt")
+    held = torch.load(tmp_path / "chain.pt", weights_only=False)
+    resumed, step = held["state"], fs.kernel(held["sampler"], loss_fn, log_prior=log_prior)
+    for _ in range(3):
+        resumed, _ = step(resumed, data, fs.key(1))
+    for a, b in zip(pytree.tree_leaves(whole), pytree.tree_leaves(resumed), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_noise_is_the_keys(problem):
     """With lr = 1, no force and zero curvature the move is the noise itself."""
     _, params, data = problem

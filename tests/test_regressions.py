@@ -19,7 +19,7 @@ import regressions
 from funcsgmcmc import tree
 
 KAPPA = {"diabetes": 4200.0, "breast_cancer": 180.0, "eight_schools": 22.0}
-NUM_CHAINS, ALLOWED = 400, 0.02
+NUM_CHAINS, ALLOWED = 200, 0.02
 
 
 @dataclass(frozen=True)

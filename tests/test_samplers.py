@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
@@ -59,7 +60,8 @@ def test_update_is_the_equation(entry, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1), label="seed"))
     ranges = SHARED | {"lr": (0, 0.5)} | dict(entry.ranges)
     settings = {
-        name: data.draw(numbers(low, high), label=name) for name, (low, high) in ranges.items()
+        name: data.draw(st.one_of(st.just(float(low)), numbers(low, high)), label=name)
+        for name, (low, high) in ranges.items()
     }
     if chains and data.draw(st.booleans(), label="one a chain"):
         spread = 0.8 + 0.1 * torch.arange(chains[0])
@@ -259,6 +261,21 @@ def test_dtype_is_kept(case, dtype):
     if "momentum" in after.__dataclass_fields__:
         wide = torch.promote_types(dtype, torch.float32)
         assert all(leaf.dtype == wide for leaf in after.momentum.values())
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_device_is_kept(case):
+    """On the device without data, an operation with a tensor left on the CPU is an error."""
+    params = arrays(np.random.default_rng(8), SHAPES, (2,))
+    sampler = case.make(params[0])
+    state = sampler.init(params, params).to("meta")
+    away, known = params.to("meta"), torch.ones(2, device="meta")
+    moved, terms = sampler.to("meta").update(
+        state, away, away, away, loss=known, log_prior=known, hessian_diagonal=away
+    )
+    metrics = fs.metrics(terms, None if sampler.mask is None else sampler.mask.to("meta"))
+    for leaf in pytree.tree_leaves((moved, terms, metrics)):
+        assert not isinstance(leaf, torch.Tensor) or leaf.device.type == "meta"
 
 
 @pytest.mark.parametrize("make", [fs.sgnht, fs.badoda])

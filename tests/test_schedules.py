@@ -123,6 +123,15 @@ def test_llc_uses_the_nbeta_of_each_draw():
     torch.testing.assert_close(fs.llc_draws(samples), expected * excess)
 
 
+def test_llc_counts_the_temperature_and_refuses_zero():
+    settings = {"num_draws": 4, "init_noise": 0.0}
+    hot = run(fs.sgld(1e-3, nbeta=3.0, temperature=2.0), **settings)
+    excess = hot.draw_losses - hot.initial_loss
+    torch.testing.assert_close(fs.llc_draws(hot), 1.5 * excess)
+    with pytest.raises(ValueError, match="temperature must be > 0 at the draws, got 0"):
+        run(fs.sgld(1e-3, nbeta=3.0, temperature=0.0), **settings).llc()
+
+
 def test_settings_of_schedules_are_in_the_record():
     pytest.importorskip("arviz_base")
     sampler = fs.sgld(fs.cosine(1e-3, num_steps=9), nbeta=3.0)
