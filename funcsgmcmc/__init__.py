@@ -36,6 +36,7 @@ from funcsgmcmc.preconditioners import (
     rmsprop,
 )
 from funcsgmcmc.random import fold_in, key, split
+from funcsgmcmc.running import DivergenceError, SamplingError
 from funcsgmcmc.samplers import (
     Evaluation,
     Sampler,
@@ -51,7 +52,7 @@ from funcsgmcmc.samplers import (
     sgnht,
 )
 from funcsgmcmc.samples import Frozen, Samples
-from funcsgmcmc.sampling import DivergenceError, SamplingError, sample
+from funcsgmcmc.sampling import sample
 from funcsgmcmc.schedules import (
     Schedule,
     constant,

@@ -66,7 +66,8 @@ def kernel(
 
     Args:
         sampler: For instance `sgld(…)`.
-        loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean over the batch.
+        loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean over the batch. Or
+            an estimator of its gradient: `accumulated`, `control_variates`, `svrg`.
         log_prior: log p(w) up to a constant; its gradient joins the localization.
         metrics: Whether to compute `Info.metrics`.
 

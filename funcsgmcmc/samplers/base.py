@@ -120,7 +120,10 @@ class Sampler(TensorClass, frozen=True):
         grads: TensorDict,
         noise: TensorDict,
         prior_pull: TensorDict | None = None,
-        **evaluated: Any,
+        *,
+        loss: Tensor | None = None,
+        log_prior: Tensor | None = None,
+        hessian_diagonal: TensorDict | None = None,
     ) -> tuple[Any, Terms]:
         """Make one step, from gradients and noise.
 
@@ -129,12 +132,14 @@ class Sampler(TensorClass, frozen=True):
             grads: g = ∇L(w), raw: without nβ.
             noise: η, entries N(0, 1).
             prior_pull: −∇log p(w) of a user's log-prior, or None.
-            **evaluated: Further fields of `Evaluation`, for the samplers that need them.
+            loss: L(w), for samplers that look at the energy.
+            log_prior: log p(w), for those too.
+            hessian_diagonal: The diagonal of ∇²L, for preconditioners with the term Γ.
 
         Returns:
             The next state, and the terms of the update.
         """
-        evaluation = Evaluation(grads, prior_pull, **evaluated)
+        evaluation = Evaluation(grads, prior_pull, loss, log_prior, hessian_diagonal)
         return self.at(state.step).advance(state, evaluation, noise)
 
     def at(self, step: Tensor) -> Self:
