@@ -204,12 +204,12 @@ def test_kinetic_and_virial_laws_of_sgnht(lr, noise_sd):
 @pytest.mark.parametrize("lr", [0.1, 0.25, 0.4])
 def test_kinetic_and_virial_laws_of_badoda(lr, noise_sd):
     entry = next(entry for entry in ENTRIES if entry.name == "badoda")
-    temperature = SETTINGS["temperature"]
+    temperature, mass = SETTINGS["temperature"], entry.settings["thermostat_mass"]
     chains = Chains(make(entry, lr, copies=4), noise_sd=noise_sd, num_chains=400, copies=4)
-    kinetic, virial, energy = torch.zeros(3, 400)
+    kinetic, virial, energy, shock = torch.zeros(4, 400)
     burnin, steps, curvature = 300, 2000, CURVATURE.repeat(4)
     for step in range(burnin + steps):
-        w = chains.w
+        w, xi = chains.w, chains.state.thermostat
         chains.step()
         if step < burnin:
             continue
@@ -220,8 +220,16 @@ def test_kinetic_and_virial_laws_of_badoda(lr, noise_sd):
         gap = (kicked.square() + after.square()) / 2 - (kicked - after) * halfway / lr
         virial += (gap - curvature * w.square()).mean(1) / steps
         energy += (curvature * w.square()).mean(1) / steps
+        # What p' has beyond the momentum kept is noise, of the variance that friction asks for.
+        xi = xi + lr / 2 * (kicked.square().mean(1) - temperature) / mass
+        variance = (
+            entry.settings["diffusion_factor"] * temperature * (1 - (-2 * xi * lr).exp()) / xi
+        )
+        left = after - (-xi * lr).exp()[:, None] * kicked
+        shock += left.square().mean(1) / variance / steps
     check_mean(kinetic, temperature)
     check_mean(virial, 0.0)
+    check_mean(shock, 1.0)
     if not noise_sd:
         # To second order in h, Var w is T/Λ.
         assert abs(float(energy.mean()) / temperature - 1) < 0.1 * lr**2 + 0.01
