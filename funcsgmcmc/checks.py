@@ -104,7 +104,9 @@ def energy_range(value: Any) -> tuple[Tensor, Tensor]:
     """
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"energy_range must be a pair (low, high), got {value!r}")
-    low, high = (hyperparameter("energy_range", bound, minimum=-math.inf) for bound in value)
+    names = ("low energy", "high energy")
+    bounds = (hyperparameter("energy_range", bound, minimum=-math.inf) for bound in value)
+    low, high = per_chain(dict(zip(names, bounds, strict=True)))[0].values()
     if _has_values(low) and not bool((low < high).all() & low.isfinite().all()):
         raise ValueError(
             f"energy_range must be finite with low < high, got {low.tolist()} and {high.tolist()}"
@@ -112,13 +114,13 @@ def energy_range(value: Any) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def number(name: str, value: float | Tensor) -> Tensor:
-    """Check a number >= 0 that all chains share.
+def number(name: str, value: float | Tensor, *, exclusive: bool = False) -> Tensor:
+    """Check a number >= 0 (> 0 if 0 is excluded) that all chains share.
 
     Raises:
         TypeError, ValueError: As `hyperparameter`, or it is a tensor of more than one value.
     """
-    tensor = hyperparameter(name, value)
+    tensor = hyperparameter(name, value, exclusive=exclusive)
     if tensor.ndim:
         raise ValueError(f"{name} must be a number, got shape {tuple(tensor.shape)}")
     return tensor
@@ -420,6 +422,54 @@ def composed(values: Sequence[Any], kind: type, unique: type) -> None:
         )
 
 
+def same_kind(name: str, kinds: Sequence[type]) -> None:
+    """Check that parts that share one computation ask for the same.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if len(set(kinds)) > 1:
+        asked = " and ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name} must be of one kind in a product, got {asked}")
+
+
+def instance(name: str, value: Any, kind: type) -> None:
+    """Check a type.
+
+    Raises:
+        TypeError: The value is of another.
+    """
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+
+
+def unnested(loss_fn: Any, kind: type) -> None:
+    """Check that an estimator does not wrap control variates, whose batches hold a reference.
+
+    Raises:
+        TypeError: It does.
+    """
+    if isinstance(loss_fn, kind):
+        raise TypeError(
+            "control variates must be the outermost estimator, as in svrg(accumulated(loss, 4), "
+            f"100); got {type(loss_fn).__name__} inside another"
+        )
+
+
+def with_reference(batch: Any, kind: type) -> tuple[Any, Any]:
+    """Take the batch of control variates apart.
+
+    Raises:
+        TypeError: It is no pair of a minibatch and a reference.
+    """
+    if not (isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[1], kind)):
+        raise TypeError(
+            "control variates take batches (minibatch, reference), with reference made by "
+            f"funcsgmcmc.reference, got {type(batch).__name__}"
+        )
+    return batch
+
+
 def no_second_moment(name: str, optimizer: str, held: list[str]) -> str:
     """What is wrong with an optimizer that knows no scale of a parameter's gradients."""
     return (
@@ -603,21 +653,7 @@ def batched(data: TensorDictBase) -> None:
         )
 
 
-def microbatched(num_examples: int, num_microbatches: int) -> int:
-    """Check that a batch can be cut into micro-batches.
-
-    Raises:
-        ValueError: There are more of these than examples.
-    """
-    if not num_microbatches <= num_examples:
-        raise ValueError(
-            f"num_microbatches must be at most the examples of a batch, {num_examples}, "
-            f"got {num_microbatches}"
-        )
-    return num_examples
-
-
-def known_size(size: int) -> None:
+def known_size(size: int) -> int:
     """Check that a batch knows its number of examples, which weights its gradient.
 
     Raises:
@@ -628,6 +664,7 @@ def known_size(size: int) -> None:
             "a batch must hold a tensor with the examples along its first dimension for its "
             "gradient to be weighted by their number, got none"
         )
+    return size
 
 
 def no_examples() -> str:
@@ -668,8 +705,8 @@ def unweighted(log_weights: Tensor | None) -> None:
     if log_weights is not None:
         raise ValueError(
             "the draws have weights (samples.log_weights), which a plain average would ignore: use "
-            "weighted_mean(values, samples.log_weights), with values from samples.observables or "
-            "llc_draws(samples)"
+            "weighted_mean(values[samples.healthy], samples.log_weights[samples.healthy]), with "
+            "values from samples.observables or llc_draws(samples)"
         )
 
 
@@ -796,17 +833,25 @@ def positive(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be > 0 at the draws, got {float(values.min()):g}")
 
 
-def weights(log_weights: Tensor, values: Tensor) -> None:
+def weights(log_weights: Any, values: Tensor) -> None:
     """Check that there is one weight for each draw.
 
     Raises:
-        ValueError: There is not.
+        TypeError: There are none.
+        ValueError: Their shape is another, or they are those of a frozen chain.
     """
+    if not isinstance(log_weights, Tensor):
+        raise TypeError(
+            f"log_weights must be a tensor [chains, draws], got {type(log_weights).__name__}; "
+            "draws without weights have plain means"
+        )
     if log_weights.shape != values.shape[:2]:
         raise ValueError(
             f"log_weights must have shape {tuple(values.shape[:2])}, one for each chain and draw, "
             f"got shape {tuple(log_weights.shape)}"
         )
+    if log_weights.isnan().any():
+        raise ValueError("log_weights must be those of healthy chains (samples.healthy), got NaN")
 
 
 def observables(

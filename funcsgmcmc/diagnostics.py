@@ -229,7 +229,7 @@ def _numbers(settings: Any, prefix: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in settings.__dataclass_fields__:
         value = getattr(settings, name)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and value.ndim <= 1:  # a file takes no nested lists
             found[prefix + name] = value.tolist()
         elif is_tensorclass(value):
             found[prefix + name] = type(value).__name__

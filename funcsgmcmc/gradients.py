@@ -14,11 +14,11 @@ with g_B the gradient on a batch and g that on all data.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
@@ -100,6 +100,7 @@ class GradientEstimator(ABC):
 
     def __init__(self, loss_fn: LossFn) -> None:
         checks.function("loss_fn", loss_fn)
+        checks.unnested(loss_fn, ControlVariates)
         self.loss_fn = loss_fn
 
     @abstractmethod
@@ -149,7 +150,7 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
         if not size:
             return None
         loss, _ = loss_and_aux(loss_fn, params, piece)
-        total, count = total + loss * size, count + size
+        total, count = total + tree.widened(loss) * size, count + size
     return total / count if count else None
 
 
@@ -173,16 +174,13 @@ def mean_gradient(
     count = 0
     for piece, size in pieces:
         here = evaluate(params, piece)
-        checks.known_size(size)
-        count += size
+        count += checks.known_size(size)
+        loss, grads = tree.widened(here.loss) * size, _times(size, here.grads)
         if total is None:
-            total = Gradient(here.loss * size, _times(size, here.grads), (here.aux,))
+            total = Gradient(loss, grads, (here.aux,))
             continue
-        total = Gradient(
-            total.loss + here.loss * size,
-            tree.map_leaves(torch.add, total.grads, _times(size, here.grads)),
-            (*total.aux, here.aux),
-        )
+        grads = tree.map_leaves(torch.add, total.grads, grads)
+        total = Gradient(total.loss + loss, grads, (*total.aux, here.aux))
     if total is None:
         raise ValueError(checks.no_examples())
     return Gradient(total.loss / count, _times(1 / count, total.grads), total.aux)
@@ -214,8 +212,10 @@ class Accumulated(GradientEstimator):
         return Gradient(mean.loss, grads, mean.aux if pytree.tree_leaves(mean.aux) else ())
 
     def _microbatches(self, batch: Any) -> Iterator[Piece]:
-        size = checks.microbatched(num_examples(batch), self._num_microbatches)
-        bounds = [size * i // self._num_microbatches for i in range(self._num_microbatches + 1)]
+        size = checks.known_size(num_examples(batch))
+        # The last batch of a pass over the data may have fewer examples than that.
+        number = min(self._num_microbatches, size)
+        bounds = [size * i // number for i in range(number + 1)]
         for start, stop in itertools.pairwise(bounds):
             part = slice(start, stop)
             yield map_examples(lambda leaf, part=part: leaf[part], batch), stop - start
@@ -249,11 +249,11 @@ class ControlVariates(GradientEstimator):
 
     def __call__(self, params: TensorDict, batch: Any) -> Tensor | tuple[Tensor, Any]:
         """L(w) on the minibatch."""
-        return self.loss_fn(params, batch[0])
+        return self.loss_fn(params, checks.with_reference(batch, Reference)[0])
 
     def gradient(self, params: TensorDict, batch: Any) -> Gradient:
         """Loss on the minibatch, and g_B(w) − g_B(ŵ) + g(ŵ)."""
-        minibatch, reference = batch
+        minibatch, reference = checks.with_reference(batch, Reference)
         here = self._gradient(params, minibatch)
         there = self._gradient(reference.params, minibatch)
 
@@ -276,14 +276,14 @@ def accumulated(loss_fn: LossFn, num_microbatches: int) -> Accumulated:
 
     Args:
         loss_fn: A loss, the mean over its batch's examples, along the first dimension.
-        num_microbatches: ≥ 1, at most the batch's examples; sizes differ by one at most.
+        num_microbatches: ≥ 1; sizes differ by one at most. A batch of fewer examples has one in
+            each.
 
     Returns:
         An estimator, to be given to `sample` or `kernel` in place of the loss.
 
     Raises:
-        TypeError, ValueError: An argument is out of its range; when called, the batch has fewer
-            examples than there are micro-batches.
+        TypeError, ValueError: An argument is out of its range.
     """
     return Accumulated(loss_fn, num_microbatches)
 
@@ -297,8 +297,9 @@ def control_variates(loss_fn: LossFn) -> ControlVariates:
     posterior is narrow around the anchor (its mode, for a trained network), larger than without
     further away. The loss that is reported stays that of the minibatch.
 
-    Memory: two trees (w₀ and ∇L(w₀)) for all chains that share the anchor, and a second tree of
-    gradients a chain. Time: two gradients a step, and one pass over the data at the start.
+    Memory: two trees (w₀ and ∇L(w₀)) for all chains if they share the anchor (per-chain settings
+    give each its own), and a second tree of gradients a chain. Time: two gradients a step, and one
+    pass over the data at the start.
 
     Source: Baker, Fearnhead, Fox and Nemeth, "Control variates for stochastic gradient MCMC",
     Statistics and Computing 29 (2019), eq. 5.
@@ -325,7 +326,7 @@ def svrg(loss_fn: LossFn, refresh_interval: int) -> ControlVariates:
     Memory: two trees (ŵ and ∇L(ŵ)) and a second tree of gradients a chain. Time: two gradients a
     step, and one pass over the data every `refresh_interval` steps.
 
-    Source: Dubey, Reddi, Póczos, Smola, Xing and Williamson, "Variance reduction in stochastic
+    Source: Dubey, Reddi, Williamson, Póczos, Smola and Xing, "Variance reduction in stochastic
     gradient Langevin dynamics", NeurIPS 2016, algorithm 2.
 
     Args:
@@ -342,7 +343,11 @@ def svrg(loss_fn: LossFn, refresh_interval: int) -> ControlVariates:
 
 
 def reference(
-    loss_fn: LossFn, params: TensorDict, data: Any, *, batch_size: int | None = None
+    loss_fn: LossFn,
+    params: TensorDictBase | Mapping[str, Tensor],
+    data: Any,
+    *,
+    batch_size: int | None = None,
 ) -> Reference:
     """Make the reference of `control_variates` or `svrg`, for loops of your own.
 
@@ -355,6 +360,7 @@ def reference(
     Returns:
         ŵ and ∇L(ŵ).
     """
+    params = checks.parameters(params)
     plain = loss_fn.loss_fn if isinstance(loss_fn, ControlVariates) else loss_fn
     size = checks.examples(pytree.tree_leaves(data))
     step = checks.batch_size(batch_size, size)

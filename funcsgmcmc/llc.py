@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
+from funcsgmcmc.samplers.sgld import SGLD
 from funcsgmcmc.samples import Samples
 from funcsgmcmc.schedules import over_steps
 
@@ -60,11 +61,11 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
 
         λ̂_{c,d} = (nβ/T) (L_B(w_{c,d}) − L_n(w₀))
 
-    with nβ and the temperature T those of the draw's step, L_B the loss on the draw's minibatch and
-    L_n(w₀) the loss on all data at the anchor. L_B is unbiased for L_n(w) where the batch is
-    independent of w: drawn with replacement, or all data. It is not with `minibatches="epochs"` or
-    an iterable that is passed over again, where a chain has just been pulled by the other batches
-    of the epoch: there λ̂ is biased upwards.
+    with nβ and the temperature T those of the step that led to the draw (T σ² with a noise level
+    σ), L_B the loss on the draw's minibatch and L_n(w₀) the loss on all data at the anchor. L_B is
+    unbiased for L_n(w) where the batch is independent of w: drawn with replacement, or all data. It
+    is not with `minibatches="epochs"` or an iterable that is passed over again, where a chain has
+    just been pulled by the other batches of the epoch: there λ̂ is biased upwards.
 
     Source: Lau et al. 2023 (arXiv:2308.12108), eq. 8.
 
@@ -85,9 +86,11 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
             "so that L(w0) on all data is not known"
         )
     baseline = checks.initial_loss(reference, samples.num_chains).reshape(-1, 1)
-    steps, sampler = samples.draw_steps, samples.sampler
-    temperature = over_steps(sampler.temperature.cpu(), steps).reshape(-1, len(steps))
+    steps, sampler = (samples.draw_steps - 1).clamp(min=0), samples.sampler
     nbeta = over_steps(sampler.nbeta.cpu(), steps).reshape(-1, len(steps))
+    temperature = over_steps(sampler.temperature.cpu(), steps).reshape(-1, len(steps))
+    if isinstance(sampler, SGLD):
+        temperature = temperature * sampler.noise_level.cpu().reshape(-1, 1) ** 2
     checks.positive("temperature", temperature)
     return nbeta / temperature * (samples.draw_losses.double() - baseline)
 

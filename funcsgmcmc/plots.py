@@ -24,6 +24,7 @@ def running_llc(samples: Samples) -> tuple[Tensor, Tensor]:
     Raises:
         ValueError: As `llc`.
     """
+    checks.unweighted(samples.log_weights)
     draws = llc_draws(samples)[checks.usable_chains(samples.healthy, samples.num_draws)]
     chains = draws.cumsum(1) / torch.arange(1, draws.shape[1] + 1)
     spread = chains.std(0) if len(chains) > 1 else torch.full_like(chains[0], torch.nan)

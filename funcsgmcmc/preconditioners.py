@@ -188,7 +188,8 @@ class Composite(Preconditioner, frozen=True):
 
     def curvature(self) -> HessianDiagonal | None:
         """What the one or the other asks for."""
-        return self.first.curvature() or self.second.curvature()
+        first = self.first.curvature()
+        return self.second.curvature() if first is None else first
 
 
 def _times(a: TensorDict, b: TensorDict) -> TensorDict:
@@ -307,16 +308,18 @@ def optimizer_gain(
         TypeError, ValueError: The optimizer holds no second moment for a parameter, or `eps` is
             not in its range.
     """
-    floor = float(checks.hyperparameter("eps", eps, exclusive=True))
+    checks.instance("optimizer", optimizer, torch.optim.Optimizer)
+    checks.instance("module", module, nn.Module)
+    floor = float(checks.number("eps", eps, exclusive=True))
     groups = {param: group for group in optimizer.param_groups for param in group["params"]}
     moments: dict[tree.Name, Tensor] = {}
     for name, param in module.named_parameters():
         held = optimizer.state.get(param, {})
         if "exp_avg_sq" in held:
             beta2 = groups[param]["betas"][1]
-            moments[name] = held["exp_avg_sq"] / (1 - beta2 ** float(held["step"]))
+            moments[name] = tree.widened(held["exp_avg_sq"]) / (1 - beta2 ** float(held["step"]))
         elif "square_avg" in held:
-            moments[name] = held["square_avg"].clone()
+            moments[name] = tree.widened(held["square_avg"]).clone()
         else:
             raise ValueError(checks.no_second_moment(name, type(optimizer).__name__, [*held]))
     return rmsprop_gain(tree.build(moments, torch.Size()), floor)
@@ -413,10 +416,12 @@ def compose(*preconditioners: Preconditioner) -> Preconditioner:
 
     Raises:
         TypeError: An argument is not a preconditioner.
-        ValueError: None is given, two of them replace the drift (`adam`), or their chains differ in
-            number.
+        ValueError: None is given, two of them replace the drift (`adam`), they find the Hessian's
+            diagonal in different ways, or their chains differ in number.
     """
     checks.composed(preconditioners, Preconditioner, Adam)
+    found = [each.curvature() for each in preconditioners]
+    checks.same_kind("curvature", [type(each) for each in found if each is not None])
 
     def pair(first: Preconditioner, second: Preconditioner) -> Preconditioner:
         fields, chains = checks.per_chain({"first": first, "second": second})

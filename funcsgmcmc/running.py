@@ -70,16 +70,17 @@ class References:
         self._many = torch.vmap(self._one, in_dims=(0, None)) if vmapped else self._one
         if batches.one_pass() is None:
             raise ValueError(checks.cannot_pass())
+        self._shared = None if self.per_chain else self._made(anchor)
 
     def at(self, step: int, chunk: _ChunkState) -> Reference:
         """The reference of some chains at a step: the last one, unless it is due to be made."""
-        if self._interval is None:
-            anchor = cast(TensorDict, chunk.sampler.anchor)
-            if chunk.reference is None:
-                chunk.reference = self._made(anchor)
-        elif chunk.reference is None or step % self._interval == 0:
+        if self._shared is not None:
+            return self._shared
+        if self._interval is None and chunk.reference is None:
+            chunk.reference = self._made(cast(TensorDict, chunk.sampler.anchor))
+        elif self._interval is not None and step % self._interval == 0:
             chunk.reference = self._made(chunk.state.params)
-        return chunk.reference
+        return cast(Reference, chunk.reference)
 
     def _made(self, params: TensorDict) -> Reference:
         pieces = cast(Iterable[Any], self._batches.one_pass())
@@ -170,7 +171,7 @@ class Run:
             losses=self.recorder.losses(),
             draws=self.recorder.draws(),
             observables=self.recorder.observables(),
-            log_weights=self.recorder.log_weights(),
+            log_weights=self.log_weights(frozen_at),
             metrics=self.recorder.metrics(),
             state=_gather([chunk.state for chunk in self.chunks]),
             sampler=self.sampler,
@@ -183,6 +184,15 @@ class Run:
             num_burnin_steps=self.num_burnin_steps,
             num_steps_between_draws=self.num_steps_between_draws,
         )
+
+    def log_weights(self, frozen_at: Tensor) -> Tensor | None:
+        """Log weights of the draws, NaN from where a chain was frozen."""
+        values = self.recorder.log_weights()
+        if values is None:
+            return None
+        steps = self.recorder.draw_steps[: values.shape[1]]
+        stopped = (frozen_at[:, None] >= 0) & (steps >= frozen_at[:, None])
+        return values.masked_fill(stopped, torch.nan)
 
 
 FreezingStep = Callable[[Sampler, State, Any, Tensor, Tensor], tuple[State, Info, Tensor]]

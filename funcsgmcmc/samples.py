@@ -54,7 +54,8 @@ class Samples:
         losses: L(w_t) on step t's batch, `[C, T]`.
         draws: Parameters, leaves `[C, D, *shape]`; None if not asked for.
         observables: Name to values `[C, D, …]`.
-        log_weights: Logs of the draws' importance weights, `[C, D]`; None if all count alike.
+        log_weights: Logs of the draws' importance weights, `[C, D]`, NaN from where a chain was
+            frozen; None if all count alike.
         metrics: Each `[C, T]`; None if not asked for.
         state: The chains after the last step, of batch size `[C]`.
         sampler: The sampler, with its anchor.
@@ -64,7 +65,8 @@ class Samples:
             could not be passed over.
         frozen_at: Step at which a chain was frozen, `[C]`; −1 for healthy chains.
         draw_steps: The step of each draw, `[D]`: the last of every `num_steps_between_draws` steps
-            after burn-in; where the temperature is scheduled, only steps at T > 0 count.
+            after burn-in; where the temperature is scheduled, only those count that a step at T > 0
+            led to.
         num_burnin_steps: Steps before the first draw's.
         num_steps_between_draws: Steps a draw.
     """

@@ -50,11 +50,11 @@ def sample(
     """Run many chains of a sampler.
 
     Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps; where the
-    sampler's temperature is scheduled, steps at temperature 0 come on top, which explore and make
-    no draws. Chain c at step t adds noise from the key `fold_in(fold_in(key, chain_offset + c),
-    t)`, and its minibatches are chosen by keys of the same form. So a chain does not depend on how
-    many run beside it, on `chunk_size`, `chain_method` or `compile`, except for rounding in the
-    gradients of batches of another shape.
+    sampler's temperature is scheduled, steps at temperature 0 come on top, which explore: where
+    they lead to, no draw is made. Chain c at step t adds noise from the key
+    `fold_in(fold_in(key, chain_offset + c), t)`, and its minibatches are chosen by keys of the same
+    form. So a chain does not depend on how many run beside it, on `chunk_size`, `chain_method` or
+    `compile`, except for rounding in the gradients of batches of another shape.
 
     No argument is changed. Draws and other records are kept on the CPU.
 
@@ -194,8 +194,8 @@ _LONGEST_EXPLORATION = 1 << 20  # steps
 def _draw_steps(
     temperature: Tensor | Schedule, num_draws: int, num_burnin_steps: int, every: int
 ) -> Tensor:
-    """The steps that make draws, `[D]`: the last of every so many after burn-in; of those at a
-    temperature > 0, if that is scheduled.
+    """The steps that make draws, `[D]`: the last of every so many after burn-in. If the temperature
+    is scheduled, of those that a step at a temperature > 0 led to.
     """
     if not isinstance(temperature, Schedule):
         return torch.arange(num_draws) * every + num_burnin_steps + every - 1
@@ -203,7 +203,8 @@ def _draw_steps(
     first, last, block = num_burnin_steps, num_burnin_steps - 1, max(wanted, 1024)
     while len(found) < wanted:
         steps = torch.arange(first, first + block)
-        samples = (over_steps(temperature.cpu(), steps) > 0).reshape(-1, block)
+        led_by = (steps - 1).clamp(min=0)
+        samples = (over_steps(temperature.cpu(), led_by) > 0).reshape(-1, block)
         if not (samples == samples[:1]).all():
             raise ValueError(checks.same_phases())
         found = torch.cat([found, steps[samples[0]]])

@@ -100,10 +100,11 @@ def setting(
     """Take a setting that may be scheduled.
 
     Raises:
-        TypeError, ValueError: As `checks.hyperparameter`; what a schedule is made of was checked
-            when it was made.
+        TypeError, ValueError: As `checks.hyperparameter`; a schedule's first value is checked.
     """
     if isinstance(value, Schedule):
+        first = over_steps(value, torch.zeros(1, dtype=torch.int64))
+        checks.hyperparameter(f"{name} at step 0", first.reshape(-1), below=below)
         return value
     return checks.hyperparameter(name, value, below=below)
 
@@ -232,7 +233,8 @@ def sampling_phases(
 
         T_t = 0 if (t mod K)/K < β, else T
 
-    At temperature 0 a sampler is an optimizer: it moves to a mode, and `sample` makes no draws.
+    At temperature 0 a sampler is an optimizer, which moves to a mode (`sglrw` stands still), and
+    `sample` makes no draws of what it passes through.
 
     Source: Zhang et al. 2020 (see `cyclical`), algorithm 1, with their β.
 

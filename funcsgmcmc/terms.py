@@ -135,7 +135,7 @@ class Parts(NamedTuple):
         grad: nβ · g.
         localization: γ · (w − w₀), or a sum of pulls.
         weight_decay: λ · w.
-        noise: σ · η.
+        noise: √T · η, times a noise level.
         distance: 1 · (w − w₀).
         gains: Preconditioner and mask.
         correction: T · Γ.

@@ -115,6 +115,14 @@ ENTRIES = (
         invalid=(
             ({"flatness": -1.0}, "flatness must be >= 0, got -1"),
             ({"weight_lr": 1.0}, "weight_lr must be < 1, got 1"),
+            (
+                {"weight_lr": fs.polynomial_decay(3.0)},
+                "weight_lr at step 0 must be < 1, got 3",
+            ),
+            (
+                {"energy_range": (torch.zeros(2), torch.ones(3))},
+                "got 2 for low energy and 3 for high energy",
+            ),
             ({"num_partitions": 2}, "num_partitions must be >= 3, got 2"),
             ({"energy_range": (1.0, 1.0)}, "energy_range must be finite with low < high, got 1"),
             ({"energy_range": (0.0, math.inf)}, "energy_range must be finite"),
@@ -243,6 +251,10 @@ CASES = [
     preconditioned("exact curvature", lambda params: fs.rmsprop(0.9, 0.2, curvature="exact")),
     preconditioned("hutchinson", lambda params: fs.rmsprop(0.9, 0.2, curvature="hutchinson")),
     preconditioned("adam", lambda params: fs.adam(0.8, 0.9, 0.2)),
+    preconditioned(
+        "composed, curvature first",
+        lambda params: fs.compose(fs.rmsprop(0.9, 0.2, curvature="exact"), fs.identity()),
+    ),
     preconditioned(
         "composed",
         lambda params: fs.compose(

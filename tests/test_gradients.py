@@ -61,6 +61,39 @@ def test_accumulated_memory_is_that_of_a_microbatch():
     assert largest == 32
 
 
+def test_a_short_last_piece_of_a_pass_is_accumulated_too(problem):
+    """L(w₀) is taken over pieces of the batch size: 40 examples are 5 of 9 and one of 4."""
+    loss_fn, params, data = problem
+    settings = {"num_chains": 2, "num_draws": 3, "batch_size": 9, "key": fs.key(0)}
+    sampler = fs.sgld(1e-3, nbeta=3.0)
+    plain = fs.sample(loss_fn, params, data, sampler, **settings)
+    assert_same(plain, fs.sample(fs.accumulated(loss_fn, 6), params, data, sampler, **settings))
+    nested = fs.svrg(fs.accumulated(loss_fn, 6), 2)
+    assert_same(
+        fs.sample(fs.svrg(loss_fn, 2), params, data, sampler, **settings),
+        fs.sample(nested, params, data, sampler, **settings),
+    )
+
+
+def test_sums_over_examples_do_not_overflow_half_precision():
+    def loss_fn(params, batch):
+        return params["w"].square().sum() + 20.0 + 0 * batch.mean()
+
+    params, data = TensorDict({"w": torch.zeros(3).half()}), torch.zeros(8000).half()
+    for estimator in (loss_fn, fs.accumulated(loss_fn, 2)):
+        samples = fs.sample(
+            estimator,
+            params,
+            data,
+            fs.sgld(1e-5, nbeta=10.0),
+            num_chains=1,
+            num_draws=2,
+            key=fs.key(0),
+        )
+        assert samples.initial_loss == 20.0
+        assert samples.healthy.all()
+
+
 def test_aux_of_microbatches(problem):
     loss_fn, params, data = problem
 
@@ -76,7 +109,7 @@ def test_control_variates_are_unbiased_and_exact_at_the_reference(problem):
     """Averaged over all minibatches of one example, the estimate is the gradient on all data."""
     loss_fn, params, data = problem
     near = noisy(params, 0.03)
-    reference = fs.reference(loss_fn, params, data, batch_size=7)
+    reference = fs.reference(loss_fn, dict(params.items()), data, batch_size=7)
     estimator = fs.control_variates(loss_fn)
     full = gradients.gradient(loss_fn)(near, data)
     singles = [tuple(leaf[i : i + 1] for leaf in data) for i in range(40)]
@@ -167,9 +200,14 @@ def test_loaders_are_passed_over_and_iterators_refused(problem):
         (lambda f: fs.svrg(f, 2.5), TypeError, "refresh_interval must be an integer, got 2.5"),
         (lambda f: fs.control_variates(3), TypeError, "loss_fn must be"),
         (
-            lambda f: fs.accumulated(f, 41).gradient(*problem_of(f)),
-            ValueError,
-            "num_microbatches must be at most the examples of a batch, 40, got 41",
+            lambda f: fs.accumulated(fs.svrg(f, 5), 4),
+            TypeError,
+            "control variates must be the outermost estimator",
+        ),
+        (
+            lambda f: fs.svrg(f, 5).gradient(*problem_of(f)),
+            TypeError,
+            r"control variates take batches \(minibatch, reference\)",
         ),
     ],
 )

@@ -47,9 +47,9 @@ def test_cyclical_sgld_visits_25_modes_where_sgld_stays_in_one():
     assert cyclical.num_steps <= 50_000
     assert modes_visited(cyclical.draws["w"]) == [25] * 4
     # Draws are made in sampling phases only.
-    assert (cyclical.draw_steps % length / length >= 0.25).all()
+    assert ((cyclical.draw_steps - 1) % length / length >= 0.25).all()
     # In small steps, draws have the spread of a mode.
-    late = cyclical.draws["w"][:, (cyclical.draw_steps % length) / length > 0.6]
+    late = cyclical.draws["w"][:, ((cyclical.draw_steps - 1) % length) / length > 0.6]
     away = (late[:, :, None] - MODES).norm(dim=-1).min(-1).values
     assert abs(away.square().mean() / 0.06 - 1) < 0.1
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from tensordict import TensorDict
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
@@ -94,6 +94,29 @@ def test_exact_curvature_is_autograds():
     exact = ExactDiagonal().evaluate(loss_fn, params, data, fs.key(0))
     torch.testing.assert_close(tree.flatten(exact), hessian.diagonal())
     assert tree.names(exact) == names
+
+
+@pytest.mark.parametrize("curvature", ["exact", "hutchinson"])
+@pytest.mark.parametrize("vmapped", ["vmap", "loop"])
+def test_curvature_of_a_squared_error(curvature, vmapped):
+    """Whose backward has no forward derivative in torch 2.13."""
+    model, targets = torch.nn.Linear(3, 1), torch.randn(20, 1)
+    inputs = torch.randn(20, 3)
+    samples = fs.sample(
+        fs.module_loss(model, mse_loss),
+        fs.params_of(model),
+        (inputs, targets),
+        fs.rmsprop_sgld(1e-3, nbeta=5.0, curvature=curvature),
+        num_chains=2,
+        num_draws=2,
+        key=fs.key(0),
+        chain_method=vmapped,
+    )
+    assert samples.healthy.all()
+    exact = ExactDiagonal().evaluate(
+        fs.module_loss(model, mse_loss), fs.params_of(model), (inputs, targets), fs.key(0)
+    )
+    torch.testing.assert_close(exact["weight"], 2 * inputs.square().mean(0)[None])
 
 
 def test_hutchinsons_estimate_is_unbiased_with_its_variance():
@@ -202,6 +225,16 @@ def test_gain_of_an_optimizer():
             lambda: fs.compose(fs.adam(), fs.compose(fs.identity(), fs.adam())),
             ValueError,
             "compose takes one preconditioner that averages the gradients of the drift .* got 2",
+        ),
+        (
+            lambda: fs.compose(fs.rmsprop(curvature="exact"), fs.rmsprop(curvature="hutchinson")),
+            ValueError,
+            "curvature must be of one kind in a product, got ExactDiagonal and Hutchinson",
+        ),
+        (
+            lambda: fs.optimizer_gain(3, torch.nn.Linear(1, 1)),
+            TypeError,
+            "optimizer must be a Optimizer, got int",
         ),
     ],
 )

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
+from funcsgmcmc.plots import plot_llc
 from problems import arrays, numbers, run
 from registry import CASES, ENTRIES, Entry, some_mask
 
@@ -227,6 +228,18 @@ def test_masked_entries_stay_and_are_not_seen(entry):
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
+def test_a_chain_that_is_masked_all_over_stays_and_is_healthy(entry):
+    params = TensorDict({"w": torch.ones(3)})
+    mask = {"w": torch.zeros(3)}
+    sampler = entry.make(1.0, nbeta=1.0, mask=mask, **entry.settings)
+    state, noise = sampler.init(params, params), params * 0.3
+    for _ in range(300):
+        state, _ = sampler.update(state, params, noise, loss=torch.tensor(1.0))
+    assert torch.equal(state.params["w"], params["w"])
+    assert tree.all_finite(state, state.shape)
+
+
+@pytest.mark.parametrize("entry", ENTRIES, ids=str)
 def test_a_box_holds(entry):
     params = arrays(np.random.default_rng(6), SHAPES, (3,))
     sampler = entry.make(0.5, nbeta=5.0, bounding_box_size=0.3, **entry.settings)
@@ -288,6 +301,60 @@ def test_each_chain_has_its_thermostat(make):
 def test_momenta_need_noise(entry):
     with pytest.raises(ValueError, match=f"{entry.name} needs noise for its momenta"):
         entry.make(0.1, nbeta=1.0, **entry.settings).init({"w": torch.ones(2)})
+
+
+def test_contour_sgld_meets_the_same_parts_however_it_is_run():
+    """Energies of a large scale, in float32: a part is a small difference of them."""
+    sampler = fs.contour_sgld(
+        1e-9, nbeta=1e6, energy_range=(1e6 - 1, 1e6 + 9), num_partitions=12, weight_lr=0.1
+    )
+    theta = []
+    for method in ("vmap", "loop"):
+        samples = fs.sample(
+            lambda params, batch: params["w"].square().sum() + 0 * batch.mean(),
+            TensorDict({"w": torch.tensor([1.0], dtype=torch.float32)}),
+            torch.zeros(1, dtype=torch.float32),
+            sampler,
+            num_chains=2,
+            num_draws=5,
+            key=fs.key(0),
+            chain_method=method,
+        )
+        theta.append(samples.state.theta)
+    torch.testing.assert_close(*theta)
+
+
+def test_weights_of_a_frozen_chain_are_refused():
+    def loss_fn(params, batch):
+        bad = torch.where(params["w"][0] > 1.5, torch.nan, 1.0)
+        return bad * params["w"].square().sum() / 2 + 0 * batch.mean()
+
+    samples = fs.sample(
+        loss_fn,
+        {"w": torch.zeros(2)},
+        torch.zeros(1),
+        fs.contour_sgld(0.3, nbeta=1.0, energy_range=(0.1, 3.0), num_partitions=8),
+        num_chains=6,
+        num_draws=60,
+        key=fs.key(1),
+        observables={"x": lambda params: params["w"][0]},
+    )
+    healthy, x = samples.healthy, samples.observables["x"]
+    assert not healthy.all()
+    assert samples.log_weights[healthy].isfinite().all()
+    for row in (~healthy).nonzero().flatten():
+        stopped = samples.draw_steps >= samples.frozen_at[row]
+        assert torch.equal(samples.log_weights[row].isnan(), stopped)
+    with pytest.raises(ValueError, match=r"must be those of healthy chains .* got NaN"):
+        fs.weighted_mean(x, samples.log_weights)
+    assert abs(fs.weighted_mean(x[healthy], samples.log_weights[healthy]).mean) < 1
+    with pytest.raises(ValueError, match="log_weights must have shape"):
+        fs.weighted_mean(x[healthy], samples.log_weights)
+    with pytest.raises(TypeError, match=r"log_weights must be a tensor .* got NoneType"):
+        fs.weighted_mean(x, None)
+    for refused in (fs.llc, fs.summary, plot_llc):
+        with pytest.raises(ValueError, match=r"the draws have weights .* use weighted_mean"):
+            refused(samples)
 
 
 SHARED_INVALID = (

@@ -92,14 +92,31 @@ def test_a_compiled_run_follows_its_schedule_without_compiling_again():
 def test_draws_are_made_where_the_temperature_is_not_zero():
     sampler = fs.cyclical_sgld(1e-3, nbeta=3.0, num_steps_per_cycle=5, exploration=0.4)
     samples = run(sampler, num_draws=4, num_burnin_steps=1, num_steps_between_draws=2)
-    # Sampling: 2 3 4, 7 8 9, 12 13 14; every second one from step 1 on.
-    assert samples.draw_steps.tolist() == [3, 7, 9, 13]
-    assert samples.num_steps == 14
+    # Steps 2 3 4, 7 8 9, 12 13 14 sample: w is a draw where the step after them begins, every
+    # second one from step 1 on.
+    assert samples.draw_steps.tolist() == [4, 8, 10, 14]
+    assert samples.num_steps == 15
     assert samples.draws["0.bias"].shape[:2] == (5, 4)
-    torch.testing.assert_close(samples.draw_losses, samples.losses[:, [3, 7, 9, 13]])
+    torch.testing.assert_close(samples.draw_losses, samples.losses[:, [4, 8, 10, 14]])
     # While it explores, it descends: no noise.
     noise = samples.metrics.noise
-    assert torch.equal((noise > 0)[0], torch.arange(14) % 5 >= 2)
+    assert torch.equal((noise > 0)[0], torch.arange(15) % 5 >= 2)
+
+
+def test_draws_are_not_of_the_exploration():
+    """Chains that explore from one place stay together; their draws are apart, the first too."""
+    samples = fs.sample(
+        lambda params, batch: (params["w"] ** 2).sum() / 2 + 0 * batch.mean(),
+        {"w": torch.full((1,), 3.0)},
+        torch.zeros(1),
+        fs.cyclical_sgld(0.5, nbeta=1.0, num_steps_per_cycle=20, exploration=0.5),
+        num_chains=50,
+        num_draws=21,
+        key=fs.key(0),
+        save_draws=True,
+    )
+    assert samples.draw_steps.tolist() == [*range(11, 21), *range(31, 41), 51]
+    assert all(len(draw.unique()) == 50 for draw in samples.draws["w"][..., 0].T)
 
 
 def test_a_temperature_that_never_samples_is_refused():
@@ -118,7 +135,7 @@ def test_a_temperature_that_never_samples_is_refused():
 def test_llc_uses_the_nbeta_of_each_draw():
     nbeta = fs.polynomial_decay(3.0, offset=2.0, power=1.0)
     samples = run(fs.sgld(1e-3, nbeta=nbeta), num_burnin_steps=2)
-    expected = 3.0 / (2.0 + samples.draw_steps)
+    expected = 3.0 / (2.0 + samples.draw_steps - 1)  # that of the step that led there
     excess = samples.draw_losses - samples.initial_loss
     torch.testing.assert_close(fs.llc_draws(samples), expected * excess)
 
@@ -128,6 +145,8 @@ def test_llc_counts_the_temperature_and_refuses_zero():
     hot = run(fs.sgld(1e-3, nbeta=3.0, temperature=2.0), **settings)
     excess = hot.draw_losses - hot.initial_loss
     torch.testing.assert_close(fs.llc_draws(hot), 1.5 * excess)
+    same = run(fs.sgld(1e-3, nbeta=3.0, noise_level=2**0.5), **settings)
+    torch.testing.assert_close(fs.llc_draws(same), fs.llc_draws(hot))
     with pytest.raises(ValueError, match="temperature must be > 0 at the draws, got 0"):
         run(fs.sgld(1e-3, nbeta=3.0, temperature=0.0), **settings).llc()
 

@@ -80,10 +80,11 @@ class BADODA(ThermostatSampler, frozen=True):
         return self.regulated(arrived, thermostat), terms
 
     def half_step(self, state: State, momentum: TensorDict) -> Tensor:
-        """D: (h/2) (‖p‖²/d − T)/μ, `[*chains]`."""
+        """D: (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if nothing is sampled."""
         lr, temperature = cast(Tensor, self.lr), cast(Tensor, self.temperature)
-        kinetic = tree.dot(momentum, momentum) / self.degrees_of_freedom(state)
-        return lr / 2 * (kinetic - temperature) / self.thermostat_mass
+        sampled = tree.count(state.params, self.mask)
+        excess = tree.dot(momentum, momentum) / sampled.clamp(min=1) - temperature
+        return torch.where(sampled > 0, lr / 2 * excess / self.thermostat_mass, 0.0)
 
 
 def ornstein_uhlenbeck(

@@ -144,13 +144,20 @@ class Sampler(TensorClass, frozen=True):
 
     def at(self, step: Tensor) -> Self:
         """The sampler with its schedules looked up at a step's index, `[*chains]`."""
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        settings = {name: getattr(self, name) for name in self.schedulable()}
         values = {
-            name: field(step) for name, field in fields.items() if isinstance(field, Schedule)
+            name: setting(step)
+            for name, setting in settings.items()
+            if isinstance(setting, Schedule)
         }
         if not values:
             return self
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return type(self)(**{**fields, **values}, batch_size=self.shape, lock=False)
+
+    def schedulable(self) -> tuple[str, ...]:
+        """Names of the settings that may be schedules."""
+        return ("lr", "nbeta", "temperature")
 
     def curvature(self) -> HessianDiagonal | None:
         """How to find the diagonal of the Hessian that `advance` needs; None if it needs none."""

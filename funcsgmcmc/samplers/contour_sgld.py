@@ -117,6 +117,10 @@ class ContourSGLD(LangevinSampler, frozen=True):
             lock=False,
         )
 
+    def schedulable(self) -> tuple[str, ...]:
+        """θ has a step size of its own."""
+        return (*super().schedulable(), "weight_lr")
+
     def log_weight(self, state: State) -> Tensor:
         """Log of the weight of the parameters that the last step started from."""
         return cast(ContourState, state).log_weight
@@ -147,10 +151,11 @@ class ContourSGLD(LangevinSampler, frozen=True):
         if loss is None or (evaluation.prior_pull is not None and log_prior is None):
             raise ValueError(checks.no_energy("loss" if loss is None else "log_prior"))
         distance = cast(Term, parts.distance).direction
-        pulls = self.localization * tree.dot(distance, distance)
-        pulls = pulls + self.weight_decay * tree.dot(state.params, state.params)
-        potential = cast(Tensor, self.nbeta) * loss + pulls / 2
-        return potential if log_prior is None else potential - log_prior
+        # In float64, so that the part does not depend on how the loss's dtype meets a chain's.
+        pulls = self.localization * tree.dot(distance, distance).double()
+        pulls = pulls + self.weight_decay * tree.dot(state.params, state.params).double()
+        potential = cast(Tensor, self.nbeta) * loss.double() + pulls / 2
+        return potential if log_prior is None else potential - log_prior.double()
 
 
 def reweighted(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Tensor:
@@ -221,7 +226,8 @@ def contour_sgld(
             above. Δu of about T or less follows the energy well.
         flatness: ζ ≥ 0; 0 is plain SGLD, 1 a density flat in the energy.
         weight_lr: ω_t in [0, 1), the step size of θ (default: 10/(1000 + t)). For the weights to
-            be right θ must change slowly, and converge.
+            be right θ must change slowly: at the default, 5,000 steps left 3 % in the second
+            moment of a Gaussian.
         temperature: As for `sgld`.
         localization: As for `sgld`.
         weight_decay: As for `sgld`.

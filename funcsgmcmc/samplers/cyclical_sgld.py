@@ -7,7 +7,7 @@
 in the update of `sgld`, with t = 0, 1, … the step. At the start of a cycle steps are large and
 without noise: gradient descent that overshoots, into another mode (exploration). Then noise is
 added, and steps become small: the chain samples the mode it is in (sampling). `sample` makes draws
-in the sampling phases only, where T_t > 0.
+of what steps at T_t > 0 lead to only.
 
 The law of the draws is that of SGLD within a mode, in the limit of small steps; the weights of the
 modes are how often the cycles find them, which is not their posterior probability.
@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from funcsgmcmc import checks
 from funcsgmcmc.preconditioners import Preconditioner
 from funcsgmcmc.samplers.sgld import SGLD, sgld
 from funcsgmcmc.schedules import Schedule, cyclical, sampling_phases
@@ -65,7 +66,7 @@ def cyclical_sgld(
         TypeError, ValueError: As for `sgld`, `cyclical` and `sampling_phases`.
     """
     return sgld(
-        cyclical(lr, num_steps_per_cycle=num_steps_per_cycle),
+        cyclical(checks.hyperparameter("lr", lr), num_steps_per_cycle=num_steps_per_cycle),
         nbeta=nbeta,
         temperature=sampling_phases(
             temperature, num_steps_per_cycle=num_steps_per_cycle, exploration=exploration

@@ -155,10 +155,6 @@ class ThermostatSampler(MomentumSampler, frozen=True):
             lock=False,
         )
 
-    def degrees_of_freedom(self, state: State) -> Tensor:
-        """D ≥ 1, the number of sampled entries, `[*chains]`."""
-        return tree.count(state.params, self.mask).clamp(min=1)
-
 
 def first_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
     """p₀ = √variance m η₀."""

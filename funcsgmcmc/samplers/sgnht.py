@@ -64,7 +64,7 @@ class SGNHT(ThermostatSampler, frozen=True):
         thermostat = regulated(
             state.thermostat,
             tree.dot(momentum, momentum),
-            self.degrees_of_freedom(state),
+            tree.count(state.params, self.mask).clamp(min=1),
             self.momentum_variance(),
         )
         return self.regulated(self.arrived(state, params, momentum), thermostat), terms
