@@ -1,10 +1,10 @@
 """Three Bayesian regressions: every sampler against a long run of NUTS (`references/`).
 
 Step sizes are in units of 1/κ, with κ the largest curvature of U that the posterior meets. Chains
-start as draws of the reference, spread out by half as much again, and must forget that. What a
-scheme's law for quadratics says of a standard deviation at curvature κ is the bias allowed on its
-side; the posteriors are not quadratic, for which 2 % of a standard deviation are allowed beside the
-Monte Carlo error, in means and standard deviations.
+start as draws of the reference, spread out by a fifth, and must forget that. What a scheme's law
+for quadratics says of a standard deviation at curvature κ is the bias allowed on its side; the
+posteriors are not quadratic, for which 2 % of a standard deviation are allowed beside the Monte
+Carlo error, in means and standard deviations.
 """
 
 import math
@@ -19,7 +19,7 @@ import regressions
 from funcsgmcmc import tree
 
 KAPPA = {"diabetes": 4200.0, "breast_cancer": 180.0, "eight_schools": 22.0}
-NUM_CHAINS, ALLOWED = 200, 0.02
+NUM_CHAINS, ALLOWED = 100, 0.02
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ def relative(variance_ratio: float) -> float:
 def rmsprop(kappa, minimum, nbeta, weight_decay):
     """Its eps at the size of the gradient along the stiffest direction: G varies."""
     eps = math.sqrt(kappa) / nbeta
-    settings = {"weight_decay": weight_decay, "curvature": "exact", "alpha": 0.9}
+    settings = {"weight_decay": weight_decay, "curvature": "hutchinson", "alpha": 0.9}
     return fs.rmsprop_sgld(0.4 / kappa * eps, nbeta=nbeta, eps=eps, **settings)
 
 
 SAMPLERS = {
     "sgld": Setting(
-        lambda kappa, minimum, **s: fs.sgld(0.4 / kappa, **s), 8_000, (0, relative(1 / 0.9))
+        lambda kappa, minimum, **s: fs.sgld(0.4 / kappa, **s), 5_000, (0, relative(1 / 0.9))
     ),
-    "rmsprop_sgld": Setting(rmsprop, 10_000, (0, relative(1 / 0.9))),
+    "rmsprop_sgld": Setting(rmsprop, 5_000, (0, relative(1 / 0.9))),
     "cyclical_sgld": Setting(
         lambda kappa, minimum, **s: fs.cyclical_sgld(
             0.8 / kappa, num_steps_per_cycle=100, exploration=0, **s
         ),
-        8_000,
+        5_000,
         (0, relative(1 / 0.8)),
     ),
-    "sglrw": Setting(lambda kappa, minimum, **s: fs.sglrw(0.3 / kappa, **s), 10_000),
+    "sglrw": Setting(lambda kappa, minimum, **s: fs.sglrw(0.3 / kappa, **s), 5_000),
     "contour_sgld": Setting(
         lambda kappa, minimum, **s: fs.contour_sgld(
             0.4 / kappa,
@@ -69,17 +69,17 @@ SAMPLERS = {
             flatness=0.3,
             **s,
         ),
-        8_000,
+        5_000,
         (0, relative(1 / 0.9)),
     ),
     "sghmc": Setting(
         lambda kappa, minimum, **s: fs.sghmc(0.1 / kappa, friction=0.1, **s),
-        3_000,
+        2_000,
         (0, relative(1.9 / 1.85)),
     ),
     "sgnht": Setting(
         lambda kappa, minimum, **s: fs.sgnht(0.1 / kappa, diffusion_factor=0.05, **s),
-        3_000,
+        2_000,
         (relative(1 - 0.05), 0),
     ),
     "baoa": Setting(
@@ -115,7 +115,7 @@ def test_means_and_standard_deviations_are_those_of_nuts(name, model):
     )
     samples = fs.sample(
         regression.loss,
-        tree.unflatten(mean + 1.5 * (draws - mean), like),
+        tree.unflatten(mean + 1.2 * (draws - mean), like),
         regression.data,
         setting.make(
             KAPPA[model],
