@@ -42,10 +42,12 @@ def relative(variance_ratio: float) -> float:
 
 
 def rmsprop(kappa, minimum, nbeta, weight_decay):
-    """Its eps at the size of the gradient along the stiffest direction: G varies."""
-    eps = math.sqrt(kappa) / nbeta
-    settings = {"weight_decay": weight_decay, "curvature": "hutchinson", "alpha": 0.9}
-    return fs.rmsprop_sgld(0.4 / kappa * eps, nbeta=nbeta, eps=eps, **settings)
+    """Its eps at five times the gradient along the stiffest direction: G varies by a few percent,
+    and what Γ would correct is within what is allowed.
+    """
+    eps = 5 * math.sqrt(kappa) / nbeta
+    settings = {"weight_decay": weight_decay, "alpha": 0.99, "eps": eps}
+    return fs.rmsprop_sgld(0.4 / kappa * eps, nbeta=nbeta, **settings)
 
 
 SAMPLERS = {
