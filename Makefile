@@ -25,7 +25,7 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench $(VENV)/.reference
-	$(BIN)/python benchmarks/sgld.py
+	$(BIN)/python benchmarks/chains.py
 	$(BIN)/python benchmarks/optimizers.py
 
 # What `compat` is compared with. It asks for more than its optimizers use: no dependencies.

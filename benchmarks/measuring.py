@@ -1,7 +1,6 @@
-"""What the benchmarks share: networks, side-by-side timing, and the report."""
+"""What the benchmarks share: side-by-side timing, and the report."""
 
 import argparse
-import itertools
 import json
 import platform
 import statistics
@@ -11,21 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
-
-def network(sizes: tuple[int, ...]) -> nn.Module:
-    """A fully connected network with ReLU between its layers, the same at every call."""
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for inputs, outputs in itertools.pairwise(sizes):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
-
-
-def batch(sizes: tuple[int, ...], examples: int) -> tuple[Tensor, Tensor]:
-    """Random inputs and labels for a network."""
-    return torch.randn(examples, sizes[0]), torch.randint(sizes[-1], (examples,))
 
 
 def medians(

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import devinterp.optim
-from measuring import arguments, batch, environment, medians, network, write
+from measuring import arguments, environment, medians, write
+from networks import perceptron, vectors
 from torch.nn.functional import cross_entropy
 
 import compat
@@ -37,7 +38,7 @@ METHODS: dict[str, Callable[[Any, Any], Any]] = {
 
 def loops(make: Callable[[Any], Any]) -> tuple[Callable[[], None], Callable[[], None]]:
     """One iteration of a training loop with an optimizer, and its step alone."""
-    model, (inputs, targets) = network(SIZES), batch(SIZES, EXAMPLES)
+    model, (inputs, targets) = perceptron(SIZES), vectors(SIZES, EXAMPLES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         optimizer = make(model.parameters())
