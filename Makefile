@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types docs bench clean
+.PHONY: demo test test-slow lint types docs bench bench-gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -25,8 +25,10 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.bench $(VENV)/.reference
-	$(BIN)/python benchmarks/chains.py
-	$(BIN)/python benchmarks/optimizers.py
+	$(BIN)/python benchmarks/run.py
+
+bench-gpu: $(VENV)/.bench $(VENV)/.reference
+	$(BIN)/python benchmarks/run.py --device cuda
 
 # What `compat` is compared with. It asks for more than its optimizers use: no dependencies.
 $(VENV)/.reference: $(VENV)/.test

@@ -1,54 +1,105 @@
-"""What the benchmarks share: side-by-side timing, and the report."""
+"""What the benchmarks share: side-by-side timing, peak memory, and what ran where."""
 
-import argparse
-import json
+import gc
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 
+Call = Callable[[], Any]
+Figures = dict[str, float]
+MEBIBYTE = 2**20
+PACKAGES = ("torch", "tensordict", "posteriors", "blackjax", "jax", "devinterp")
+
+
+def wait(device: torch.device) -> None:
+    """Wait for a device to finish."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
 
 def medians(
-    contenders: dict[str, Callable[[], Any]], rounds: int, repeats: int = 1
-) -> dict[str, float]:
-    """Milliseconds a call, some calls of each in turn after three to warm up."""
-    for _ in range(3):
+    contenders: dict[str, Call],
+    rounds: int,
+    *,
+    repeats: int = 3,
+    device: torch.device | None = None,
+) -> Figures:
+    """Milliseconds a call: a few calls of each contender in turn, after one that is not timed.
+
+    In turn, so that a noisy machine disturbs all alike; the call that is not timed brings back to
+    the caches what the contender before has taken out, as in a loop of steps.
+    """
+    device = device or torch.device("cpu")
+    for _ in range(2):
         for call in contenders.values():
             call()
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
+            call()
+            wait(device)
             start = time.perf_counter()
             for _ in range(repeats):
                 call()
+            wait(device)
             times[name].append((time.perf_counter() - start) * 1e3 / repeats)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def arguments(description: str, rounds: int) -> argparse.Namespace:
-    """The command line of a benchmark."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--rounds", type=int, default=rounds, help="rounds over all contenders")
-    parser.add_argument("--json", help="file to write the figures to")
-    return parser.parse_args()
+def peak_memory(call: Call, device: torch.device) -> float:
+    """MiB that a call needs at its peak, beyond what is there before it (its results included).
+
+    On the CPU, of pages in memory: meant for a process whose allocator hands freed memory back at
+    once (`MALLOC_MMAP_THRESHOLD_`), and for Linux.
+    """
+    for _ in range(2):
+        call()
+    gc.collect()
+    if device.type == "cuda":
+        wait(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        call()
+        wait(device)
+        return (torch.cuda.max_memory_allocated(device) - before) / MEBIBYTE
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
 
 
-def environment(*packages: str) -> dict[str, Any]:
-    """The machine and the versions, printed and returned for the report."""
-    report = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": {name: version(name) for name in ("torch", "tensordict", *packages)},
+def _status(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """The machine and the versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": versions,
     }
-    print(report["machine"], report["versions"])
-    return report
 
 
-def write(report: dict[str, Any], path: str | None) -> None:
-    """Write the report, if a file is asked for."""
-    if path:
-        with open(path, "w") as file:
-            json.dump(report, file, indent=2)
+def _cpu() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()

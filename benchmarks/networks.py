@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,16 @@ class Workload:
     batch: tuple[Tensor, Tensor]
     chains: int
     sizes: tuple[int, ...] | None = None
+
+    def on(self, device: torch.device) -> Self:
+        """The same on a device."""
+        inputs, targets = self.batch
+        batch = (inputs.to(device), targets.to(device))
+        return replace(self, make=lambda: self.make().to(device), batch=batch)
+
+    def with_chains(self, chains: int) -> Self:
+        """The same for another number of chains."""
+        return replace(self, chains=chains)
 
 
 def criterion(outputs: Tensor, targets: Tensor) -> Tensor:

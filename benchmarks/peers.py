@@ -2,10 +2,10 @@
 
 import copy
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from measuring import Call
 from networks import Workload, criterion
 from torch import Tensor
 from torch.func import functional_call
@@ -15,10 +15,8 @@ import funcsgmcmc as fs
 NBETA, LOCALIZATION, LR = 100.0, 1.0, 1e-6
 STEPS_PER_SCAN = 10
 
-Step = Callable[[], Any]
 
-
-def bare_loop(workload: Workload) -> Step:
+def bare_loop(workload: Workload) -> Call:
     """Forward and backward, one chain after the other: no sampler at all."""
     inputs, targets = workload.batch
     models = [copy.deepcopy(workload.make()) for _ in range(workload.chains)]
@@ -31,7 +29,7 @@ def bare_loop(workload: Workload) -> Step:
     return step
 
 
-def published_loop(workload: Workload, **settings: Any) -> Step:
+def published_loop(workload: Workload, **settings: Any) -> Call:
     """The optimizer of devinterp 2.0.1, in its loop over chains."""
     from devinterp.optim import SGMCMC
 
@@ -51,8 +49,11 @@ def published_loop(workload: Workload, **settings: Any) -> Step:
     return step
 
 
-def posteriors_vmapped(workload: Workload) -> Step:
-    """posteriors, vmapped over chains."""
+def posteriors_vmapped(workload: Workload) -> Call:
+    """posteriors, vmapped over chains.
+
+    Neither its updates in place nor `torch.compile` can be had under vmap (0.1.3: both raise).
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import posteriors
@@ -80,7 +81,7 @@ def posteriors_vmapped(workload: Workload) -> Step:
     return step
 
 
-def blackjax_jitted(workload: Workload) -> dict[str, Step]:
+def blackjax_jitted(workload: Workload) -> dict[str, Call]:
     """blackjax, vmapped over chains and jitted: one step a call, and steps within a scan."""
     import blackjax
     import jax
@@ -117,7 +118,7 @@ def blackjax_jitted(workload: Workload) -> dict[str, Step]:
 
     many = jax.jit(scanned, donate_argnums=1)
 
-    def stepper(function) -> Step:
+    def stepper(function) -> Call:
         positions = {
             name: jnp.repeat(leaf[None], workload.chains, 0) for name, leaf in leaves.items()
         }
@@ -131,3 +132,15 @@ def blackjax_jitted(workload: Workload) -> dict[str, Step]:
         return step
 
     return {"blackjax, jit": stepper(one), "blackjax, scan": stepper(many)}
+
+
+def peers(workload: Workload) -> dict[str, Call]:
+    """All that can run the workload where it is: blackjax only what it has layers for, on a CPU."""
+    found = {
+        "published loop": published_loop(workload),
+        "published loop, metrics": published_loop(workload, save_metrics=True),
+        "posteriors, vmapped": posteriors_vmapped(workload),
+    }
+    if workload.sizes is not None and workload.batch[0].device.type == "cpu":
+        found |= blackjax_jitted(workload)
+    return found

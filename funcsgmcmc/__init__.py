@@ -24,6 +24,7 @@ from funcsgmcmc.gradients import (
 )
 from funcsgmcmc.kernel import Info, compiled, kernel
 from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
+from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.metrics import Metrics, metrics
 from funcsgmcmc.preconditioners import (
     Preconditioner,
@@ -105,6 +106,7 @@ __all__ = [
     "diagonal",
     "fold_in",
     "identity",
+    "keep_freed_memory",
     "kernel",
     "key",
     "llc",

@@ -247,16 +247,23 @@ def _draw(
         empty = torch.zeros((*batch, 0), dtype=torch.int32, device=key.device)
         return transform(empty, empty)[0].reshape(batch + shape)
     counters = (size + 1) // 2
-    block = counters
-    if not torch.compiler.is_compiling():
-        block = max(1, _EAGER_BLOCK // max(1, math.prod(batch)))
-    pairs = []
-    for start in range(0, counters, block):
-        first = torch.arange(start, min(start + block, counters), device=key.device)
-        first = _as_word(first)
-        pairs.append(transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first))))
-    values = torch.cat([a for a, _ in pairs] + [b for _, b in pairs], -1)
-    return values[..., :size].reshape(batch + shape)
+
+    def values(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        first = _as_word(torch.arange(start, stop, device=key.device))
+        return transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
+
+    block = max(1, _EAGER_BLOCK // max(1, math.prod(batch)))
+    if counters <= block or torch.compiler.is_compiling():
+        drawn = torch.cat(values(0, counters), -1)
+    else:
+        # Made from a block, so that under vmap it is batched as the blocks are.
+        pair = values(0, block)
+        drawn = pair[0].new_empty((*batch, 2 * counters))
+        for start in range(0, counters, block):
+            stop = min(start + block, counters)
+            for offset, half in enumerate(pair if start == 0 else values(start, stop)):
+                drawn[..., offset * counters + start : offset * counters + stop] = half
+    return drawn[..., :size].reshape(batch + shape)
 
 
 def _child(key: Tensor, first: Tensor, second: Tensor) -> Tensor:

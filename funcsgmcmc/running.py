@@ -1,9 +1,10 @@
 """A run in progress: chunks of chains, their health, what their gradients are held against."""
 
+import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from tensordict import TensorDict
@@ -17,6 +18,10 @@ from funcsgmcmc.progress import progress_bar
 from funcsgmcmc.recording import Chunk, Recorder
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.samples import Samples
+
+ChainMethod = Literal["vmap", "loop"]
+
+_TIMED_STEPS = 4
 
 
 class SamplingError(RuntimeError):
@@ -93,6 +98,7 @@ class Run:
     """A run in progress: its chains, and all that their next step depends on."""
 
     step: "FreezingStep"
+    chain_method: ChainMethod
     sampler: Sampler
     key: Tensor
     chains: Tensor
@@ -144,15 +150,28 @@ class Run:
     def make_step(self) -> None:
         """Make one step of every chunk, and record it."""
         for chunk in self.chunks:
-            batch = self.batches.batch(self.recorder.steps_done, chunk.index)
-            if self.references is not None:
-                batch = (batch, self.references.at(self.recorder.steps_done, chunk))
             self.recorder.draw(chunk.index, chunk.state.params)
-            chunk.state, info, chunk.frozen_at = self.step(
-                chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
-            )
+            chunk.state, info, chunk.frozen_at = self.stepped(chunk)
             self.recorder.step(chunk.index, info)
         self.recorder.steps_done += 1
+
+    def stepped(self, chunk: _ChunkState) -> tuple[State, Info, Tensor]:
+        """A chunk's next state, what the step reports, and where its chains are frozen."""
+        batch = self.batches.batch(self.recorder.steps_done, chunk.index)
+        if self.references is not None:
+            batch = (batch, self.references.at(self.recorder.steps_done, chunk))
+        return self.step(chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at)
+
+    def seconds_per_chain(self) -> float:
+        """Time a chain's next step takes, at best of a few; nothing is recorded or changed."""
+        chunk, seconds = self.chunks[0], []
+        with torch.no_grad():
+            for _ in range(_TIMED_STEPS):
+                start = time.perf_counter()
+                _, info, _ = self.stepped(chunk)
+                info.loss.tolist()  # waits for the device
+                seconds.append(time.perf_counter() - start)
+        return min(seconds) / max(1, chunk.key[..., 0].numel())
 
     @property
     def num_healthy(self) -> int:
@@ -183,6 +202,7 @@ class Run:
             draw_steps=self.recorder.draw_steps[: self.recorder.draws_done],
             num_burnin_steps=self.num_burnin_steps,
             num_steps_between_draws=self.num_steps_between_draws,
+            chain_method=self.chain_method,
         )
 
     def log_weights(self, frozen_at: Tensor) -> Tensor | None:

@@ -69,6 +69,7 @@ class Samples:
             led to.
         num_burnin_steps: Steps before the first draw's.
         num_steps_between_draws: Steps a draw.
+        chain_method: How the chains were run, `"vmap"` or `"loop"`.
     """
 
     losses: Tensor
@@ -85,6 +86,7 @@ class Samples:
     draw_steps: Tensor
     num_burnin_steps: int
     num_steps_between_draws: int
+    chain_method: str
 
     @property
     def num_chains(self) -> int:

@@ -1,5 +1,6 @@
 """`sample`: checks what it is given, sets a run up, and lets it go."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, cast
@@ -8,13 +9,13 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, random, tree
+from funcsgmcmc import checks, memory, random, tree
 from funcsgmcmc.data import IterableData, TensorData, stream
 from funcsgmcmc.gradients import ControlVariates, LossFn, gradient, loss_and_aux, mean_loss
 from funcsgmcmc.kernel import chain_kernel, chains_kernel, compiled, step_noise
 from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.recording import Observable, Recorder
-from funcsgmcmc.running import References, Run, freezing
+from funcsgmcmc.running import ChainMethod, References, Run, freezing
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.samples import Samples
 from funcsgmcmc.schedules import Schedule, over_steps
@@ -40,9 +41,9 @@ def sample(
     observables: Mapping[str, Observable] | None = None,
     save_draws: bool = False,
     save_metrics: bool = False,
-    chain_method: Literal["vmap", "loop"] = "vmap",
+    chain_method: Literal["vmap", "loop", "auto"] = "vmap",
     chunk_size: int | None = None,
-    compile: bool | Literal["noise"] = False,
+    compile: bool | Literal["noise"] | None = None,
     on_divergence: Literal["freeze", "raise"] = "freeze",
     initial_loss: float | Tensor | None = None,
     progress: bool = False,
@@ -87,11 +88,16 @@ def sample(
         save_draws: Whether to record parameters.
         save_metrics: Whether to record metrics at every step.
         chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
-            after the other, for models that do not vmap.
-        chunk_size: Chains in one vmapped computation (default: all). Bounds memory.
+            after the other, for models that do not vmap. `"auto"`: a few steps of each are timed,
+            and the faster one is taken; with `compile`, both are compiled. Which one that was
+            stands in the record.
+        chunk_size: Chains in one vmapped computation. Bounds memory. Default: all; on the CPU, as
+            many as make one buffer of parameters of up to 32 MiB, since larger ones are slower.
         compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
-            takes 10 to 20 s the first time, and makes small networks two to three times as fast.
-            `"noise"` compiles the noise only, for losses that do not compile.
+            takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
+            to three times as fast. `"noise"` compiles the noise only, for losses that do not
+            compile. Default: the noise on CUDA, where each operation would be a launch, and
+            nothing on the CPU.
         on_divergence: What to do with a chain whose loss or parameters become non-finite:
             `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
         initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
@@ -117,9 +123,10 @@ def sample(
     checks.count("num_burnin_steps", num_burnin_steps, minimum=0)
     checks.count("num_steps_between_draws", num_steps_between_draws, minimum=1)
     checks.count("chain_offset", chain_offset, minimum=0)
-    size = num_chains if chunk_size is None else checks.count("chunk_size", chunk_size, minimum=1)
-    checks.choice("chain_method", chain_method, ("vmap", "loop"))
-    if not isinstance(compile, bool):
+    if chunk_size is not None:
+        checks.count("chunk_size", chunk_size, minimum=1)
+    checks.choice("chain_method", chain_method, ("vmap", "loop", "auto"))
+    if compile is not None and not isinstance(compile, bool):
         checks.choice("compile", compile, ("noise",))
     checks.choice("on_divergence", on_divergence, ("freeze", "raise"))
     random.check_key(key)
@@ -133,8 +140,11 @@ def sample(
     )
     observables = checks.observables(observables, tree.names(params))
 
+    memory.keep_freed_memory()
     device = tree.device(params)
-    key, vmapped = key.to(device), chain_method == "vmap"
+    key = key.to(device)
+    if compile is None and device.type == "cuda":
+        compile = "noise"
     data_key, start_key, momentum_key = random.split(key, 3)
     chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
     anchor = params if sampler.anchor is None else sampler.anchor
@@ -149,42 +159,62 @@ def sample(
         chains=chains,
         device=device,
     )
+    size = memory.chunk_size(state.params) if chunk_size is None else chunk_size
     plain_loss = loss_fn.loss_fn if isinstance(loss_fn, ControlVariates) else loss_fn
-    loss_dtype = _check_loss(plain_loss, state.params, batches, vmapped=vmapped)
-    _check_functions(log_prior, observables, state.params, vmapped=vmapped)
+
+    def check_functions(method: ChainMethod) -> torch.dtype:
+        vmapped = method == "vmap"
+        _check_functions(log_prior, observables, state.params, vmapped=vmapped)
+        return _check_loss(plain_loss, state.params, batches, vmapped=vmapped)
+
+    methods: list[ChainMethod] = ["loop"] if chain_method == "auto" else [chain_method]
+    loss_dtype = check_functions(methods[0])
+    if chain_method == "auto":
+        with contextlib.suppress(Exception):  # what does not vmap is looped over
+            check_functions("vmap")
+            methods.append("vmap")
     if initial_loss is None:
         reference = _mean_loss(plain_loss, batches, anchor.to(device))
     else:
         reference = checks.initial_loss(initial_loss, num_chains)
-
-    references, make = None, chain_kernel
-    if isinstance(loss_fn, ControlVariates):
-        references = References(loss_fn, sampler, batches, vmapped=vmapped)
-    if vmapped:
-        per_chain = references is not None and references.per_chain
-        make = partial(chains_kernel, shared_batch=batches.shared, reference_per_chain=per_chain)
-    noise = compiled(step_noise) if compile == "noise" else step_noise
-    step = freezing(make(loss_fn, log_prior=log_prior, metrics=save_metrics, noise=noise))
-    run = Run(
-        step=compiled(step) if compile is True else step,
-        sampler=sampler,
-        key=key,
-        chains=chains,
-        batches=batches,
-        references=references,
-        initial_loss=None if reference is None else reference.cpu(),
-        num_burnin_steps=num_burnin_steps,
-        num_steps_between_draws=num_steps_between_draws,
-        recorder=Recorder(
-            num_chains,
-            draw_steps=draw_steps,
-            observables=observables,
-            save_draws=save_draws,
-            loss_dtype=loss_dtype,
-            device=device,
-        ),
+    recorder = Recorder(
+        num_chains,
+        draw_steps=draw_steps,
+        observables=observables,
+        save_draws=save_draws,
+        loss_dtype=loss_dtype,
+        device=device,
     )
-    run.add_chunks(state, size if vmapped else None)
+
+    def run_by(method: ChainMethod) -> Run:
+        references, make = None, chain_kernel
+        if isinstance(loss_fn, ControlVariates):
+            references = References(loss_fn, sampler, batches, vmapped=method == "vmap")
+        if method == "vmap":
+            per_chain = references is not None and references.per_chain
+            make = partial(
+                chains_kernel, shared_batch=batches.shared, reference_per_chain=per_chain
+            )
+        noise = compiled(step_noise) if compile == "noise" else step_noise
+        step = freezing(make(loss_fn, log_prior=log_prior, metrics=save_metrics, noise=noise))
+        run = Run(
+            step=compiled(step) if compile is True else step,
+            chain_method=method,
+            sampler=sampler,
+            key=key,
+            chains=chains,
+            batches=batches,
+            references=references,
+            initial_loss=None if reference is None else reference.cpu(),
+            num_burnin_steps=num_burnin_steps,
+            num_steps_between_draws=num_steps_between_draws,
+            recorder=recorder,
+        )
+        run.add_chunks(state, size if method == "vmap" else None)
+        return run
+
+    runs = [run_by(method) for method in methods]
+    run = runs[0] if len(runs) == 1 else min(runs, key=Run.seconds_per_chain)
     return run.go(progress=progress, stop_at_divergence=on_divergence == "raise")
 
 

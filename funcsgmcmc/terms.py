@@ -233,28 +233,29 @@ def _move_leaf(
     leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], out: Tensor | None = None
 ) -> Tensor:
     total = tree.widened(leaf)
-    buffer = None
-    # A direction that is w itself must be read before w changes.
-    if out is not None and not _any_in(out, (*minus, *plus)):
-        buffer = out if out.dtype == total.dtype else total
+    # What may be written to: w itself or a wider copy, unless a direction is to be read from it.
+    in_place = out is not None and not _lies_in(out, (*minus, *plus))
     for sign, terms in ((-1, minus), (1, plus)):
         for coefficient, direction in terms:
             if isinstance(coefficient, Tensor):
                 coefficient = tree.expand_right(coefficient, leaf)
                 total = torch.addcmul(total, direction, coefficient, value=sign)
+            elif in_place:
+                total.add_(direction, alpha=sign * coefficient)
             else:
-                total = torch.add(total, direction, alpha=sign * coefficient, out=buffer)
+                total = torch.add(total, direction, alpha=sign * coefficient)
     if out is None:
         return total if total.dtype == leaf.dtype else total.to(leaf.dtype)
     return out if total is out else out.copy_(total)
 
 
-def _any_in(memory: Tensor, terms: Sequence[Term]) -> bool:
+def _lies_in(memory: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a direction lies in some memory."""
     storage = memory.untyped_storage().data_ptr()
-    return any(
-        cast(Tensor, term.direction).untyped_storage().data_ptr() == storage for term in terms
-    )
+    for _, direction in terms:
+        if cast(Tensor, direction).untyped_storage().data_ptr() == storage:
+            return True
+    return False
 
 
 def total(terms: Sequence[Term]) -> MaybeTerm:

@@ -76,7 +76,7 @@ def test_a_loop_takes_a_pure_loss_that_writes_into_its_own_tensor():
     assert samples.num_steps == 2
 
 
-@pytest.mark.parametrize("chain_method", ["vmap", "loop"])
+@pytest.mark.parametrize("chain_method", ["vmap", "loop", "auto"])
 @pytest.mark.parametrize("kind", ["random", "buffer"])
 def test_impure_losses_are_refused_with_advice(kind, chain_method):
     count = torch.zeros(3)
@@ -157,7 +157,7 @@ BAD_CALLS = [
     (
         {"chain_method": "pmap"},
         ValueError,
-        "chain_method must be one of 'vmap', 'loop', got 'pmap'",
+        "chain_method must be one of 'vmap', 'loop', 'auto', got 'pmap'",
     ),
     (
         {"loss_fn": lambda p, b: b.sum()},

@@ -3,12 +3,12 @@
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
+from funcsgmcmc.running import Run
 from problems import assert_same, classification, good_loss, observables, records, run
 from registry import BY_NAME, CASES
 
@@ -215,18 +215,40 @@ def test_a_run_restarts_from_its_final_state_in_its_box():
     fs.sample(good_loss, first.state.params, torch.ones(4), sampler, **arguments)
 
 
-def test_a_sweep_over_many_networks_compiles_each():
-    """More versions than torch allows of one code object by default."""
-    for width in range(1, 11):
-        model = nn.Linear(width, 2)
-        samples = fs.sample(
-            fs.module_loss(model, cross_entropy),
-            fs.params_of(model),
-            (torch.randn(6, width), torch.randint(2, (6,))),
-            fs.sgld(1e-3, nbeta=1.0),
-            num_chains=2,
-            num_draws=1,
-            key=fs.key(0),
-            compile=True,
-        )
-        assert samples.num_steps == 1
+@pytest.mark.parametrize("faster", ["vmap", "loop"])
+def test_auto_takes_the_faster_chain_method(params, monkeypatch, faster):
+    sampler = BY_NAME["sgld with everything"].make(params)
+    monkeypatch.setattr(Run, "seconds_per_chain", lambda run: float(run.chain_method != faster))
+    chosen = run(sampler, chain_method="auto")
+    assert chosen.chain_method == faster
+    assert_same(chosen, run(sampler, chain_method=faster), exact=True)
+
+
+def test_timing_a_step_changes_nothing(params):
+    sampler = BY_NAME["sgld with everything"].make(params)
+    timed = run(sampler, chain_method="auto", batch_size=None)
+    assert_same(timed, run(sampler, chain_method=timed.chain_method, batch_size=None), exact=True)
+
+
+def test_auto_loops_over_what_does_not_vmap():
+    def loss_fn(params, batch):
+        return ((params["w"] - batch.mean()) ** 2).sum() * (1 + (params["w"].sum().item() > 0))
+
+    samples = fs.sample(
+        loss_fn,
+        {"w": torch.ones(3)},
+        torch.ones(4),
+        fs.sgld(1e-3, nbeta=1.0),
+        num_chains=2,
+        num_draws=2,
+        key=fs.key(0),
+        chain_method="auto",
+    )
+    assert samples.chain_method == "loop"
+
+
+def test_a_compiled_function_takes_more_shapes_than_torch_allows_by_default():
+    double = fs.compiled(lambda values: 2 * values)
+    for size in range(1, 11):
+        assert torch.equal(double(torch.ones(size)), torch.full((size,), 2.0))
+    assert torch._dynamo.config.recompile_limit < 10

@@ -1,0 +1,124 @@
+"""Our side of the comparison: one step of all chains, whole and in its parts."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measuring import Call
+from networks import Workload, criterion
+from peers import LOCALIZATION, LR, NBETA
+from torch.utils import _pytree as pytree
+
+import funcsgmcmc as fs
+from funcsgmcmc import tree
+from funcsgmcmc.gradients import gradient
+from funcsgmcmc.kernel import chain_kernel, chains_kernel, step_noise
+from funcsgmcmc.memory import chunk_size
+from funcsgmcmc.samplers.base import Sampler
+
+Wrap = Callable[..., Any]
+
+
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What eager code does in place of `fs.compiled`."""
+    return function
+
+
+class Ours:
+    """A workload's loss, sampler, keys and start."""
+
+    def __init__(self, workload: Workload) -> None:
+        model = workload.make()
+        self.workload = workload
+        self.loss_fn, self.params = fs.module_loss(model, criterion), fs.params_of(model)
+        self.sampler = fs.sgld(LR, nbeta=NBETA, localization=LOCALIZATION, anchor=self.params).to(
+            tree.device(self.params)
+        )
+        key = fs.key(0, tree.device(self.params))
+        self.keys = fs.fold_in(key, torch.arange(workload.chains))
+        self.start = self.sampler.init(self.params.expand(workload.chains))
+
+    def vmapped(self, wrap: Wrap, **settings: Any) -> Call:
+        """A step with gradients under vmap, in the chunks that `sample` makes by default."""
+        kernel = wrap(chains_kernel(self.loss_fn, shared_batch=True, **settings))
+        size = chunk_size(self.start.params)
+        states, keys = list(self.start.split(size)), self.keys.split(size)
+
+        def step() -> None:
+            for chunk, state in enumerate(states):
+                states[chunk], _ = kernel(self.sampler, state, self.workload.batch, keys[chunk])
+
+        return step
+
+    def looped(self, wrap: Wrap, **settings: Any) -> Call:
+        """A step of one chain after the other."""
+        kernel = wrap(chain_kernel(self.loss_fn, **settings))
+        states = list(self.start.unbind(0))
+
+        def step() -> None:
+            for chain, state in enumerate(states):
+                states[chain], _ = kernel(
+                    self.sampler, state, self.workload.batch, self.keys[chain]
+                )
+
+        return step
+
+    def steps(self) -> dict[str, Call]:
+        """Every way to make a step."""
+        ways = {
+            "eager": self.vmapped(as_it_is),
+            "eager, metrics": self.vmapped(as_it_is, metrics=True),
+            "eager, compiled noise": self.vmapped(as_it_is, noise=fs.compiled(step_noise)),
+            "compiled": self.vmapped(fs.compiled),
+            "compiled, metrics": self.vmapped(fs.compiled, metrics=True),
+            "loop, eager": self.looped(as_it_is),
+            "loop, compiled": self.looped(fs.compiled),
+        }
+        if tree.device(self.params).type == "cuda":
+            ways["compiled, CUDA graphs"] = self.vmapped(graphed)
+        return ways
+
+    def compiled_noise(self) -> Call:
+        """The noise of a step."""
+        draw, size = fs.compiled(step_noise), tree.size(self.params)
+        return lambda: draw(self.keys, self.start.step, size, tree.noise_dtype(self.params))
+
+    def parts(self, wrap: Wrap) -> dict[str, Call]:
+        """Gradient, noise and update, each alone."""
+        size, dtype = tree.size(self.params), tree.noise_dtype(self.params)
+        gradients = wrap(torch.vmap(gradient(self.loss_fn), in_dims=(0, None)))
+        draw, update = wrap(step_noise), wrap(Sampler.update)
+        params, step = self.start.params, self.start.step
+        grads = gradients(params, self.workload.batch).grads
+        noise = tree.unflatten(draw(self.keys, step, size, dtype), params)
+        return {
+            "gradient": lambda: gradients(params, self.workload.batch),
+            "noise": lambda: draw(self.keys, step, size, dtype),
+            "update": lambda: update(self.sampler, self.start, grads, noise),
+        }
+
+    def chosen(self) -> str:
+        """The way that `chain_method="auto"` takes, compiled."""
+        samples = fs.sample(
+            self.loss_fn,
+            self.params,
+            [self.workload.batch],
+            self.sampler,
+            num_chains=self.workload.chains,
+            num_draws=1,
+            key=fs.key(0),
+            chain_method="auto",
+            compile=True,
+        )
+        return "compiled" if samples.chain_method == "vmap" else "loop, compiled"
+
+
+def graphed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compiled, with CUDA graphs; what they return is cloned, since the next call overwrites it."""
+    run = fs.compiled(function, cuda_graphs=True)
+
+    def call(*arguments: Any) -> Any:
+        torch.compiler.cudagraph_mark_step_begin()
+        return pytree.tree_map(torch.clone, run(*arguments))
+
+    return call

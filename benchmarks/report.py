@@ -1,0 +1,308 @@
+"""The page that the documentation shows: targets, tables and plots of one run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+PARTS = ("gradient", "noise", "update", "metrics")
+LINES = {
+    "published loop": "devinterp, loop",
+    "bare loop": "forward and backward alone, loop",
+    "posteriors, vmapped": "posteriors, vmap",
+    "blackjax, jit": "blackjax, jit and vmap",
+    "blackjax, scan": "blackjax, steps in a scan",
+    "eager": "funcsgmcmc, eager",
+    "compiled": "funcsgmcmc, compiled",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that was aimed at.
+
+    Attributes:
+        what: What is compared.
+        aim: The bound.
+        values: By case, for instance by workload.
+        at_most: Whether the bound is from above.
+    """
+
+    what: str
+    aim: float
+    values: dict[str, float]
+    at_most: bool = True
+
+    @property
+    def met(self) -> bool:
+        """Whether every case keeps to the bound."""
+        return all(
+            value <= self.aim if self.at_most else value >= self.aim
+            for value in self.values.values()
+        )
+
+    def row(self) -> list[str]:
+        """Cells of a table."""
+        bound = f"{'≤' if self.at_most else '≥'} {self.aim:g}"
+        values = ", ".join(f"{case} {value:.3g}".strip() for case, value in self.values.items())
+        return [self.what, bound, values, "yes" if self.met else "**no**"]
+
+
+def targets(report: Report) -> list[Target]:
+    """All that the report has figures for."""
+    found: list[Target] = []
+    chains = {name: found["milliseconds"] for name, found in report.get("chains", {}).items()}
+
+    def compare(
+        what: str, aim: float, names: str, over: str, under: str | Sequence[str], **sense: bool
+    ) -> None:
+        unders = [under] if isinstance(under, str) else under
+        values = {
+            name: chains[name][over] / sum(chains[name][part] for part in unders)
+            for name in names
+            if name in chains and {over, *unders} <= chains[name].keys()
+        }
+        if values:
+            found.append(Target(what, aim, values, **sense))
+
+    everywhere = "".join(chains)
+    compare("compiled / bare loop", 0.5, "A", "compiled", "bare loop")
+    compare("published / compiled", 8, "A", "published loop", "compiled", at_most=False)
+    compare(
+        "published / compiled, metrics on both sides",
+        20,
+        "A",
+        "published loop, metrics",
+        "compiled, metrics",
+        at_most=False,
+    )
+    compare("posteriors / compiled", 3, "AB", "posteriors, vmapped", "compiled", at_most=False)
+    compare("blackjax jit / compiled", 1.5, "AB", "blackjax, jit", "compiled", at_most=False)
+    compare("eager / posteriors", 1, "A", "eager", "posteriors, vmapped")
+    best = {
+        name: chains[name][report["chains"][name]["auto"]] / chains[name]["bare loop"]
+        for name in "DE"
+        if name in chains
+    }
+    if best:
+        found.append(Target('`chain_method="auto"`, compiled / bare loop', 0.9, best))
+    compare("compiled, with / without metrics", 1.1, everywhere, "compiled, metrics", "compiled")
+    compare("eager, with / without metrics", 1.2, everywhere, "eager, metrics", "eager")
+    compare("noise, compiled / `normal_`", 0.5, "AB", "noise, compiled", "noise, normal_")
+    compare("noise, eager / `normal_`", 2, "AB", "noise, eager", "noise, normal_")
+    compare(
+        "compiled step / (gradient + noise)",
+        1.15,
+        everywhere,
+        "compiled",
+        ("gradient, compiled", "noise, compiled"),
+    )
+    starting = report.get("starting", {})
+    for name, cold, warm in (("noise", 7, 2.5), ("step", 12, 3.5)):
+        if name in starting:
+            for how, aim in (("cold", cold), ("warm", warm)):
+                what = f"first call of the compiled {name}, {how}, s"
+                found.append(Target(what, aim, {"": starting[name][how]}))
+    if "update" in report:
+        peak = report["update"]["peak, MiB"]
+        size, leaf = report["update"]["parameters, MiB"], report["update"]["largest leaf, MiB"]
+        copies = {name: peak[f"{name}, compiled"] / size for name in ("update", "update and noise")}
+        found.append(Target("F: peak memory, compiled, in copies of the parameters", 1, copies))
+        ours = {"": peak["compat"] / leaf}
+        found.append(Target("F: peak memory, compat, in largest leaves", 2, ours))
+    for suffix, aim in (("", 1.0), (", metrics", 0.45)):
+        for part, methods in report.get("optimizers", {}).items():
+            values = {
+                method.removesuffix(", metrics"): both["compat"] / both["published"]
+                for method, both in methods.items()
+                if method.endswith(", metrics") == bool(suffix)
+            }
+            found.append(Target(f"H: compat / published, {part}{suffix}", aim, values))
+    return found
+
+
+def write(report: Report, folder: Path, name: str) -> None:
+    """Write `<name>.md` and its plots.
+
+    Args:
+        report: What `run.py` has measured.
+        folder: Where to.
+        name: Of the machine: `cpu` or `cuda`.
+    """
+    where = f"{report['device']}, {report['threads']} threads"
+    versions = ", ".join(f"{package} {v}" for package, v in report["versions"].items())
+    page = [
+        f"# Benchmarks: {name}",
+        f"Measured by `make bench` on {where}; {versions}. All contenders take turns in one "
+        "process; figures are medians, in milliseconds, of one step of all chains.",
+    ]
+    if "chains" in report:
+        page += ["## Networks", *_titles(report), _chains_table(report)]
+        _plot_parts(report, folder / f"{name}-parts.png")
+        page.append(f"![Time of a step by its parts]({name}-parts.png)")
+    if "sweep" in report:
+        page += ["## Number of chains", "Network A, batch 64.", _sweep_table(report)]
+        _plot_sweep(report, folder / f"{name}-chains.png")
+        page.append(f"![Time of a step against the number of chains]({name}-chains.png)")
+    if "update" in report:
+        page += ["## The update alone", _update_text(report), _update_table(report)]
+    if "optimizers" in report:
+        page += ["## compat", _optimizers_table(report)]
+    if "starting" in report:
+        page += ["## Before the first step", _starting_table(report)]
+    rows = [target.row() for target in targets(report)]
+    page += ["## Targets", _table(["ratio of medians", "target", "measured", "met"], rows)]
+    (folder / f"{name}.md").write_text("\n\n".join(page) + "\n")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _titles(report: Report) -> list[str]:
+    return ["\n".join(f"- {found['title']}" for found in report["chains"].values())]
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _by_contender(columns: dict[str, dict[str, float]]) -> list[list[str]]:
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    return [[name, *(_cell(column.get(name)) for column in columns.values())] for name in names]
+
+
+def _chains_table(report: Report) -> str:
+    columns = {name: found["milliseconds"] for name, found in report["chains"].items()}
+    return _table(["", *columns], _by_contender(columns))
+
+
+def _sweep_table(report: Report) -> str:
+    return _table(["chains", *report["sweep"]], _by_contender(report["sweep"]))
+
+
+def _update_text(report: Report) -> str:
+    size, copy = report["update"]["parameters, MiB"], report["update"]["milliseconds"]["copy"]
+    return (
+        f"F: one chain of 10 M parameters ({size:.0f} MiB), peak memory beyond what is there "
+        f"before. A copy moves {2 * size / 1024 / copy * 1e3:.0f} GiB/s; the update, which reads "
+        "four trees and writes one, "
+        + ", ".join(
+            f"{5 * size / 1024 / report['update']['milliseconds'][f'update, {how}'] * 1e3:.0f} "
+            f"GiB/s {how}"
+            for how in ("eager", "compiled")
+        )
+        + "."
+    )
+
+
+def _update_table(report: Report) -> str:
+    figures = report["update"]
+    rows = [
+        [name, f"{ms:.3g}", f"{figures['peak, MiB'][name]:.0f}"]
+        for name, ms in figures["milliseconds"].items()
+    ]
+    return _table(["", "ms", "peak, MiB"], rows)
+
+
+def _optimizers_table(report: Report) -> str:
+    rows = [
+        [
+            method,
+            *(
+                cell
+                for part in ("iteration", "step")
+                for cell in (
+                    f"{report['optimizers'][part][method]['compat']:.3g}",
+                    f"{report['optimizers'][part][method]['published']:.3g}",
+                    f"{_ratio(report['optimizers'][part][method]):.2f}",
+                )
+            ),
+        ]
+        for method in report["optimizers"]["step"]
+    ]
+    head = [
+        f"{part}: {what}" for part in ("iteration", "step") for what in ("", "published", "ratio")
+    ]
+    return _table(["H: one chain of network A", *head], rows)
+
+
+def _ratio(both: dict[str, float]) -> float:
+    return both["compat"] / both["published"]
+
+
+def _starting_table(report: Report) -> str:
+    rows = []
+    for name, value in report["starting"].items():
+        cells = [value["cold"], value["warm"]] if isinstance(value, dict) else [None, value]
+        rows.append([name, *map(_cell, cells)])
+    return _table(["seconds", "cold", "warm"], rows)
+
+
+def _plot_parts(report: Report, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3), layout="constrained", sharex=True)
+    for axis, how in zip(axes, ("eager", "compiled"), strict=True):
+        left = [0.0] * len(report["chains"])
+        for part in PARTS:
+            widths = []
+            for found in report["chains"].values():
+                figures = found["milliseconds"]
+                if part == "metrics":
+                    time = max(0.0, figures[f"{how}, metrics"] - figures[how])
+                else:
+                    time = figures[f"{part}, {how}"]
+                widths.append(time / figures["bare loop"])
+            axis.barh(list(report["chains"]), widths, left=left, label=part, height=0.7)
+            left = [a + b for a, b in zip(left, widths, strict=True)]
+        axis.axvline(1, color="0.3", linewidth=1, linestyle=":")
+        axis.set_title(how)
+        axis.set_xlabel("time / bare loop over chains")
+    axes[0].invert_yaxis()
+    axes[1].set_yticks(range(len(report["chains"])), list(report["chains"]))
+    axes[1].invert_yaxis()
+    axes[1].legend(frameon=False, fontsize="small", loc="lower right")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def _plot_sweep(report: Report, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
+    chains = [int(number) for number in report["sweep"]]
+    ends = []
+    for contender, label in LINES.items():
+        times = [found.get(contender) for found in report["sweep"].values()]
+        if None in times:
+            continue
+        ours = label.startswith("funcsgmcmc")
+        (line,) = axis.plot(
+            chains, times, marker="o", markersize=3.5, linewidth=2.2 if ours else 1.2
+        )
+        ends.append((times[-1], label, line.get_color()))
+    axis.set(xscale="log", yscale="log", xlabel="chains", ylabel="ms per step of all chains")
+    axis.set_xticks(chains, [str(number) for number in chains])
+    axis.minorticks_off()
+    axis.legend(
+        list(axis.get_lines()),
+        [label for _, label, _ in ends],
+        frameon=False,
+        fontsize="small",
+    )
+    axis.grid(alpha=0.25)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def summary(report: Report) -> str:
+    """The targets, for the terminal."""
+    return "\n".join(
+        f"{'met   ' if target.met else 'missed'}  {': '.join(target.row()[:1])}  "
+        f"{target.row()[1]}  measured {target.row()[2]}"
+        for target in targets(report)
+    )
