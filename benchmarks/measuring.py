@@ -90,6 +90,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {
+        "device_type": device.type,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

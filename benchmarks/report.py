@@ -9,13 +9,13 @@ Report = dict[str, Any]
 
 PARTS = ("gradient", "noise", "update", "metrics")
 LINES = {
-    "published loop": "devinterp, loop",
-    "bare loop": "forward and backward alone, loop",
-    "posteriors, vmapped": "posteriors, vmap",
-    "blackjax, jit": "blackjax, jit and vmap",
-    "blackjax, scan": "blackjax, steps in a scan",
-    "eager": "funcsgmcmc, eager",
-    "compiled": "funcsgmcmc, compiled",
+    "published loop": ("devinterp, loop", "tab:olive", "-"),
+    "bare loop": ("forward and backward alone, loop", "0.4", ":"),
+    "posteriors, vmapped": ("posteriors, vmap", "tab:green", "-"),
+    "blackjax, jit": ("blackjax, jit and vmap", "tab:orange", "-"),
+    "blackjax, scan": ("blackjax, steps in a scan", "tab:orange", "--"),
+    "eager": ("funcsgmcmc, eager", "tab:blue", "--"),
+    "compiled": ("funcsgmcmc, compiled", "tab:blue", "-"),
 }
 
 
@@ -112,6 +112,10 @@ def targets(report: Report) -> list[Target]:
         found.append(Target("F: peak memory, compiled, in copies of the parameters", 1, copies))
         ours = {"": peak["compat"] / leaf}
         found.append(Target("F: peak memory, compat, in largest leaves", 2, ours))
+        if report["device_type"] == "cuda":
+            share = _bandwidth(report, "update, compiled") / _bandwidth(report, "copy")
+            what = "F: bandwidth of the compiled update / of a copy"
+            found.append(Target(what, 0.8, {"": share}, at_most=False))
     for suffix, aim in (("", 1.0), (", metrics", 0.45)):
         for part, methods in report.get("optimizers", {}).items():
             values = {
@@ -132,11 +136,13 @@ def write(report: Report, folder: Path, name: str) -> None:
         name: Of the machine: `cpu` or `cuda`.
     """
     where = f"{report['device']}, {report['threads']} threads"
+    command = "make bench" if name == "cpu" else "make bench-gpu"
     versions = ", ".join(f"{package} {v}" for package, v in report["versions"].items())
     page = [
-        f"# Benchmarks: {name}",
-        f"Measured by `make bench` on {where}; {versions}. All contenders take turns in one "
-        "process; figures are medians, in milliseconds, of one step of all chains.",
+        "# Benchmarks",
+        f"Measured by `{command}` on {where}; {versions}. All contenders take turns in one "
+        "process; figures are medians, in milliseconds, of one step of all chains. "
+        f"[All figures]({name}.json).",
     ]
     if "chains" in report:
         page += ["## Networks", *_titles(report), _chains_table(report)]
@@ -184,18 +190,22 @@ def _sweep_table(report: Report) -> str:
     return _table(["chains", *report["sweep"]], _by_contender(report["sweep"]))
 
 
+def _bandwidth(report: Report, contender: str) -> float:
+    """GiB/s: a copy reads one tree and writes one, an update reads four (w, w₀, g, η)."""
+    trees = 2 if contender == "copy" else 5
+    size = report["update"]["parameters, MiB"] / 1024
+    return trees * size / report["update"]["milliseconds"][contender] * 1e3
+
+
 def _update_text(report: Report) -> str:
-    size, copy = report["update"]["parameters, MiB"], report["update"]["milliseconds"]["copy"]
+    copy, eager, compiled = (
+        f"{_bandwidth(report, contender):.0f}"
+        for contender in ("copy", "update, eager", "update, compiled")
+    )
     return (
-        f"F: one chain of 10 M parameters ({size:.0f} MiB), peak memory beyond what is there "
-        f"before. A copy moves {2 * size / 1024 / copy * 1e3:.0f} GiB/s; the update, which reads "
-        "four trees and writes one, "
-        + ", ".join(
-            f"{5 * size / 1024 / report['update']['milliseconds'][f'update, {how}'] * 1e3:.0f} "
-            f"GiB/s {how}"
-            for how in ("eager", "compiled")
-        )
-        + "."
+        f"F: one chain of 10 M parameters ({report['update']['parameters, MiB']:.0f} MiB), peak "
+        f"memory beyond what is there before. A copy moves {copy} GiB/s; the update, which reads "
+        f"four trees and writes one, {eager} GiB/s eager, {compiled} GiB/s compiled."
     )
 
 
@@ -275,25 +285,15 @@ def _plot_sweep(report: Report, path: Path) -> None:
 
     figure, axis = plt.subplots(figsize=(6.5, 4.2), layout="constrained")
     chains = [int(number) for number in report["sweep"]]
-    ends = []
-    for contender, label in LINES.items():
+    for contender, (label, color, style) in LINES.items():
         times = [found.get(contender) for found in report["sweep"].values()]
-        if None in times:
-            continue
-        ours = label.startswith("funcsgmcmc")
-        (line,) = axis.plot(
-            chains, times, marker="o", markersize=3.5, linewidth=2.2 if ours else 1.2
-        )
-        ends.append((times[-1], label, line.get_color()))
+        if None not in times:
+            width = 2.2 if label.startswith("funcsgmcmc") else 1.2
+            axis.plot(chains, times, color=color, linestyle=style, linewidth=width, label=label)
     axis.set(xscale="log", yscale="log", xlabel="chains", ylabel="ms per step of all chains")
     axis.set_xticks(chains, [str(number) for number in chains])
     axis.minorticks_off()
-    axis.legend(
-        list(axis.get_lines()),
-        [label for _, label, _ in ends],
-        frameon=False,
-        fontsize="small",
-    )
+    axis.legend(frameon=False, fontsize="small")
     axis.grid(alpha=0.25)
     figure.savefig(path, dpi=150)
     plt.close(figure)

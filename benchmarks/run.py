@@ -51,13 +51,18 @@ def main() -> None:
     if unknown:
         parser.error(f"--parts must be of {', '.join(measures)}, got {', '.join(unknown)}")
     options.output.mkdir(parents=True, exist_ok=True)
+    figures = options.output / f"{device.type}.json"
     found = environment(device)
     print(found)
+    if options.parts and figures.exists():
+        # Parts that are measured anew replace those of an earlier run on the same machine.
+        before = json.loads(figures.read_text())
+        found = before if found.items() <= before.items() else found
     for part in chosen:
         print(f"\n{part}", flush=True)
         found[part] = measures[part]()
         # Nothing measured is lost if a later part fails.
-        (options.output / f"{device.type}.json").write_text(json.dumps(found, indent=2) + "\n")
+        figures.write_text(json.dumps(found, indent=2) + "\n")
     report.write(found, options.output, device.type)
     print(f"\n{report.summary(found)}")
 

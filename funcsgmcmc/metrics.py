@@ -8,19 +8,18 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.terms import Terms
+from funcsgmcmc.terms import MaybeTerm, Terms, total
 from funcsgmcmc.tree import Scalar, Tree
 
-# The first fields of `Terms`, and the pairs of them whose inner products make the metrics.
-_GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE = range(6)
+# The first fields of `Terms`, the sum of both pulls, and the pairs of these whose inner products
+# make the metrics. The sum takes two products fewer, and nothing cancels between products.
+_GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE, _PRIOR = range(7)
 _SMALL = 16_384  # entries
 _PAIRS = (
     *((i, i) for i in range(6)),
-    (_GRAD, _LOCALIZATION),
-    (_GRAD, _DECAY),
+    (_GRAD, _PRIOR),
     (_GRAD, _NOISE),
-    (_LOCALIZATION, _NOISE),
-    (_DECAY, _NOISE),
+    (_PRIOR, _NOISE),
 )
 
 
@@ -73,11 +72,12 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     Returns:
         Metrics, each entry `[*chains]`.
     """
-    directions, places = _distinct(terms)
+    measured = _measured(terms)
+    directions, places = _distinct(measured)
     dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in _pairs(places)}
     numel = tree.count(cast(TensorDict, terms.noise.direction), mask)
     values = [dots[places[a], places[b]] for a, b in _PAIRS]
-    return _from_products(_coefficients(terms), values, numel)
+    return _from_products(_coefficients(measured), values, numel)
 
 
 class PartialMetrics:
@@ -88,15 +88,16 @@ class PartialMetrics:
     """
 
     def __init__(self) -> None:
-        self._coefficients: list[Scalar | None] = [None] * 6
+        self._coefficients: list[Scalar | None] = [None] * 7
         self._values: list[Scalar] = [0.0] * len(_PAIRS)
         self._waiting: dict[tuple[int, ...], list[Tensor]] = {}
         self._entries_waiting = 0
 
     def add(self, terms: Terms) -> None:
         """Take in the terms of one part; the coefficients must be those of the other parts."""
-        self._coefficients = _coefficients(terms)
-        directions, places = _distinct(terms)
+        measured = _measured(terms)
+        self._coefficients = _coefficients(measured)
+        directions, places = _distinct(measured)
         tensors = cast(list[Tensor], directions)
         entries = tensors[0].numel()
         if entries > _SMALL or not tensors[0].is_cpu:
@@ -139,20 +140,26 @@ def _pairs(places: tuple[int, ...]) -> list[tuple[int, int]]:
     return sorted({(places[a], places[b]) for a, b in _PAIRS})
 
 
-def _coefficients(terms: Terms) -> list[Scalar | None]:
-    """The coefficients of the first six terms; None for one that is `()`."""
-    return [term.coefficient if term else None for term in terms[:6]]
+def _measured(terms: Terms) -> list[MaybeTerm]:
+    """The terms that metrics are of, the sum of both pulls last."""
+    pulls = [term for term in (terms.localization, terms.weight_decay) if term]
+    return [*terms[:6], total(pulls)]
 
 
-def _distinct(terms: Terms) -> tuple[list[Tree], tuple[int, ...]]:
-    """The directions of a step's terms, and which of them each of the first six terms has.
+def _coefficients(terms: Sequence[MaybeTerm]) -> list[Scalar | None]:
+    """The terms' coefficients; None for one that is `()`."""
+    return [term.coefficient if term else None for term in terms]
+
+
+def _distinct(terms: Sequence[MaybeTerm]) -> tuple[list[Tree], tuple[int, ...]]:
+    """The terms' directions without repetition, and which of them each term has.
 
     Without preconditioner, mask and log-prior several terms share one direction. A term that is
     `()` is given the first one; nobody reads what comes of it.
     """
     directions: list[Tree] = []
     places: list[int] = []
-    for term in terms[:6]:
+    for term in terms:
         place = 0
         if term:
             direction = term.direction
@@ -170,7 +177,7 @@ def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: An
     """Norms and inner products of terms from those of their directions.
 
     Args:
-        coefficients: Of the first six terms; None for one that is `()`.
+        coefficients: Of the terms and of the sum of pulls; None for one that is `()`.
         values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if the coefficients are.
         numel: As in `Metrics`.
     """
@@ -191,8 +198,8 @@ def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: An
         weight_decay=norm(_DECAY),
         noise=norm(_NOISE),
         distance=norm(_DISTANCE),
-        dot_grad_prior=dot(_GRAD, _LOCALIZATION) + dot(_GRAD, _DECAY),
+        dot_grad_prior=dot(_GRAD, _PRIOR),
         dot_grad_noise=dot(_GRAD, _NOISE),
-        dot_prior_noise=dot(_LOCALIZATION, _NOISE) + dot(_DECAY, _NOISE),
+        dot_prior_noise=dot(_PRIOR, _NOISE),
         numel=numel,
     )
