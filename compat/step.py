@@ -91,6 +91,6 @@ def langevin_step_(
     """
     w, terms = param.data, langevin(parts, lr)
     report.add(param, terms, parts.gains.mask)
-    move(w, terms.down(), terms.up(), out=w)
+    move(w, terms.down(), terms.up(), in_place=True)
     if half_width is not None:
         w.copy_(boxed(w, initial, half_width))

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -64,15 +64,13 @@ class References:
         estimator: ControlVariates,
         sampler: Sampler,
         batches: TensorData | IterableData,
-        *,
-        vmapped: bool,
     ) -> None:
         anchor = cast(TensorDict, sampler.anchor)
         self.per_chain = estimator.refresh_interval is not None or bool(anchor.batch_size)
         self._interval = estimator.refresh_interval
         self._batches = batches
         self._one: Callable[..., Gradient] = gradient(estimator.loss_fn)
-        self._many = torch.vmap(self._one, in_dims=(0, None)) if vmapped else self._one
+        self._many = torch.vmap(self._one, in_dims=(0, None))
         if batches.one_pass() is None:
             raise ValueError(checks.cannot_pass())
         self._shared = None if self.per_chain else self._made(anchor)
@@ -151,27 +149,34 @@ class Run:
         """Make one step of every chunk, and record it."""
         for chunk in self.chunks:
             self.recorder.draw(chunk.index, chunk.state.params)
-            chunk.state, info, chunk.frozen_at = self.stepped(chunk)
+            chunk.state, info, chunk.frozen_at = self.step(
+                chunk.sampler, chunk.state, self.batch(chunk), chunk.key, chunk.frozen_at
+            )
             self.recorder.step(chunk.index, info)
         self.recorder.steps_done += 1
 
-    def stepped(self, chunk: _ChunkState) -> tuple[State, Info, Tensor]:
-        """A chunk's next state, what the step reports, and where its chains are frozen."""
+    def batch(self, chunk: _ChunkState) -> Any:
+        """What a chunk's next step sees: its examples, and the reference of control variates."""
         batch = self.batches.batch(self.recorder.steps_done, chunk.index)
-        if self.references is not None:
-            batch = (batch, self.references.at(self.recorder.steps_done, chunk))
-        return self.step(chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at)
+        if self.references is None:
+            return batch
+        return batch, self.references.at(self.recorder.steps_done, chunk)
 
     def seconds_per_chain(self) -> float:
         """Time a chain's next step takes, at best of a few; nothing is recorded or changed."""
         chunk, seconds = self.chunks[0], []
-        with torch.no_grad():
+        # What a pass over the data draws from torch's generator is drawn again by the run.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            batch = self.batch(chunk)
             for _ in range(_TIMED_STEPS):
                 start = time.perf_counter()
-                _, info, _ = self.stepped(chunk)
+                _, info, _ = self.step(
+                    chunk.sampler, chunk.state, batch, chunk.key, chunk.frozen_at
+                )
                 info.loss.tolist()  # waits for the device
                 seconds.append(time.perf_counter() - start)
-        return min(seconds) / max(1, chunk.key[..., 0].numel())
+        chunk.reference = None
+        return min(seconds) / chunk.frozen_at.numel()
 
     @property
     def num_healthy(self) -> int:
@@ -213,6 +218,23 @@ class Run:
         steps = self.recorder.draw_steps[: values.shape[1]]
         stopped = (frozen_at[:, None] >= 0) & (steps >= frozen_at[:, None])
         return values.masked_fill(stopped, torch.nan)
+
+
+def fastest(runs: Sequence[Run]) -> Run:
+    """The run whose next step takes the least time a chain.
+
+    One that cannot make the step is left out, with a warning. If none can, it is the first: going
+    on with it raises its error.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    seconds: dict[int, float] = {}
+    for index, run in enumerate(runs):
+        try:
+            seconds[index] = run.seconds_per_chain()
+        except Exception as error:
+            warnings.warn(f"chain_method {run.chain_method!r} fails: {error}", stacklevel=3)
+    return runs[min(seconds, key=lambda index: seconds[index], default=0)]
 
 
 FreezingStep = Callable[[Sampler, State, Any, Tensor, Tensor], tuple[State, Info, Tensor]]

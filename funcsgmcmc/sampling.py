@@ -1,8 +1,9 @@
 """`sample`: checks what it is given, sets a run up, and lets it go."""
 
-import contextlib
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 import torch
@@ -15,7 +16,7 @@ from funcsgmcmc.gradients import ControlVariates, LossFn, gradient, loss_and_aux
 from funcsgmcmc.kernel import chain_kernel, chains_kernel, compiled, step_noise
 from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.recording import Observable, Recorder
-from funcsgmcmc.running import ChainMethod, References, Run, freezing
+from funcsgmcmc.running import ChainMethod, References, Run, fastest, freezing
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.samples import Samples
 from funcsgmcmc.schedules import Schedule, over_steps
@@ -89,15 +90,16 @@ def sample(
         save_metrics: Whether to record metrics at every step.
         chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
             after the other, for models that do not vmap. `"auto"`: a few steps of each are timed,
-            and the faster one is taken; with `compile`, both are compiled. Which one that was
-            stands in the record.
+            and the faster one is taken; with `compile`, both are compiled. One that fails is left
+            out, with a warning. Which one was taken stands in the record.
         chunk_size: Chains in one vmapped computation. Bounds memory. Default: all; on the CPU, as
-            many as make one buffer of parameters of up to 32 MiB, since larger ones are slower.
+            many as make one buffer of parameters of up to 32 MiB, since larger ones are slower, if
+            that is 16 or more.
         compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
             takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
             to three times as fast. `"noise"` compiles the noise only, for losses that do not
-            compile. Default: the noise on CUDA, where each operation would be a launch, and
-            nothing on the CPU.
+            compile. Default: the noise on CUDA with Triton, where each operation would be a
+            launch, and nothing elsewhere.
         on_divergence: What to do with a chain whose loss or parameters become non-finite:
             `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
         initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
@@ -143,7 +145,7 @@ def sample(
     memory.keep_freed_memory()
     device = tree.device(params)
     key = key.to(device)
-    if compile is None and device.type == "cuda":
+    if compile is None and device.type == "cuda" and find_spec("triton"):
         compile = "noise"
     data_key, start_key, momentum_key = random.split(key, 3)
     chains = torch.arange(chain_offset, chain_offset + num_chains, device=device)
@@ -170,9 +172,11 @@ def sample(
     methods: list[ChainMethod] = ["loop"] if chain_method == "auto" else [chain_method]
     loss_dtype = check_functions(methods[0])
     if chain_method == "auto":
-        with contextlib.suppress(Exception):  # what does not vmap is looped over
+        try:
             check_functions("vmap")
             methods.append("vmap")
+        except Exception as error:
+            warnings.warn(f"chains are looped over, since they do not vmap: {error}", stacklevel=2)
     if initial_loss is None:
         reference = _mean_loss(plain_loss, batches, anchor.to(device))
     else:
@@ -186,10 +190,12 @@ def sample(
         device=device,
     )
 
+    references = None
+    if isinstance(loss_fn, ControlVariates):
+        references = References(loss_fn, sampler, batches)
+
     def run_by(method: ChainMethod) -> Run:
-        references, make = None, chain_kernel
-        if isinstance(loss_fn, ControlVariates):
-            references = References(loss_fn, sampler, batches, vmapped=method == "vmap")
+        make = chain_kernel
         if method == "vmap":
             per_chain = references is not None and references.per_chain
             make = partial(
@@ -213,8 +219,7 @@ def sample(
         run.add_chunks(state, size if method == "vmap" else None)
         return run
 
-    runs = [run_by(method) for method in methods]
-    run = runs[0] if len(runs) == 1 else min(runs, key=Run.seconds_per_chain)
+    run = fastest([run_by(method) for method in methods])
     return run.go(progress=progress, stop_at_divergence=on_divergence == "raise")
 
 
@@ -277,8 +282,8 @@ def _check_loss(
             chain = (params[:1], batches.batch(0, slice(0, 1)))
             loss = torch.vmap(evaluate, in_dims=in_dims)(*chain).loss
         else:
+            chain = (params[0], batches.batch(0, 0))  # a loader may draw to shuffle
             generator = torch.get_rng_state()
-            chain = (params[0], batches.batch(0, 0))
             loss, again = (evaluate(*chain).loss for _ in range(2))
             checks.same_twice(loss, again, torch.equal(generator, torch.get_rng_state()))
     except RuntimeError as error:

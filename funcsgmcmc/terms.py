@@ -40,7 +40,8 @@ class Term(NamedTuple):
     def value(self) -> Tree:
         """The term itself, a tree in float32 or better."""
         return tree.map_leaves(
-            lambda leaf: tree.expand_right(self.coefficient, leaf) * leaf, self.direction
+            lambda leaf: tree.expand_right(self.coefficient, leaf) * tree.widened(leaf),
+            self.direction,
         )
 
 
@@ -199,7 +200,7 @@ def _applied(drift: Scalar, term: MaybeTerm, gain: Tree | None) -> MaybeTerm:
 
 
 def move(
-    params: AnyTree, minus: Sequence[Term], plus: Sequence[Term], out: Tensor | None = None
+    params: AnyTree, minus: Sequence[Term], plus: Sequence[Term], *, in_place: bool = False
 ) -> AnyTree:
     """Make the move: w − Σ minus + Σ plus, in the order given.
 
@@ -207,15 +208,15 @@ def move(
         params: w.
         minus: Terms to subtract.
         plus: Terms to add.
-        out: For a bare tensor with numbers as coefficients: where to write the result, which may
-            be `params` themselves. Memory for the sum is then needed only if the dtype is narrower
-            than float32, or a direction is `params` (weight decay without preconditioner).
+        in_place: For a bare tensor with numbers as coefficients: whether to write the result to
+            `params`. Memory for the sum is then needed only if the dtype is narrower than float32,
+            or a direction is `params` (weight decay without preconditioner).
 
     Returns:
         A tree like `params`: sums are taken in float32 or better, and rounded once.
     """
     if isinstance(params, Tensor):
-        moved_leaf: Any = _move_leaf(params, minus, plus, out)
+        moved_leaf: Any = _move_leaf(params, minus, plus, in_place)
         return moved_leaf
     moved = {
         name: _move_leaf(leaf, _at(name, minus), _at(name, plus))
@@ -230,23 +231,23 @@ def _at(name: tree.Name, terms: Sequence[Term]) -> list[Term]:
 
 
 def _move_leaf(
-    leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], out: Tensor | None = None
+    leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], in_place: bool = False
 ) -> Tensor:
     total = tree.widened(leaf)
-    # What may be written to: w itself or a wider copy, unless a direction is to be read from it.
-    in_place = out is not None and not _lies_in(out, (*minus, *plus))
+    # w itself or a wider copy of it may be written to, unless a direction is to be read from there.
+    writes = in_place and not _lies_in(total, (*minus, *plus))
     for sign, terms in ((-1, minus), (1, plus)):
         for coefficient, direction in terms:
             if isinstance(coefficient, Tensor):
                 coefficient = tree.expand_right(coefficient, leaf)
                 total = torch.addcmul(total, direction, coefficient, value=sign)
-            elif in_place:
+            elif writes:
                 total.add_(direction, alpha=sign * coefficient)
             else:
                 total = torch.add(total, direction, alpha=sign * coefficient)
-    if out is None:
-        return total if total.dtype == leaf.dtype else total.to(leaf.dtype)
-    return out if total is out else out.copy_(total)
+    if in_place:
+        return leaf if total is leaf else leaf.copy_(total)
+    return total if total.dtype == leaf.dtype else total.to(leaf.dtype)
 
 
 def _lies_in(memory: Tensor, terms: Sequence[Term]) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from tensordict import TensorDict
+from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
 
@@ -224,27 +225,88 @@ def test_auto_takes_the_faster_chain_method(params, monkeypatch, faster):
     assert_same(chosen, run(sampler, chain_method=faster), exact=True)
 
 
-def test_timing_a_step_changes_nothing(params):
-    sampler = BY_NAME["sgld with everything"].make(params)
-    timed = run(sampler, chain_method="auto", batch_size=None)
-    assert_same(timed, run(sampler, chain_method=timed.chain_method, batch_size=None), exact=True)
+@pytest.mark.parametrize("estimator", [None, fs.control_variates, lambda loss: fs.svrg(loss, 2)])
+@pytest.mark.parametrize("kind", ["minibatches", "list", "shuffled"])
+def test_timing_a_step_changes_nothing(params, kind, estimator):
+    model, data = classification()
+    loss_fn = fs.module_loss(model, cross_entropy)
+    loss_fn = loss_fn if estimator is None else estimator(loss_fn)
+
+    def go(method):
+        torch.manual_seed(0)
+        batches = data
+        if kind != "minibatches":
+            dataset = torch.utils.data.TensorDataset(*data)
+            batches = torch.utils.data.DataLoader(dataset, 16, shuffle=kind == "shuffled")
+        return fs.sample(
+            loss_fn,
+            params,
+            list(batches) if kind == "list" else batches,
+            fs.sgld(1e-3, nbeta=5.0),
+            num_chains=3,
+            num_draws=6,
+            batch_size=8 if kind == "minibatches" else None,
+            key=fs.key(0),
+            save_draws=True,
+            save_metrics=True,
+            chain_method=method,
+        )
+
+    timed = go("auto")
+    assert_same(timed, go(timed.chain_method), exact=True)
 
 
-def test_auto_loops_over_what_does_not_vmap():
-    def loss_fn(params, batch):
-        return ((params["w"] - batch.mean()) ** 2).sum() * (1 + (params["w"].sum().item() > 0))
+def no_vmap(params, batch):
+    return ((params["w"] - batch.mean()) ** 2).sum() * (1 + (params["w"].sum().item() > 0))
 
-    samples = fs.sample(
-        loss_fn,
-        {"w": torch.ones(3)},
-        torch.ones(4),
-        fs.sgld(1e-3, nbeta=1.0),
-        num_chains=2,
-        num_draws=2,
-        key=fs.key(0),
-        chain_method="auto",
-    )
+
+@pytest.mark.parametrize(
+    ("loss_fn", "changed", "message"),
+    [
+        (no_vmap, {}, r"chains are looped over, since they do not vmap: .*item\(\)"),
+        (
+            good_loss,
+            {"observables": {"first": lambda p: torch.tensor(p["w"][0].item())}},
+            "do not vmap",
+        ),
+    ],
+)
+def test_auto_loops_over_what_does_not_vmap(loss_fn, changed, message):
+    arguments = {"num_chains": 2, "num_draws": 2, "key": fs.key(0), "chain_method": "auto"}
+    problem = (loss_fn, {"w": torch.ones(3)}, torch.ones(4), fs.sgld(1e-3, nbeta=1.0))
+    with pytest.warns(UserWarning, match=message):
+        samples = fs.sample(*problem, **arguments, **changed)
     assert samples.chain_method == "loop"
+
+
+def test_auto_leaves_out_a_method_that_fails(params, monkeypatch):
+    def out_of_memory(run):
+        if run.chain_method == "vmap":
+            raise MemoryError("too many chains")
+        return 1.0
+
+    sampler = BY_NAME["sgld with everything"].make(params)
+    monkeypatch.setattr(Run, "seconds_per_chain", out_of_memory)
+    with pytest.warns(UserWarning, match="chain_method 'vmap' fails: too many chains"):
+        samples = run(sampler, chain_method="auto")
+    assert_same(samples, run(sampler, chain_method="loop"), exact=True)
+
+
+@pytest.mark.slow
+def test_a_compiled_sweep_over_many_networks():
+    for width in range(1, 11):
+        model = nn.Linear(width, 2)
+        samples = fs.sample(
+            fs.module_loss(model, cross_entropy),
+            fs.params_of(model),
+            (torch.randn(6, width), torch.randint(2, (6,))),
+            fs.sgld(1e-3, nbeta=1.0),
+            num_chains=2,
+            num_draws=1,
+            key=fs.key(0),
+            compile=True,
+        )
+        assert samples.num_steps == 1
 
 
 def test_a_compiled_function_takes_more_shapes_than_torch_allows_by_default():
