@@ -108,7 +108,7 @@ def targets(report: Report) -> list[Target]:
     if "update" in report:
         peak = report["update"]["peak, MiB"]
         size, leaf = report["update"]["parameters, MiB"], report["update"]["largest leaf, MiB"]
-        copies = {name: peak[f"{name}, compiled"] / size for name in ("update", "update and noise")}
+        copies = {"": peak["update, compiled"] / size}
         found.append(Target("F: peak memory, compiled, in copies of the parameters", 1, copies))
         ours = {"": peak["compat"] / leaf}
         found.append(Target("F: peak memory, compat, in largest leaves", 2, ours))
