@@ -227,7 +227,8 @@ def test_auto_takes_the_faster_chain_method(params, monkeypatch, faster):
 
 @pytest.mark.parametrize("estimator", [None, fs.control_variates, lambda loss: fs.svrg(loss, 2)])
 @pytest.mark.parametrize("kind", ["minibatches", "list", "shuffled"])
-def test_timing_a_step_changes_nothing(params, kind, estimator):
+@pytest.mark.parametrize("lr", [1e-3, torch.full((3,), 1e-3)], ids=["shared", "one a chain"])
+def test_timing_a_step_changes_nothing(params, kind, estimator, lr):
     model, data = classification()
     loss_fn = fs.module_loss(model, cross_entropy)
     loss_fn = loss_fn if estimator is None else estimator(loss_fn)
@@ -242,7 +243,7 @@ def test_timing_a_step_changes_nothing(params, kind, estimator):
             loss_fn,
             params,
             list(batches) if kind == "list" else batches,
-            fs.sgld(1e-3, nbeta=5.0),
+            fs.sgld(lr, nbeta=5.0),
             num_chains=3,
             num_draws=6,
             batch_size=8 if kind == "minibatches" else None,
