@@ -14,11 +14,11 @@ test: lint types docs $(VENV)/.reference
 test-slow: $(VENV)/.reference
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.test
+lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-types: $(VENV)/.test
+types: $(VENV)/.dev
 	$(BIN)/mypy
 
 docs: $(VENV)/.docs
@@ -31,7 +31,7 @@ bench-gpu: $(VENV)/.bench $(VENV)/.reference
 	$(BIN)/python benchmarks/run.py --device cuda
 
 # What `compat` is compared with. It asks for more than its optimizers use: no dependencies.
-$(VENV)/.reference: $(VENV)/.test
+$(VENV)/.reference: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt devinterp
 	touch $@
 

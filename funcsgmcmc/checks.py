@@ -496,6 +496,27 @@ def sampler(value: Any, kind: type) -> None:
         )
 
 
+def factory(make: Any, kind: type) -> None:
+    """Refuse what is not a sampler's factory.
+
+    Raises:
+        TypeError: It is not callable, or a sampler made by one.
+    """
+    if isinstance(make, kind) or not callable(make):
+        raise TypeError(
+            f"a sampler's laws need its factory, such as sgld, to try it with other settings, "
+            f"got {type(make).__name__}"
+        )
+
+
+def unknown_settings(name: str, missing: list[str]) -> str:
+    """What to say of a sampler whose own settings are not known."""
+    listed = ", ".join(missing)
+    return (
+        f"{name} has settings without a default: give them in settings or ranges, got no {listed}"
+    )
+
+
 def preconditioner(value: Any, kind: type) -> None:
     """Refuse what is not a preconditioner.
 

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
+from cases import BY_NAME
 from funcsgmcmc import random, tree
 from problems import classification, good_loss, run
-from registry import BY_NAME
 
 
 class Net(nn.Module):

@@ -1,5 +1,9 @@
-"""Every Python block of the README and the documentation runs, a file's blocks in order."""
+"""Every Python block of the README and the documentation runs, a file's blocks in order.
 
+What a page shows right below a block is what the block prints.
+"""
+
+import re
 from pathlib import Path
 
 import mktestdocs
@@ -17,6 +21,9 @@ def test_code_blocks_run(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     torch.set_default_dtype(torch.float32)
     mktestdocs.check_md_file(page, memory=True)
+    printed = capsys.readouterr().out
+    for shown in re.findall(r"```\n\n```text\n(.*?)```", page.read_text(), re.DOTALL):
+        assert shown in printed
 
 
 def test_pages_have_code():

@@ -7,9 +7,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
+from cases import CASES
 from funcsgmcmc import random, tree
 from problems import classification
-from registry import CASES
 
 
 @pytest.fixture(scope="module")

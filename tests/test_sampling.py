@@ -8,10 +8,10 @@ from torch.nn.functional import cross_entropy
 from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
+from cases import BY_NAME, CASES
 from funcsgmcmc import tree
 from funcsgmcmc.running import Run
 from problems import assert_same, classification, good_loss, observables, records, run
-from registry import BY_NAME, CASES
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import funcsgmcmc as fs
+from funcsgmcmc.testing import SPECS
 from problems import assert_same, run
-from registry import ENTRIES
 
 STEPS = torch.arange(40)
 
@@ -54,12 +54,15 @@ def test_bad_schedules_are_refused(make, message):
         make()
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=str)
-@pytest.mark.parametrize("name", ["lr", "nbeta", "temperature"])
-def test_a_constant_schedule_is_the_number(entry, name, params):
-    settings = {"lr": 1e-3, "nbeta": 3.0, "temperature": 0.8} | dict(entry.settings)
-    scheduled = entry.make(**(settings | {name: fs.constant(settings[name])}))
-    assert_same(run(entry.make(**settings)), run(scheduled), exact=True)
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [(spec, name) for spec in SPECS.values() for name in spec.schedulable],
+    ids=str,
+)
+def test_a_constant_schedule_is_the_number(spec, name, params):
+    settings = {"lr": 1e-3, "nbeta": 3.0, "temperature": 0.8} | dict(spec.settings)
+    scheduled = spec.make(**(settings | {name: fs.constant(settings[name])}))
+    assert_same(run(spec.make(**settings)), run(scheduled), exact=True)
 
 
 def test_a_schedule_per_chain_is_each_chains_own():

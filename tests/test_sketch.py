@@ -5,9 +5,9 @@ import torch
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
+from cases import CASES
 from funcsgmcmc import tree
 from funcsgmcmc.sketch import CountSketch, count_sketch, project, sketches
-from registry import CASES
 
 
 def trees(chains: int = 3, seed: int = 0) -> TensorDict:

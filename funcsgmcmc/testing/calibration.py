@@ -1,0 +1,196 @@
+"""Simulation-based calibration: does a sampler find what data were made from, as often as it says?
+
+For s = 1, …, S: draw w̃ from the prior and data from the likelihood at w̃, then L draws w from the
+posterior, each by a chain of its own. If these are right, the rank of w̃ among them,
+
+    r = #{l : f(w_l) < f(w̃)},
+
+is uniform on 0, …, L, for every function f. Chains of their own make the draws independent, as the
+theorem asks: no thinning is needed, only steps enough to forget the start, which is another draw
+from the prior.
+
+Source: Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms
+with simulation-based calibration", 2018 (arXiv:1804.06788), theorem 1 and algorithm 1.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from scipy import stats
+from tensordict import TensorDict
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from funcsgmcmc import checks, random, tree
+from funcsgmcmc.gradients import LossFn
+from funcsgmcmc.kernel import kernel
+from funcsgmcmc.priors import LogPrior
+from funcsgmcmc.samplers import Sampler, State
+from funcsgmcmc.testing import scores
+
+
+@dataclass(frozen=True)
+class Model:
+    """A prior and a likelihood, all of one chain.
+
+    Attributes:
+        prior: `prior(key) -> params`: a draw w̃ from the prior.
+        simulate: `simulate(params, key) -> data`: data made from w̃, a tensor or a tree of tensors.
+        loss: `loss(params, data)`: such that nβ times it is −log p(data | w) up to a constant.
+        log_prior: log p(w) up to a constant; None if the sampler's localization and weight decay
+            are all of the prior.
+    """
+
+    prior: Callable[[Tensor], TensorDict | dict[str, Tensor]]
+    simulate: Callable[[TensorDict, Tensor], Any]
+    loss: LossFn
+    log_prior: LogPrior | None = None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `check_calibration` found.
+
+    Attributes:
+        ranks: r, int64 `[S, F]`, for each simulation and each value of f.
+        num_draws: L.
+        p_values: By name of the test: whether the mean and the spread of the ranks, and the
+            histogram, are those of a uniform distribution.
+        limit: What none of them may be below.
+        smallest_scale_error: The relative error in the posterior's standard deviation, the same for
+            all of f, that would have been found with the probability asked for.
+    """
+
+    ranks: Tensor
+    num_draws: int
+    p_values: Mapping[str, float]
+    limit: float
+    smallest_scale_error: float
+
+    def __str__(self) -> str:
+        name, least = min(self.p_values.items(), key=lambda item: item[1])
+        return (
+            f"{len(self.ranks)} ranks among {self.num_draws} draws: smallest of "
+            f"{len(self.p_values)} p-values {least:.2g} ({name}; limit {self.limit:.2g}); an error "
+            f"of {100 * self.smallest_scale_error:.2g} % in the standard deviation is found"
+        )
+
+
+def check_calibration(
+    sampler: Sampler,
+    model: Model,
+    *,
+    quantities: Callable[[TensorDict], Tensor] = tree.flatten,
+    num_simulations: int = 2_000,
+    num_draws: int = 15,
+    num_steps: int = 300,
+    false_alarm: float = 1e-4,
+    power: float = 0.9,
+    seed: int = 0,
+) -> Calibration:
+    """Check by simulation that a sampler's posterior is calibrated.
+
+    Args:
+        sampler: With settings shared by all chains. Chains start, and are anchored unless the
+            sampler has an anchor, at draws from the prior.
+        model: Prior and likelihood.
+        quantities: f, from one chain's parameters to a tensor `[F]`; all entries by default.
+        num_simulations: S.
+        num_draws: L, each by a chain of `num_steps` steps: S times L chains run together.
+        num_steps: Enough for a chain to forget where it started.
+        false_alarm: Probability that a right sampler fails, over all tests together.
+        power: Probability with which an error of `smallest_scale_error` is found.
+        seed: Of all random numbers.
+
+    Returns:
+        The ranks, and the p-values of their being uniform.
+
+    Raises:
+        AssertionError: A p-value is below the limit.
+        TypeError, ValueError: An argument is not of the kind above.
+    """
+    checks.sampler(sampler, Sampler)
+    if sampler.shape:
+        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    checks.count("num_simulations", num_simulations, minimum=20)
+    checks.count("num_draws", num_draws, minimum=2)
+    checks.count("num_steps", num_steps, minimum=1)
+    scores.probability("false_alarm", false_alarm)
+    scores.probability("power", power)
+    truths, draws = _simulate(sampler, model, num_simulations, num_draws, num_steps, seed)
+    f = torch.vmap(quantities)
+    draws_of_f = f(draws).reshape(num_simulations, num_draws, -1)
+    if not bool(draws_of_f.isfinite().all()):
+        raise AssertionError("chains diverged: a smaller lr is needed to test calibration")
+    ranks = (draws_of_f < f(truths).reshape(num_simulations, 1, -1)).sum(1)
+    p_values = _p_values(ranks, num_draws)
+    limit = false_alarm / len(p_values)
+    result = Calibration(
+        ranks, num_draws, p_values, limit, _smallest_scale_error(num_simulations, limit, power)
+    )
+    wrong = {name: p for name, p in p_values.items() if not p >= limit}
+    if wrong:
+        lines = [f"{name}: p = {p:.2g}" for name, p in sorted(wrong.items(), key=lambda x: x[1])]
+        raise AssertionError(
+            f"{type(sampler).__name__} is not calibrated (p < {limit:.2g} for {len(wrong)} of "
+            f"{len(p_values)} tests):\n  " + "\n  ".join(lines)
+        )
+    return result
+
+
+def _simulate(
+    sampler: Sampler, model: Model, num_simulations: int, num_draws: int, num_steps: int, seed: int
+) -> tuple[TensorDict, TensorDict]:
+    """Truths `[S]`, and posterior draws `[S · L]`."""
+    of_truth, of_data, of_start, of_momentum, of_chain = random.split(random.key(seed), 5)
+
+    def from_prior(key: Tensor, number: int) -> TensorDict:
+        drawn = torch.vmap(model.prior)(random.split(key, number))
+        return checks.parameters(
+            TensorDict(dict(drawn), batch_size=number), "a draw from the prior"
+        )
+
+    num_chains = num_simulations * num_draws
+    truths = from_prior(of_truth, num_simulations)
+    data = torch.vmap(model.simulate)(truths, random.split(of_data, num_simulations))
+    data = pytree.tree_map(lambda values: values.repeat_interleave(num_draws, 0), data)
+    starts = from_prior(of_start, num_chains)
+    noise = tree.normal_like(random.split(of_momentum, num_chains), starts)
+    state: State = sampler.init(starts, noise)
+    step = torch.vmap(kernel(sampler, model.loss, log_prior=model.log_prior))
+    keys = random.split(of_chain, num_chains)
+    for _ in range(num_steps):
+        state, _ = step(state, data, keys)
+    return truths, state.params
+
+
+def _p_values(ranks: Tensor, num_draws: int) -> dict[str, float]:
+    """Tests of uniformity on 0, …, L: of the mean, of the spread around L/2, of the histogram."""
+    values = torch.arange(num_draws + 1, dtype=torch.float64) - num_draws / 2
+    variance, fourth = values.square().mean(), values.pow(4).mean()
+    away = ranks.double() - num_draws / 2
+    count = len(ranks)
+    tests: dict[str, float] = {}
+    for index, of_f in enumerate(away.T):
+        mean = of_f.mean() / (variance / count).sqrt()
+        spread = of_f.square().mean() - variance
+        spread = spread / ((fourth - variance**2) / count).sqrt()
+        tests[f"mean rank of quantity {index}"] = 2 * float(stats.norm.sf(abs(float(mean))))
+        tests[f"spread of ranks of quantity {index}"] = 2 * float(stats.norm.sf(abs(float(spread))))
+        histogram = torch.bincount(ranks[:, index], minlength=num_draws + 1)
+        tests[f"histogram of quantity {index}"] = float(stats.chisquare(histogram.numpy()).pvalue)
+    return tests
+
+
+def _smallest_scale_error(num_simulations: int, limit: float, power: float) -> float:
+    """The error in a posterior's standard deviation that the spread of ranks shows.
+
+    For a normal posterior and many draws, u = r/L has E(u − ½)² = 1/12 with standard error
+    √(1/180/S), and a standard deviation 1 + δ times too large changes it by −δ/(2√3 π).
+    """
+    critical = -scores.NORMAL.inv_cdf(limit / 2)
+    shift = scores.detectable(math.sqrt(1 / 180 / num_simulations), critical, power)
+    return shift * 2 * math.sqrt(3) * math.pi

@@ -1,0 +1,343 @@
+"""Every sampler's step in plain NumPy, for one chain, written from the papers.
+
+A chain is a dict of what evolves, under the names of the state's fields, with trees as vectors
+`[n]` in the order of their leaves:
+
+    params, momentum    vectors
+    thermostat          a number
+    step                the number of steps made
+
+A step is a function of it, the raw gradient g, the noise η, the pull −∇log p of a log-prior, and
+the settings:
+
+    lr, nbeta, temperature, localization, weight_decay    numbers
+    anchor, mask                                          vectors
+    bounding_box_size                                     a number, or inf for none
+    preconditioner                                        one of the library's, or None
+    hessian_diagonal                                      h, a vector
+    loss, log_prior                                       L(w) and log p(w), numbers
+
+and the sampler's own. A start is a function of w, the noise η₀, and the settings. Everything is
+float64. Forms differ from those of the library where they can.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import singledispatch
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+
+from funcsgmcmc import tree
+from funcsgmcmc.preconditioners import Adam, Composite, Diagonal, Identity, RMSprop
+
+Vector = NDArray[np.float64]
+Chain = dict[str, Any]
+Settings = Mapping[str, Any]
+ReferenceStep = Callable[..., Chain]
+ReferenceStart = Callable[..., Chain]
+
+
+class Gains(NamedTuple):
+    """What a preconditioner makes of a gradient.
+
+    Attributes:
+        gain: G.
+        correction: Γ.
+        drift_grad: What stands for g in the drift; None for g.
+        averages: What it remembers.
+    """
+
+    gain: Vector
+    correction: Vector
+    drift_grad: Vector | None
+    averages: Any
+
+
+@singledispatch
+def gains(preconditioner: Any, averages: Any, g: Vector, h: Vector) -> Gains:
+    """G, Γ and the rest, from what the preconditioner remembers (None at first), g and h."""
+    raise TypeError(f"no oracle for a preconditioner of type {type(preconditioner).__name__}")
+
+
+@gains.register
+def _(preconditioner: None, averages: Any, g: Vector, h: Vector) -> Gains:
+    return Gains(np.ones_like(g), np.zeros_like(g), None, None)
+
+
+@gains.register
+def _(preconditioner: Identity, averages: Any, g: Vector, h: Vector) -> Gains:
+    return Gains(np.ones_like(g), np.zeros_like(g), None, None)
+
+
+@gains.register
+def _(preconditioner: Diagonal, averages: Any, g: Vector, h: Vector) -> Gains:
+    gain = tree.flatten(preconditioner.gain).double().numpy()
+    return Gains(gain, np.zeros_like(g), None, None)
+
+
+@gains.register
+def _(preconditioner: RMSprop, averages: Any, g: Vector, h: Vector) -> Gains:
+    with_curvature = preconditioner.hessian is not None
+    return rmsprop(float(preconditioner.alpha), float(preconditioner.eps), with_curvature)(
+        averages, g, h
+    )
+
+
+@gains.register
+def _(preconditioner: Adam, averages: Any, g: Vector, h: Vector) -> Gains:
+    """Kingma & Ba 2015, algorithm 1: sums over all gradients seen, with their weights."""
+    seen = [*(averages or []), g]
+    beta1, beta2 = float(preconditioner.beta1), float(preconditioner.beta2)
+    first, second = (
+        sum(beta ** (len(seen) - 1 - i) * power for i, power in enumerate(powers))
+        / sum(beta**i for i in range(len(seen)))
+        for beta, powers in ((beta1, seen), (beta2, [past * past for past in seen]))
+    )
+    gain = 1 / (np.sqrt(second) + float(preconditioner.eps))
+    return Gains(gain, np.zeros_like(g), np.asarray(first), seen)
+
+
+@gains.register
+def _(preconditioner: Composite, averages: Any, g: Vector, h: Vector) -> Gains:
+    """The product rule."""
+    of_first, of_second = averages or (None, None)
+    a = gains(preconditioner.first, of_first, g, h)
+    b = gains(preconditioner.second, of_second, g, h)
+    return Gains(
+        a.gain * b.gain,
+        a.gain * b.correction + a.correction * b.gain,
+        a.drift_grad if b.drift_grad is None else b.drift_grad,
+        (a.averages, b.averages),
+    )
+
+
+def rmsprop(
+    alpha: float, eps: float, with_curvature: bool
+) -> Callable[[Vector | None, Vector, Vector], Gains]:
+    """Li et al. 2016, algorithm 1; Γ by the chain rule: dG = −G² d√V, dV = 2 (1 − α) g h dw."""
+
+    def gains(averages: Vector | None, g: Vector, h: Vector) -> Gains:
+        average = (1 - alpha) * g * g + (0.0 if averages is None else alpha * averages)
+        root = np.sqrt(average)
+        gain = 1 / (eps + root)
+        slope = np.divide((1 - alpha) * g * h, root, where=root > 0, out=np.zeros_like(g))
+        correction = -slope / (eps + root) ** 2 if with_curvature else np.zeros_like(g)
+        return Gains(gain, correction, None, average)
+
+    return gains
+
+
+def slope(w: Vector, g: Vector, pull: Vector, s: Settings) -> Vector:
+    """∇U(w)."""
+    gaussian = s["localization"] * (w - s["anchor"]) + s["weight_decay"] * w
+    return np.asarray(s["nbeta"] * g + gaussian + pull)
+
+
+def boxed(w: Vector, s: Settings) -> Vector:
+    """Back into the box."""
+    box = s["bounding_box_size"]
+    return np.minimum(np.maximum(w, s["anchor"] - box), s["anchor"] + box)
+
+
+def bounced(w: Vector, p: Vector, s: Settings) -> tuple[Vector, Vector]:
+    """Back into the box, the momentum turned round where that was needed."""
+    return boxed(w, s), np.where(np.abs(w - s["anchor"]) >= s["bounding_box_size"], -p, p)
+
+
+def refreshes(chain: Chain, s: Settings) -> bool:
+    """Whether this step draws the momentum afresh."""
+    interval = s.get("refresh_interval")
+    return interval is not None and (chain["step"] + 1) % interval == 0
+
+
+def sampled(s: Settings) -> int:
+    """d, the entries with a mask."""
+    return max(1, int(np.sum(s["mask"] != 0)))
+
+
+def started(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """A chain of a sampler without a momentum."""
+    return {"params": w, "step": 0}
+
+
+class Drift(NamedTuple):
+    """What the samplers without a momentum share.
+
+    Attributes:
+        down: G ∇U − T Γ.
+        gain: G.
+        chain: The chain, with its preconditioner's averages and one step more.
+    """
+
+    down: Vector
+    gain: Vector
+    chain: Chain
+
+
+def drift(chain: Chain, g: Vector, pull: Vector, s: Settings) -> Drift:
+    """The direction in which the chain goes down."""
+    known = gains(s["preconditioner"], chain.get("averages"), g, s["hessian_diagonal"])
+    in_drift = g if known.drift_grad is None else known.drift_grad
+    down = known.gain * slope(chain["params"], in_drift, pull, s)
+    moved = chain | {"averages": known.averages, "step": chain["step"] + 1}
+    return Drift(down - s["temperature"] * known.correction, known.gain, moved)
+
+
+def sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Welling & Teh 2011, eq. 4, with Li et al. 2016, eq. 6, for G."""
+    down, gain, moved = drift(chain, g, pull, s)
+    shock = s.get("noise_level", 1.0) * np.sqrt(s["lr"] * s["temperature"] * gain) * eta
+    w = chain["params"] + s["mask"] * (shock - s["lr"] / 2 * down)
+    return moved | {"params": boxed(w, s)}
+
+
+def rmsprop_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Li et al. 2016, algorithm 1."""
+    own = rmsprop(s["alpha"], s["eps"], s["curvature"] is not None)
+    known = own(chain.get("averages"), g, s["hessian_diagonal"])
+    w, half = chain["params"], s["lr"] / 2
+    down = known.gain * slope(w, g, pull, s) - s["temperature"] * known.correction
+    shock = np.sqrt(2 * half * s["temperature"]) * known.gain**0.5 * s.get("noise_level", 1.0)
+    moved = w + s["mask"] * shock * eta - half * s["mask"] * down
+    after = {"params": boxed(moved, s), "averages": known.averages, "step": chain["step"] + 1}
+    return chain | after
+
+
+def cyclical_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Zhang et al. 2020, eq. 1 and algorithm 1."""
+    length = s["num_steps_per_cycle"]
+    share = (chain["step"] - length * math.floor(chain["step"] / length)) / length
+    lr = s["lr"] * math.cos(math.pi * share / 2) ** 2
+    explores = share < s["exploration"]
+    changed = {"lr": lr, "temperature": 0.0 if explores else s["temperature"]}
+    return sgld(chain, g, eta, pull, **(s | changed))
+
+
+def sglrw(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Duffield et al. 2025: a move up where the noise is below the quantile of its probability."""
+    down, gain, moved = drift(chain, g, pull, s)
+    spacing = s["mask"] * np.sqrt(s["lr"] * s["temperature"] * gain)
+    ratio = np.divide(s["mask"] * s["lr"] / 2 * down, spacing, where=spacing > 0, out=0 * eta)
+    up = eta < ndtri(np.clip((1 - ratio) / 2, 0, 1))
+    return moved | {"params": boxed(chain["params"] + spacing * (2 * up - 1), s)}
+
+
+def contour_start(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """θ uniform over the parts."""
+    parts = s["num_partitions"]
+    return {"params": w, "step": 0, "theta": np.full(parts, 1 / parts), "log_weight": 0.0}
+
+
+def contour_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Deng et al. 2020, algorithm 1, part by part."""
+    w, theta, temperature = chain["params"], list(chain["theta"]), s["temperature"]
+    away = w - s["anchor"]
+    energy = s["nbeta"] * s["loss"] - s["log_prior"]
+    energy += s["localization"] * (away @ away) / 2 + s["weight_decay"] * (w @ w) / 2
+    edges = np.linspace(s["energy_range"][0], s["energy_range"][1], len(theta) - 1)
+    here = int(np.searchsorted(edges, energy, side="right"))
+    rate = s["weight_lr"] * theta[here] ** s["flatness"]
+    theta = [
+        old + rate * (1 - old) if part == here else old - rate * old
+        for part, old in enumerate(theta)
+    ]
+    log_psi, gradient = math.log(theta[max(here - 1, 0)]), 0.0
+    if 0 < here < len(theta) - 1:
+        gradient = math.log(theta[here] / theta[here - 1]) / (edges[1] - edges[0])
+        log_psi += gradient * (energy - edges[here - 1])
+    factor = 1 + s["flatness"] * temperature * gradient
+    known = gains(s["preconditioner"], chain.get("averages"), g, s["hessian_diagonal"])
+    in_drift = g if known.drift_grad is None else known.drift_grad
+    down = known.gain * slope(w, in_drift, pull, s) - temperature * known.correction
+    shock = np.sqrt(s["lr"] * temperature * known.gain) * eta
+    moved = w + s["mask"] * (shock - factor * s["lr"] / 2 * down)
+    return {
+        "params": boxed(moved, s),
+        "step": chain["step"] + 1,
+        "theta": np.array(theta),
+        "log_weight": s["flatness"] * log_psi,
+        "averages": known.averages,
+    }
+
+
+def euler(
+    chain: Chain, force: Vector, eta: Vector, friction: float, noise: float, s: Settings
+) -> Chain:
+    """The update that Chen et al. 2014 (eq. 15) and Ding et al. 2014 (algorithm 2) share."""
+    p = chain["momentum"] - friction * chain["momentum"]
+    p = p + math.sqrt(noise * s["temperature"]) * s["mask"] * eta
+    if refreshes(chain, s):
+        p = math.sqrt(s["lr"] * s["temperature"]) * s["mask"] * eta
+    p = p - s["mask"] * s["lr"] * force
+    w, bounced_p = bounced(chain["params"] + p, p, s)
+    return chain | {"params": w, "momentum": bounced_p, "step": chain["step"] + 1}
+
+
+def euler_start(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """A momentum of variance εT."""
+    momentum = s["mask"] * eta * math.sqrt(s["lr"]) * math.sqrt(s["temperature"])
+    return {"params": w, "momentum": momentum, "step": 0}
+
+
+def sghmc(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Chen et al. 2014, eq. 15."""
+    noise = 2 * (s["friction"] - s["noise_estimate"]) * s["lr"]
+    return euler(chain, slope(chain["params"], g, pull, s), eta, s["friction"], noise, s)
+
+
+def sgnht_start(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """… and a thermostat at A."""
+    return euler_start(w, eta, **s) | {"thermostat": s["diffusion_factor"]}
+
+
+def sgnht(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Ding et al. 2014, algorithm 2."""
+    noise = 2 * s["diffusion_factor"] * s["lr"]
+    force = slope(chain["params"], g, pull, s)
+    moved = euler(chain, force, eta, chain["thermostat"], noise, s)
+    energy = sum(entry * entry for entry in moved["momentum"])
+    xi = chain["thermostat"] + energy / sampled(s) - s["lr"] * s["temperature"]
+    return moved | {"thermostat": xi}
+
+
+def splitting_start(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """A momentum of variance T."""
+    return {"params": w, "momentum": s["mask"] * eta * math.sqrt(s["temperature"]), "step": 0}
+
+
+def baoa(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Leimkuhler & Matthews 2015, section 7.3, part by part."""
+    h, w, p = s["lr"], chain["params"], chain["momentum"]
+    p = p - h * s["mask"] * slope(w, g, pull, s)  # B
+    w = w + h / 2 * p  # A
+    keep = 0.0 if refreshes(chain, s) else math.exp(-s["friction"] * h)
+    p = keep * p + math.sqrt((1 - keep * keep) * s["temperature"]) * s["mask"] * eta  # O
+    w, p = bounced(w + h / 2 * p, p, s)  # A
+    return chain | {"params": w, "momentum": p, "step": chain["step"] + 1}
+
+
+def badoda_start(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """… and a thermostat at A."""
+    return splitting_start(w, eta, **s) | {"thermostat": s["diffusion_factor"]}
+
+
+def badoda(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
+    """Leimkuhler & Shang 2016, section 3, part by part; σ_A² = 2 A T."""
+    h, w, p, xi = s["lr"], chain["params"], chain["momentum"], chain["thermostat"]
+    temperature, mass = s["temperature"], s["thermostat_mass"] * sampled(s)
+    frozen = not np.any(s["mask"])
+    p = p - h * s["mask"] * slope(w, g, pull, s)  # B
+    w = w + h / 2 * p  # A
+    xi = xi + (0.0 if frozen else h / 2 * (p @ p - sampled(s) * temperature) / mass)  # D
+    if refreshes(chain, s):
+        p = math.sqrt(temperature) * s["mask"] * eta
+    else:
+        sigma = math.sqrt(2 * s["diffusion_factor"] * temperature)
+        spread = h if xi == 0 else -math.expm1(-2 * xi * h) / (2 * xi)
+        p = math.exp(-xi * h) * p + sigma * math.sqrt(spread) * s["mask"] * eta  # O
+    xi = xi + (0.0 if frozen else h / 2 * (p @ p - sampled(s) * temperature) / mass)  # D
+    w, p = bounced(w + h / 2 * p, p, s)  # A
+    return chain | {"params": w, "momentum": p, "thermostat": xi, "step": chain["step"] + 1}

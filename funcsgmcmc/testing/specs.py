@@ -1,0 +1,298 @@
+"""What is to be known of a sampler so that its laws can be checked, and this for every one here."""
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from tensordict import TensorDict
+
+import funcsgmcmc as fs
+from funcsgmcmc import checks
+from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.testing import oracles
+
+Range = (
+    tuple[float, float] | st.SearchStrategy[Any] | Callable[[TensorDict], st.SearchStrategy[Any]]
+)
+Refusals = tuple[tuple[Mapping[str, Any], str], ...]
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """A sampler as the laws see it. Only the factory is needed; the rest makes them see more.
+
+    Attributes:
+        make: The factory: `make(lr, nbeta=…, …) -> Sampler`. Which of the settings that all
+            samplers share it takes is read from its signature.
+        settings: Its own settings, none at a special value.
+        ranges: What its own settings are drawn from, by name: lowest and highest value, a
+            hypothesis strategy, or a function of the parameters that returns one. A setting in
+            `settings` alone is not varied.
+        schedulable: Settings that may be schedules.
+        reference_step: Its step in NumPy, `reference_step(chain, grads, noise, prior_pull,
+            **settings) -> chain`; see `oracles`. None: the step is compared with no other.
+        reference_start: Its start, `reference_start(params, noise, **settings) -> chain`; None:
+            the reference starts from what `init` returns.
+        isotropic: Whether it commutes with rotations of all parameters together, where there is no
+            mask, box or preconditioner.
+        adaptive: Whether its step sizes follow the raw gradients, beside a preconditioner given.
+        linear_in_noise: Whether w' is an affine function of η.
+        units: Powers of the units of energy and of length that each number has, where a
+            potential's unit is that of energy and w's that of length: (−1, 2) for SGLD's `lr`. Own
+            settings that are not named have none. None: its units are not known.
+        has_length: Whether it has a unit of length of its own, so that only energies may change
+            their unit.
+        refused: Settings that must be refused with a ValueError, and a pattern for its message.
+        variance: Stationary Var w at a quadratic U of curvature Λ and gradients noise of variance
+            V: `variance(lr, curvature, temperature, gradient_variance, **own settings)`; None if
+            it is not known in closed form.
+        order: Weak order of averages over w, in powers of `lr`; None if it is not known.
+        name: Its factory's.
+    """
+
+    make: Callable[..., Sampler]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    schedulable: tuple[str, ...] = ("lr", "nbeta", "temperature")
+    reference_step: oracles.ReferenceStep | None = None
+    reference_start: oracles.ReferenceStart | None = None
+    isotropic: bool = True
+    adaptive: bool = False
+    linear_in_noise: bool = True
+    units: Mapping[str, tuple[float, float]] | None = None
+    has_length: bool = False
+    refused: Refusals = ()
+    variance: Callable[..., Any] | None = None
+    order: float | None = None
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        checks.factory(self.make, Sampler)
+        if not self.name:
+            object.__setattr__(self, "name", getattr(self.make, "__name__", "sampler"))
+        missing = [
+            name for name in self._required() if name not in {**self.settings, **self.ranges}
+        ]
+        if missing:
+            raise ValueError(checks.unknown_settings(self.name, missing))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def takes(self, setting: str) -> bool:
+        """Whether the factory has a setting of this name; `**` stands for those of `Sampler`."""
+        signature = inspect.signature(self.make).parameters
+        takes_rest = any(each.kind is each.VAR_KEYWORD for each in signature.values())
+        return setting in signature or (takes_rest and setting in Sampler.__dataclass_fields__)
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether its momenta may be drawn afresh."""
+        return self.takes("refresh_interval")
+
+    def _required(self) -> list[str]:
+        """Own settings without a default."""
+        return [
+            name
+            for name, each in inspect.signature(self.make).parameters.items()
+            if each.default is each.empty
+            and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
+            and name not in ("lr", "nbeta")
+        ]
+
+
+def spec_of(sampler: SamplerSpec | Callable[..., Sampler]) -> SamplerSpec:
+    """The spec itself, or that of a factory."""
+    return sampler if isinstance(sampler, SamplerSpec) else SamplerSpec(sampler)
+
+
+def sgld_variance(
+    lr: Any, curvature: Any, temperature: Any, gradient_variance: Any, noise_level: float = 1.0
+) -> Any:
+    """(σ²T + εV/4)/(Λ (1 − εΛ/4))."""
+    noise = noise_level**2 * temperature + lr * gradient_variance / 4
+    return noise / (curvature * (1 - lr * curvature / 4))
+
+
+def sglrw_variance(lr: Any, curvature: Any, temperature: Any, gradient_variance: Any) -> Any:
+    """T/Λ."""
+    return temperature / curvature
+
+
+def sghmc_variance(
+    lr: Any,
+    curvature: Any,
+    temperature: Any,
+    gradient_variance: Any,
+    friction: float = 0.1,
+    noise_estimate: float = 0.0,
+) -> Any:
+    """(T/Λ) (2 − α)/(2 − α − εΛ/2) · (α − β̂ + εV/(2T))/α."""
+    plain = temperature / curvature * (2 - friction) / (2 - friction - lr * curvature / 2)
+    return plain * (friction - noise_estimate + lr * gradient_variance / 2 / temperature) / friction
+
+
+def baoa_variance(
+    lr: Any, curvature: Any, temperature: Any, gradient_variance: Any, friction: float
+) -> Any:
+    """(T + V h² (1 + c)/((1 − c) (4 − h²Λ)))/Λ, c = e^(−ζh)."""
+    c = math.exp(-friction * lr)
+    excess = gradient_variance * lr**2 * (1 + c) / ((1 - c) * (4 - lr**2 * curvature))
+    return (temperature + excess) / curvature
+
+
+_REFRESH: Refusals = (
+    ({"refresh_interval": 0}, "refresh_interval must be >= 1, got 0"),
+    ({"refresh_interval": torch.tensor([3, 0])}, "refresh_interval must be >= 1, got 0 for chain"),
+)
+
+_AS_SGLD: Mapping[str, tuple[float, float]] = {"lr": (-1, 2)}
+
+_SPECS = (
+    SamplerSpec(
+        fs.sgld,
+        settings={"noise_level": 0.9},
+        ranges={"noise_level": (0, 2)},
+        reference_step=oracles.sgld,
+        units=_AS_SGLD,
+        reference_start=oracles.started,
+        refused=(({"noise_level": -1.0}, "noise_level must be >= 0, got -1"),),
+        order=1,
+        variance=sgld_variance,
+    ),
+    SamplerSpec(
+        fs.rmsprop_sgld,
+        settings={"alpha": 0.9, "eps": 0.2, "curvature": None},
+        ranges={
+            "alpha": (0, 0.99),
+            "eps": (0.1, 2),
+            "noise_level": (0, 2),
+            "curvature": st.sampled_from([None, "exact"]),
+        },
+        reference_step=oracles.rmsprop_sgld,
+        reference_start=oracles.started,
+        isotropic=False,
+        adaptive=True,
+        units={"lr": (-1, 1), "eps": (0, -1)},  # G has the unit of 1/g, a length
+        refused=(
+            ({"alpha": 1.0}, "alpha must be < 1, got 1"),
+            ({"eps": 0.0}, "eps must be > 0, got 0"),
+            ({"curvature": "diagonal"}, "curvature must be one of 'exact', 'hutchinson', got"),
+        ),
+    ),
+    SamplerSpec(
+        fs.cyclical_sgld,
+        settings={"num_steps_per_cycle": 4.0, "exploration": 0.4},
+        ranges={"num_steps_per_cycle": (1, 5), "exploration": (0, 0.9)},
+        schedulable=("nbeta",),
+        reference_step=oracles.cyclical_sgld,
+        units=_AS_SGLD,
+        reference_start=oracles.started,
+        refused=(
+            ({"num_steps_per_cycle": 0.5}, "num_steps_per_cycle must be >= 1, got 0.5"),
+            ({"exploration": 1.0}, "exploration must be < 1, got 1"),
+        ),
+    ),
+    SamplerSpec(
+        fs.sglrw,
+        reference_step=oracles.sglrw,
+        reference_start=oracles.started,
+        isotropic=False,  # moves lie on a lattice
+        linear_in_noise=False,
+        units=_AS_SGLD,
+        order=1,
+        variance=sglrw_variance,
+    ),
+    SamplerSpec(
+        fs.contour_sgld,
+        settings={
+            "energy_range": (0.0371, 29.713),  # no energy drawn lies on the border of two parts
+            "num_partitions": 12,
+            "flatness": 0.7,
+            "weight_lr": 0.05,
+        },
+        ranges={"flatness": (0, 1.5), "weight_lr": (0, 0.9)},
+        schedulable=("lr", "nbeta", "temperature", "weight_lr"),
+        reference_step=oracles.contour_sgld,
+        reference_start=oracles.contour_start,
+        units={**_AS_SGLD, "energy_range": (1, 0)},
+        refused=(
+            ({"flatness": -1.0}, "flatness must be >= 0, got -1"),
+            ({"weight_lr": 1.0}, "weight_lr must be < 1, got 1"),
+            (
+                {"weight_lr": fs.polynomial_decay(3.0)},
+                "weight_lr at step 0 must be < 1, got 3",
+            ),
+            (
+                {"energy_range": (torch.zeros(2), torch.ones(3))},
+                "got 2 for low energy and 3 for high energy",
+            ),
+            ({"num_partitions": 2}, "num_partitions must be >= 3, got 2"),
+            ({"energy_range": (1.0, 1.0)}, "energy_range must be finite with low < high, got 1"),
+            ({"energy_range": (0.0, math.inf)}, "energy_range must be finite"),
+        ),
+    ),
+    SamplerSpec(
+        fs.sghmc,
+        settings={"friction": 0.4, "noise_estimate": 0.1},
+        ranges={"friction": (0.2, 1.9), "noise_estimate": (0, 0.1)},
+        reference_step=oracles.sghmc,
+        units=_AS_SGLD,
+        reference_start=oracles.euler_start,
+        refused=(
+            ({"friction": -0.1}, "friction must be >= 0, got -0.1"),
+            ({"friction": 2.0}, "friction must be < 2, got 2"),
+            ({"friction": math.nan}, "friction must be >= 0, got nan"),
+            ({"noise_estimate": 0.5}, "noise_estimate must be <= friction, got 0.5 and 0.4"),
+            *_REFRESH,
+        ),
+        order=1,
+        variance=sghmc_variance,
+    ),
+    SamplerSpec(
+        fs.sgnht,
+        settings={"diffusion_factor": 0.1},
+        ranges={"diffusion_factor": (0, 1)},
+        reference_step=oracles.sgnht,
+        reference_start=oracles.sgnht_start,
+        units=_AS_SGLD,
+        order=0.5,  # in ε, with A in proportion to √ε
+        has_length=True,  # ‖p‖²/d, a square of w's unit, is added to a pure number
+        refused=(({"diffusion_factor": -1.0}, "diffusion_factor must be >= 0, got -1"), *_REFRESH),
+    ),
+    SamplerSpec(
+        fs.baoa,
+        settings={"friction": 2.0},
+        ranges={"friction": (0, 5)},
+        reference_step=oracles.baoa,
+        reference_start=oracles.splitting_start,
+        units={"lr": (-0.5, 1), "friction": (0.5, -1)},
+        refused=(({"friction": -1.0}, "friction must be >= 0, got -1"), *_REFRESH),
+        order=2,
+        variance=baoa_variance,
+    ),
+    SamplerSpec(
+        fs.badoda,
+        settings={"diffusion_factor": 1.5, "thermostat_mass": 0.8},
+        ranges={"diffusion_factor": (0, 5), "thermostat_mass": (0.2, 5)},
+        reference_step=oracles.badoda,
+        reference_start=oracles.badoda_start,
+        units={
+            "lr": (-0.5, 1),
+            "diffusion_factor": (0.5, -1),
+            "thermostat_mass": (0, 2),
+        },
+        order=2,
+        refused=(
+            ({"diffusion_factor": -1.0}, "diffusion_factor must be >= 0, got -1"),
+            ({"thermostat_mass": 0.0}, "thermostat_mass must be > 0, got 0"),
+            *_REFRESH,
+        ),
+    ),
+)
+SPECS: Mapping[str, SamplerSpec] = {spec.name: spec for spec in _SPECS}
+"""The samplers of this library, by name."""

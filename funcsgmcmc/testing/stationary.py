@@ -1,0 +1,235 @@
+"""What a sampler samples: its stationary law at a quadratic potential, as a family of z-tests.
+
+With L(w) = ½ Σ hᵢ (wᵢ − mᵢ)², gradients g = ∇L(w) + s ζ, ζ ~ N(0, I), and the sampler's nβ, γ, λ,
+w₀, T:
+
+    Λᵢ = nβ hᵢ + γ + λ
+    E wᵢ = (nβ hᵢ mᵢ + γ w₀ᵢ)/Λᵢ
+    Cov(wᵢ, wⱼ) = 0 for i ≠ j
+    Var wᵢ = T/Λᵢ for the posterior itself, and what `variance` says for a scheme
+
+Independent chains start from this law and run on. Averages of wᵢ, of its square, and of products
+over the second half of their steps are averaged over chains: then their standard error is known,
+however slowly a chain mixes.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.testing import scores
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A loss L(w) = ½ Σ hᵢ (wᵢ − mᵢ)².
+
+    Attributes:
+        hessian: h > 0, a tree of any structure.
+        minimum: m, of the same structure.
+        gradient_sd: s ≥ 0, sd of the noise of every entry of the gradient.
+    """
+
+    hessian: Mapping[str, Tensor] = field(
+        default_factory=lambda: {"a": torch.tensor([0.5, 1.0]), "b": torch.tensor([[2.0], [4.0]])}
+    )
+    minimum: Mapping[str, Tensor] = field(
+        default_factory=lambda: {"a": torch.tensor([1.0, -2.0]), "b": torch.tensor([[0.5], [0.0]])}
+    )
+    gradient_sd: float = 0.0
+
+    def __post_init__(self) -> None:
+        hessian, minimum = checks.parameters(self.hessian, "hessian"), self.trees()[1]
+        checks.same_structure("minimum", minimum, hessian)
+        checks.number("gradient_sd", self.gradient_sd)
+        if not bool((tree.flatten(hessian) > 0).all()):
+            raise ValueError(f"hessian must be > 0, got {tree.flatten(hessian).tolist()}")
+
+    def trees(self) -> tuple[TensorDict, TensorDict]:
+        """Both trees, h and m, in float64."""
+        hessian = checks.parameters(self.hessian, "hessian").double()
+        return hessian, checks.parameters(self.minimum, "minimum").double()
+
+
+@dataclass(frozen=True)
+class Stationary:
+    """What `check_stationary` found.
+
+    Attributes:
+        scores: z-scores, by name.
+        limit: What none of them may exceed.
+        smallest_noise_error: The relative error in the scale of the noise that would have been
+            found with the probability asked for, if the variance goes as the square of that scale.
+        variance_ratio: Var w, over what it should be, averaged over entries.
+        standard_error: Of that ratio.
+    """
+
+    scores: Mapping[str, float]
+    limit: float
+    smallest_noise_error: float
+    variance_ratio: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        name, score = max(self.scores.items(), key=lambda item: abs(item[1]))
+        return (
+            f"variance {self.variance_ratio:.4f} ± {self.standard_error:.4f} of what it should be; "
+            f"largest of {len(self.scores)} z-scores {score:.2f} ({name}; limit {self.limit:.2f}); "
+            f"an error of {100 * self.smallest_noise_error:.2g} % in the noise scale is found"
+        )
+
+
+def check_stationary(
+    sampler: Sampler,
+    target: Quadratic | None = None,
+    *,
+    variance: Mapping[str, Tensor] | None = None,
+    num_chains: int = 10_000,
+    num_steps: int = 1_000,
+    false_alarm: float = 1e-4,
+    power: float = 0.9,
+    seed: int = 0,
+) -> Stationary:
+    """Check mean, variance and independence of what a sampler samples at a quadratic potential.
+
+    Args:
+        sampler: With the settings to test, shared by all chains. Without an anchor it gets the
+            target's minimum for one. No mask, no box, no schedules.
+        target: The loss; `Quadratic()` if None, of four entries with curvatures 0.5 to 4.
+        variance: Var w that the scheme has at its step size, a tree like the target's. None: that
+            of the posterior, T/Λ, which most schemes meet only to some order of `lr`.
+        num_chains: Independent chains.
+        num_steps: Steps of each, the first half of them uncounted: several times what a chain
+            needs to forget where it was.
+        false_alarm: Probability that a right sampler fails, over all z-scores together.
+        power: Probability with which an error of `smallest_noise_error` is found.
+        seed: Of all random numbers.
+
+    Returns:
+        The z-scores, and the smallest error in the scale of the noise that this would have found.
+
+    Raises:
+        AssertionError: A z-score exceeds the limit.
+        TypeError, ValueError: An argument is not of the kind above.
+    """
+    target = Quadratic() if target is None else target
+    law = _Law(_plain(sampler, target), target, variance)
+    checks.count("num_chains", num_chains, minimum=2)
+    checks.count("num_steps", num_steps, minimum=2)
+    scores.probability("false_alarm", false_alarm)
+    scores.probability("power", power)
+    moments, memory = law.run(num_chains, num_steps, seed)
+    errors = {name: float(m.std()) / math.sqrt(num_chains) for name, m in moments.items()}
+    found = {name: float(m.mean()) / errors[name] for name, m in moments.items()}
+    limit = scores.limit(false_alarm, len(found))
+    # What the start has left in the variance does not tell of the sampler.
+    shift = scores.detectable(errors["variance of all"], limit, power) / max(1 - memory, 1e-12)
+    result = Stationary(
+        scores=found,
+        limit=limit,
+        smallest_noise_error=math.sqrt(1 + shift) - 1,
+        variance_ratio=1 + float(moments["variance of all"].mean()),
+        standard_error=errors["variance of all"],
+    )
+    wrong = {name: z for name, z in found.items() if not abs(z) <= limit}
+    if wrong:
+        lines = [
+            f"{name}: off by {float(moments[name].mean()):+.4f} ± {errors[name]:.4f}, z = {z:.1f}"
+            for name, z in sorted(wrong.items(), key=lambda item: -abs(item[1]))
+        ]
+        raise AssertionError(
+            f"{type(sampler).__name__} does not have its stationary law (|z| <= {limit:.2f} for "
+            f"{len(found)} scores; deviations in units of the standard deviation or variance):\n  "
+            + "\n  ".join(lines)
+        )
+    return result
+
+
+def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
+    """The sampler, anchored; refuse one whose law is not known."""
+    checks.sampler(sampler, Sampler)
+    for name in ("mask", "bounding_box_size"):
+        if getattr(sampler, name) is not None:
+            raise ValueError(f"the stationary law is known without {name}, got a sampler with one")
+    if sampler.shape:
+        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    for name in sampler.schedulable():
+        if not isinstance(getattr(sampler, name), Tensor):
+            raise ValueError(f"{name} must not change with the step, got a schedule")
+    return sampler.anchored(target.trees()[1])
+
+
+class _Law:
+    """The law that a sampler should have, in flat form `[n]`, and chains to compare with it."""
+
+    def __init__(
+        self, sampler: Sampler, target: Quadratic, variance: Mapping[str, Tensor] | None
+    ) -> None:
+        hessian, self.minimum = target.trees()
+        self.sampler, self.gradient_sd = sampler, target.gradient_sd
+        self.h, self.m = tree.flatten(hessian), tree.flatten(self.minimum)
+        settings: Any = sampler
+        curvature = settings.nbeta * self.h + settings.localization + settings.weight_decay
+        pulled = settings.localization * tree.flatten(settings.anchor).double()
+        self.mean = (settings.nbeta * self.h * self.m + pulled) / curvature
+        self.variance = settings.temperature / curvature
+        if variance is not None:
+            given = checks.parameters(variance, "variance").double()
+            checks.same_structure("variance", given, hessian)
+            self.variance = tree.flatten(given)
+
+    def run(self, num_chains: int, num_steps: int, seed: int) -> tuple[dict[str, Tensor], float]:
+        """Averages over the second half of each chain's steps, less what they should be.
+
+        Returns:
+            By name `[num_chains]`, in units of the standard deviation or variance; and the share of
+            a wrong variance that the start would still hide, at the middle of the run.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        n, like = len(self.h), self.minimum.expand(num_chains)
+
+        def normals() -> Tensor:
+            return torch.randn(num_chains, n, generator=generator, dtype=torch.float64)
+
+        start = normals()
+        w = self.mean + self.variance.sqrt() * start
+        state = self.sampler.init(tree.unflatten(w, like), tree.unflatten(normals(), like))
+        first = torch.zeros(num_chains, n, dtype=torch.float64)
+        second = torch.zeros(num_chains, n, n, dtype=torch.float64)
+        burnin, memory = num_steps // 2, 1.0
+        for step in range(num_steps):
+            w = tree.flatten(state.params)
+            z = (w - self.mean) / self.variance.sqrt()
+            if step == burnin:
+                memory = float((start * z).mean(0).square().max())
+            if step >= burnin:
+                first += z
+                second += z[:, :, None] * z[:, None, :]
+            noisy = self.h * (w - self.m)
+            if self.gradient_sd:
+                noisy = noisy + self.gradient_sd * normals()
+            state, _ = self.sampler.update(
+                state,
+                tree.unflatten(noisy, like),
+                tree.unflatten(normals(), like),
+                loss=(self.h / 2 * (w - self.m).square()).sum(-1),
+            )
+        counted = num_steps - burnin
+        first, second = first / counted, second / counted
+        moments = {f"mean of entry {i}": first[:, i] for i in range(n)}
+        moments |= {f"variance of entry {i}": second[:, i, i] - 1 for i in range(n)}
+        moments |= {
+            f"covariance of entries {i} and {j}": second[:, i, j]
+            for i in range(n)
+            for j in range(i)
+        }
+        moments["mean of all"] = first.mean(1)
+        moments["variance of all"] = second.diagonal(dim1=1, dim2=2).mean(1) - 1
+        return moments, memory

@@ -1,0 +1,304 @@
+"""Hypothesis strategies for what samplers work on: trees, numbers, settings, whole samplers.
+
+Everything shrinks to something small: a tree to one leaf of one entry, a number to 0 or 1, a
+setting to a number that all chains share, an optional thing to None.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+import funcsgmcmc as fs
+from funcsgmcmc import tree
+from funcsgmcmc.testing.specs import SPECS, SamplerSpec
+
+Numbers = st.SearchStrategy[float]
+Chains = tuple[int, ...]
+
+NAMES: tuple[tree.Name, ...] = ("w", "layer.weight", ("block", "bias"))
+SHAPES: tuple[tuple[int, ...], ...] = ((1,), (), (2,), (0,), (2, 2), (3, 1))
+SHARED_RANGES: Mapping[str, tuple[float, float]] = {
+    "lr": (0, 1),
+    "nbeta": (0, 10),
+    "temperature": (0, 3),
+    "localization": (0, 5),
+    "weight_decay": (0, 5),
+}
+"""What settings that all samplers share are drawn from: lowest and highest value."""
+
+
+@cache
+def numbers(low: float = -4.0, high: float = 4.0) -> Numbers:
+    """Ordinary numbers in a range: finite, not subnormal."""
+    return st.floats(low, high, allow_nan=False, allow_subnormal=False)
+
+
+@cache
+def any_numbers(dtype: torch.dtype = torch.float64) -> Numbers:
+    """Finite numbers of all sizes: ordinary, zero, subnormal, tiny and huge.
+
+    Huge is the fourth root of the largest number of `dtype`, so that squares of sums are finite.
+    """
+    limits = torch.finfo(dtype)
+    subnormal = limits.smallest_normal * limits.eps
+    sizes = (0.0, subnormal, limits.tiny, limits.eps, limits.max**0.25)
+    return st.one_of(
+        numbers(), st.sampled_from([sign * size for size in sizes for sign in (1, -1)])
+    )
+
+
+def chain_shapes(max_chains: int = 3) -> st.SearchStrategy[Chains]:
+    """Batch sizes: `()` for one chain, `(C,)` for several."""
+    return st.sampled_from([(), *((count,) for count in range(1, max_chains + 1))])
+
+
+def chunkings(num_chains: int) -> st.SearchStrategy[list[int]]:
+    """Sizes of the chunks that `num_chains` chains are cut into."""
+
+    def sizes(cuts: set[int]) -> list[int]:
+        ends = [0, *sorted(cuts), num_chains]
+        return [end - start for start, end in pairwise(ends)]
+
+    return st.sets(st.integers(1, max(num_chains - 1, 1))).map(
+        lambda cuts: sizes({cut for cut in cuts if cut < num_chains})
+    )
+
+
+@st.composite
+def trees(
+    draw: st.DrawFn,
+    *,
+    chains: Chains = (),
+    dtypes: Iterable[torch.dtype] = (torch.float64,),
+    elements: Numbers | None = None,
+    max_leaves: int = 3,
+) -> TensorDict:
+    """Parameter trees, nested ones among them, with at least one entry.
+
+    Args:
+        draw: Given by hypothesis.
+        chains: Batch size.
+        dtypes: What a leaf's dtype is chosen from.
+        elements: Entries; ordinary numbers if None.
+        max_leaves: At most 3.
+    """
+    shapes = draw(
+        st.lists(st.sampled_from(SHAPES), min_size=1, max_size=max_leaves).filter(
+            lambda shapes: any(math.prod(shape) for shape in shapes)
+        )
+    )
+    leaves = {
+        name: torch.empty(chains + shape, dtype=draw(st.sampled_from(list(dtypes))))
+        for name, shape in zip(NAMES, shapes, strict=False)
+    }
+    return draw(trees_like(tree.build(leaves, torch.Size(chains)), elements))
+
+
+def trees_like(
+    params: TensorDictBase,
+    elements: Numbers | None = None,
+    *,
+    wide: bool = False,
+    exact: bool = False,
+) -> st.SearchStrategy[TensorDict]:
+    """Trees of the structure of another: gradients, noise, pulls.
+
+    Five numbers are drawn for any tree, so that hypothesis can make the tree smaller and keep them:
+    entries beyond the fifth are these again, times a factor between −1 and 1.
+
+    Args:
+        params: The tree whose names, shapes, dtypes and batch size to take.
+        elements: Entries; ordinary numbers if None.
+        wide: Whether leaves are float32 at least, as noise is.
+        exact: Whether all entries are drawn as they are, without the factor.
+    """
+    count = sum(leaf.numel() for _, leaf in tree.leaves(params))
+
+    def fill(drawn: tuple[float, ...]) -> TensorDict:
+        rounds = torch.arange(count) // len(drawn)
+        factors = torch.ones(count) if exact else torch.tensor(_FACTORS)[rounds % len(_FACTORS)]
+        # Hypothesis puts the smallest numbers first: the largest become the first entries.
+        entries = torch.tensor(drawn[::-1], dtype=torch.float64).repeat(count)[:count] * factors
+        leaves: dict[tree.Name, Tensor] = {}
+        start = 0
+        for name, leaf in tree.leaves(params):
+            dtype = tree.working_dtype(leaf) if wide else leaf.dtype
+            leaves[name] = entries[start : start + leaf.numel()].reshape(leaf.shape).to(dtype)
+            start += leaf.numel()
+        return tree.build(leaves, params.batch_size)
+
+    return st.tuples(*[numbers() if elements is None else elements] * 5).map(fill)
+
+
+_FACTORS = (1.0, -0.75, 0.9, -0.6, 0.8, -0.95, 0.7)
+
+
+def one_chain(params: TensorDict) -> TensorDict:
+    """The tree of one of the chains: what is shared has its structure."""
+    return params[0] if params.batch_dims else params
+
+
+def masks(params: TensorDict) -> st.SearchStrategy[TensorDict]:
+    """Masks for parameters, shared by all chains: each entry 0, 1 or 1/2."""
+    return trees_like(one_chain(params), st.sampled_from([0.0, 1.0, 0.5]), exact=True)
+
+
+def gains(params: TensorDict) -> st.SearchStrategy[TensorDict]:
+    """Diagonals G for parameters, shared by all chains."""
+    return trees_like(one_chain(params), numbers(0.1, 3.0), wide=True, exact=True)
+
+
+def anchors(params: TensorDict) -> st.SearchStrategy[TensorDict]:
+    """Anchors for parameters, shared or one a chain."""
+    return st.sampled_from([one_chain(params), params]).flatmap(trees_like)
+
+
+def preconditioners(
+    params: TensorDict, *, adaptive: bool = True
+) -> st.SearchStrategy[fs.Preconditioner]:
+    """Preconditioners of every kind, and products of two.
+
+    Args:
+        params: The parameters they are for.
+        adaptive: Whether those are among them that look at gradients.
+    """
+    fixed = st.one_of(st.just(fs.identity()), gains(params).map(fs.diagonal))
+    if not adaptive:
+        return fixed
+    memory, eps = numbers(0, 0.99), numbers(0.1, 2)
+    curvature = st.sampled_from([None, "exact"])
+    rmsprop = st.builds(fs.rmsprop, memory, eps, curvature=curvature)
+    adam = st.builds(fs.adam, memory, memory, eps)
+    return st.one_of(
+        fixed,
+        rmsprop,
+        adam,
+        st.builds(fs.compose, rmsprop, st.one_of(fixed, adam)),
+        st.builds(fs.compose, fixed, rmsprop),
+    )
+
+
+def schedules(value: float | Tensor) -> st.SearchStrategy[fs.Schedule]:
+    """Schedules that begin at a value, or near it."""
+    return st.one_of(
+        st.builds(fs.constant, st.just(value)),
+        st.builds(fs.polynomial_decay, st.just(value), power=numbers(0, 1)),
+        st.builds(fs.cosine, st.just(value), num_steps=st.integers(1, 4)),
+        st.builds(fs.cyclical, st.just(value), num_steps_per_cycle=st.integers(1, 4)),
+    )
+
+
+DENSITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "normal": lambda z: -z.square() / 2,
+    "logistic": lambda z: -z - 2 * torch.nn.functional.softplus(-z),
+    "student_t": lambda z: -2 * torch.log1p(z.square() / 3),
+    "cauchy": lambda z: -torch.log1p(z.square()),
+}
+"""Log-densities of an entry, up to a constant; Student's t has three degrees of freedom."""
+
+
+@dataclass(frozen=True)
+class FactorizedLogPrior:
+    """A log-density of parameters that is a sum over their entries.
+
+    Attributes:
+        density: One of `DENSITIES`, of w/scale.
+        scale: In units of w.
+    """
+
+    density: str
+    scale: float
+
+    def __call__(self, params: TensorDict) -> Tensor:
+        """Log p(w), a scalar."""
+        density = DENSITIES[self.density]
+        terms = [density(leaf / self.scale).sum() for _, leaf in tree.leaves(params)]
+        return torch.stack(terms).sum()
+
+
+def log_priors() -> st.SearchStrategy[FactorizedLogPrior]:
+    """Log-priors of several kinds and scales."""
+    return st.builds(FactorizedLogPrior, st.sampled_from([*DENSITIES]), numbers(0.5, 3))
+
+
+@st.composite
+def hyperparameters(
+    draw: st.DrawFn, low: float, high: float, chains: Chains = (), *, scheduled: bool = False
+) -> float | Tensor | fs.Schedule:
+    """A setting: a number that all chains share, one for each chain, or a schedule of either."""
+    one_each = draw(st.booleans())
+    value: float | Tensor = draw(numbers(low, high))
+    if one_each and chains:
+        others = st.lists(numbers(low, high), min_size=chains[0] - 1, max_size=chains[0] - 1)
+        value = torch.tensor([value, *draw(others)], dtype=torch.float64)
+    return draw(schedules(value)) if scheduled and draw(st.booleans()) else value
+
+
+@st.composite
+def settings_of(
+    draw: st.DrawFn,
+    spec: SamplerSpec,
+    params: TensorDict,
+    *,
+    adaptive: bool = True,
+    scheduled: bool = True,
+    **fixed: Any,
+) -> dict[str, Any]:
+    """All settings of a sampler, for given parameters; those that it does not take are left out.
+
+    Args:
+        draw: Given by hypothesis.
+        spec: The sampler.
+        params: Parameters, of batch size `[*chains]`.
+        adaptive: Whether preconditioners may look at gradients.
+        scheduled: Whether settings may be schedules.
+        **fixed: Settings that are not drawn.
+    """
+    chains = tuple(params.batch_size)
+    optional: dict[str, st.SearchStrategy[Any]] = {
+        "anchor": anchors(params),
+        "mask": masks(params),
+        "bounding_box_size": hyperparameters(0.05, 3, chains),
+        "preconditioner": preconditioners(params, adaptive=adaptive),
+        "refresh_interval": st.sampled_from([1, 2]),
+    }
+    ranges: dict[str, Any] = {**SHARED_RANGES, **spec.ranges}
+    drawn: dict[str, Any] = {**dict.fromkeys(optional), **spec.settings}
+    for name, span in ranges.items():
+        if name in fixed or not spec.takes(name):
+            continue
+        if isinstance(span, st.SearchStrategy):
+            drawn[name] = draw(span)
+        elif callable(span):
+            drawn[name] = draw(span(params))
+        else:
+            may_be = scheduled and name in spec.schedulable
+            drawn[name] = draw(hyperparameters(span[0], span[1], chains, scheduled=may_be))
+    for name, values in optional.items():
+        given = {*fixed, *spec.settings, *spec.ranges}
+        if name not in given and spec.takes(name):
+            drawn[name] = draw(st.one_of(st.none(), values))
+    return {name: value for name, value in {**drawn, **fixed}.items() if spec.takes(name)}
+
+
+@st.composite
+def samplers(
+    draw: st.DrawFn, params: TensorDict, specs: Iterable[SamplerSpec] = tuple(SPECS.values())
+) -> fs.Sampler:
+    """Whole samplers, of every kind in the registry, with settings of all sorts.
+
+    Args:
+        draw: Given by hypothesis.
+        params: The parameters they are for, of batch size `[*chains]`.
+        specs: The kinds.
+    """
+    spec = draw(st.sampled_from(list(specs)))
+    return spec.make(**draw(settings_of(spec, params)))
