@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint types docs bench bench-gpu clean
+.PHONY: demo test test-slow mutants lint types docs bench bench-gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -13,6 +13,10 @@ test: lint types docs $(VENV)/.reference
 
 test-slow: $(VENV)/.reference
 	$(BIN)/python -m pytest -m slow
+
+# Breaks the update mathematics in many ways, and writes docs/mutants.md: which test notices what.
+mutants: $(VENV)/.reference
+	$(BIN)/python tests/mutation/run.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

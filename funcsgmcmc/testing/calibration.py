@@ -5,9 +5,9 @@ posterior, each by a chain of its own. If these are right, the rank of w̃ among
 
     r = #{l : f(w_l) < f(w̃)},
 
-is uniform on 0, …, L, for every function f. Chains of their own make the draws independent, as the
-theorem asks: no thinning is needed, only steps enough to forget the start, which is another draw
-from the prior.
+is uniform on 0, …, L, for every function f (ties are broken at random). Chains of their own make
+the draws independent, as the theorem asks: no thinning is needed, only steps enough to forget the
+start, which is another draw from the prior.
 
 Source: Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms
 with simulation-based calibration", 2018 (arXiv:1804.06788), theorem 1 and algorithm 1.
@@ -113,8 +113,7 @@ def check_calibration(
         TypeError, ValueError: An argument is not of the kind above.
     """
     checks.sampler(sampler, Sampler)
-    if sampler.shape:
-        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    _check_shared(sampler)
     checks.count("num_simulations", num_simulations, minimum=20)
     checks.count("num_draws", num_draws, minimum=2)
     checks.count("num_steps", num_steps, minimum=1)
@@ -125,11 +124,15 @@ def check_calibration(
     draws_of_f = f(draws).reshape(num_simulations, num_draws, -1)
     if not bool(draws_of_f.isfinite().all()):
         raise AssertionError("chains diverged: a smaller lr is needed to test calibration")
-    ranks = (draws_of_f < f(truths).reshape(num_simulations, 1, -1)).sum(1)
+    ranks = _ranks(draws_of_f, f(truths).reshape(num_simulations, -1), seed)
     p_values = _p_values(ranks, num_draws)
     limit = false_alarm / len(p_values)
     result = Calibration(
-        ranks, num_draws, p_values, limit, _smallest_scale_error(num_simulations, limit, power)
+        ranks=ranks,
+        num_draws=num_draws,
+        p_values=p_values,
+        limit=limit,
+        smallest_scale_error=_smallest_scale_error(num_simulations, num_draws, limit, power),
     )
     wrong = {name: p for name, p in p_values.items() if not p >= limit}
     if wrong:
@@ -139,6 +142,25 @@ def check_calibration(
             f"{len(p_values)} tests):\n  " + "\n  ".join(lines)
         )
     return result
+
+
+def _check_shared(sampler: Sampler) -> None:
+    """Refuse a sampler whose chains would not all sample the model's posterior."""
+    if sampler.shape:
+        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    if sampler.anchor is None and bool((sampler.localization > 0).any()):
+        raise ValueError(
+            "localization needs an anchor that all chains share to be part of the prior, "
+            f"got {float(sampler.localization)} and no anchor"
+        )
+
+
+def _ranks(draws: Tensor, truths: Tensor, seed: int) -> Tensor:
+    """Ranks of truths `[S, F]` among draws `[S, L, F]`, with ties broken at random."""
+    below, equal = (draws < truths[:, None]).sum(1), (draws == truths[:, None]).sum(1)
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(equal.shape, generator=generator)
+    return below + (chance * (equal + 1)).long()
 
 
 def _simulate(
@@ -163,7 +185,9 @@ def _simulate(
     step = torch.vmap(kernel(sampler, model.loss, log_prior=model.log_prior))
     keys = random.split(of_chain, num_chains)
     for _ in range(num_steps):
-        state, _ = step(state, data, keys)
+        state, info = step(state, data, keys)
+    if isinstance(info.log_weight, Tensor):
+        raise ValueError("draws must all count alike, got a sampler that gives them weights")
     return truths, state.params
 
 
@@ -180,17 +204,33 @@ def _p_values(ranks: Tensor, num_draws: int) -> dict[str, float]:
         spread = spread / ((fourth - variance**2) / count).sqrt()
         tests[f"mean rank of quantity {index}"] = 2 * float(stats.norm.sf(abs(float(mean))))
         tests[f"spread of ranks of quantity {index}"] = 2 * float(stats.norm.sf(abs(float(spread))))
-        histogram = torch.bincount(ranks[:, index], minlength=num_draws + 1)
-        tests[f"histogram of quantity {index}"] = float(stats.chisquare(histogram.numpy()).pvalue)
+        tests[f"histogram of quantity {index}"] = _uniformity(ranks[:, index], num_draws)
     return tests
 
 
-def _smallest_scale_error(num_simulations: int, limit: float, power: float) -> float:
+def _uniformity(ranks: Tensor, num_draws: int) -> float:
+    """p-value of a χ² test, with bins of neighbouring ranks that expect at least ten."""
+    num_bins = min(num_draws + 1, max(2, len(ranks) // 10))
+    bin_of_rank = torch.arange(num_draws + 1) * num_bins // (num_draws + 1)
+    expected = torch.bincount(bin_of_rank) * len(ranks) / (num_draws + 1)
+    found = torch.bincount(bin_of_rank[ranks], minlength=num_bins)
+    return float(stats.chisquare(found.numpy(), expected.numpy()).pvalue)
+
+
+def _smallest_scale_error(
+    num_simulations: int, num_draws: int, limit: float, power: float
+) -> float:
     """The error in a posterior's standard deviation that the spread of ranks shows.
 
-    For a normal posterior and many draws, u = r/L has E(u − ½)² = 1/12 with standard error
-    √(1/180/S), and a standard deviation 1 + δ times too large changes it by −δ/(2√3 π).
+    For a normal posterior, with u the share of it below the truth and s the factor by which the
+    standard deviation is too large, E(u − ½)² = arcsin(1/(1 + s²))/(2π): 1/12 for s = 1. Ranks
+    among L draws have E(r/L − ½)² = 1/(4L) + (1 − 1/L) E(u − ½)².
     """
+    n = num_draws + 1
+    variance = (n**2 - 1) * (n**2 - 4) / 180 / num_draws**4  # of (r/L − ½)², r uniform
     critical = -scores.NORMAL.inv_cdf(limit / 2)
-    shift = scores.detectable(math.sqrt(1 / 180 / num_simulations), critical, power)
-    return shift * 2 * math.sqrt(3) * math.pi
+    shift = scores.detectable(math.sqrt(variance / num_simulations), critical, power)
+    remaining = 1 / 12 - shift / (1 - 1 / num_draws)
+    if remaining <= 0:
+        return math.inf
+    return math.sqrt(1 / math.sin(2 * math.pi * remaining) - 1) - 1

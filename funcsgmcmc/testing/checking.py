@@ -2,6 +2,7 @@
 
 import math
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,12 +42,12 @@ def _profile(max_examples: int, *phases: Phase) -> hypothesis.settings:
 
 
 # Hypothesis's explanations would take longer than to find and shrink a counterexample.
-PROFILES: Mapping[str, hypothesis.settings] = {
+PROFILES: dict[str, hypothesis.settings] = {
     "quick": _profile(10, Phase.generate),
-    "default": _profile(40, Phase.generate, Phase.shrink),
+    "default": _profile(30, Phase.generate, Phase.shrink),
     "thorough": _profile(1_000, Phase.generate, Phase.shrink),
 }
-"""How many problems a law is tried on: 10, and a counterexample is not shrunk; 40; 1,000."""
+"""How many problems a law is tried on: 10, and a counterexample is not shrunk; 30; 1,000."""
 
 Profile = str | hypothesis.settings
 
@@ -76,30 +77,31 @@ def check_laws(
     *,
     laws: Iterable[Law] = LAWS,
     profile: Profile = "default",
+    seed: int = 0,
 ) -> Checked:
     """Check that a sampler obeys the laws of an update.
 
     Args:
         sampler: Its factory, or a `SamplerSpec`, which says more about it.
-        laws: Which laws.
+        laws: Which laws, at least one.
         profile: One of `PROFILES`, or settings of hypothesis.
+        seed: Other seeds draw other problems.
 
     Returns:
         Which laws were tried, and why others were not.
 
     Raises:
-        AssertionError: A law does not hold, or a bad setting is not refused. Notes of the error
-            (`__notes__`) hold the shrunk counterexample, and the law in words.
+        AssertionError: A law does not hold. Notes of the error (`__notes__`) hold the shrunk
+            counterexample, and the law in words.
         TypeError, ValueError: The sampler is no factory, or has settings without a default that the
-            spec does not give; or there is no such profile.
+            spec does not give; or there is no such profile or law.
     """
-    spec, settings = spec_of(sampler), _settings(profile)
-    check_refusals(spec)
+    spec, settings, chosen = spec_of(sampler), _settings(profile), _laws(laws)
     held, exempt = [], {}
-    for law in laws:
+    for law in chosen:
         reason = law.exempt(spec)
         if reason is None:
-            check_law(law, spec, profile=settings)
+            check_law(law, spec, profile=settings, seed=seed)
             held.append(law.name)
         else:
             exempt[law.name] = reason
@@ -107,7 +109,11 @@ def check_laws(
 
 
 def check_law(
-    law: Law, sampler: SamplerSpec | Callable[..., Sampler], *, profile: Profile = "default"
+    law: Law,
+    sampler: SamplerSpec | Callable[..., Sampler],
+    *,
+    profile: Profile = "default",
+    seed: int = 0,
 ) -> None:
     """Check that a sampler obeys one law, whether or not it says it is exempt.
 
@@ -115,27 +121,36 @@ def check_law(
         law: The law.
         sampler: As for `check_laws`.
         profile: As for `check_laws`.
+        seed: As for `check_laws`.
 
     Raises:
         AssertionError, TypeError, ValueError: As `check_laws`.
     """
-    spec = spec_of(sampler)
+    spec, (law,) = spec_of(sampler), _laws([law])
     _falsify(
         cases(law, spec),
         lambda case: law(case.problem, **case.drawn),
         _settings(profile),
         f"{spec.name} does not obey {law.name}: {law.statement}",
+        seed,
     )
 
 
 def check_preconditioner(
-    make: Callable[[TensorDict], Preconditioner], *, profile: Profile = "default"
+    make: Callable[[TensorDict], Preconditioner],
+    *,
+    entrywise: bool = True,
+    profile: Profile = "default",
+    seed: int = 0,
 ) -> Checked:
     """Check a preconditioner: its gains, its Γ against autograd, and the laws of SGLD with it.
 
     Args:
         make: Makes it, for parameters of one chain.
+        entrywise: Whether each entry's gain comes of that entry's gradients alone. Else laws of
+            masked gradients and of leaves cut in two are left out.
         profile: As for `check_laws`.
+        seed: As for `check_laws`.
 
     Returns:
         Which laws were tried, and why others were not.
@@ -148,23 +163,29 @@ def check_preconditioner(
         ranges={"preconditioner": lambda params: st.just(make(one_chain(params)))},
         isotropic=False,
         adaptive=True,
+        entrywise=entrywise,
         name=f"sgld with {getattr(make, '__name__', 'a preconditioner')}",
     )
-    return check_laws(spec, laws=(*PRECONDITIONER_LAWS, *LAWS), profile=profile)
+    return check_laws(spec, laws=(*PRECONDITIONER_LAWS, *LAWS), profile=profile, seed=seed)
 
 
 def check_log_prior(
     log_prior: LogPrior,
     params: TensorDictBase | Mapping[str, Tensor],
     *,
+    elements: st.SearchStrategy[float] | None = None,
     profile: Profile = "default",
+    seed: int = 0,
 ) -> Checked:
     """Check a log-prior: that it is a pure scalar, may be vmapped, and has the gradient it seems.
 
     Args:
-        log_prior: log p(w) of one chain's parameters.
+        log_prior: log p(w) of one chain's parameters, which it is given in float64.
         params: Parameters it takes; only their structure matters.
+        elements: Where their entries are drawn from (default: between −4 and 4), for a prior of
+            positive numbers, say.
         profile: As for `check_laws`.
+        seed: As for `check_laws`.
 
     Returns:
         Which laws were tried.
@@ -174,11 +195,12 @@ def check_log_prior(
         TypeError, ValueError: The log-prior does not return a real scalar; or params are no tree,
             or there is no such profile.
     """
+    checks.function("log_prior", log_prior)
     template, settings = checks.parameters(params).double(), _settings(profile)
     name = getattr(log_prior, "__name__", type(log_prior).__name__)
     for law in PRIOR_LAWS:
         words = f"{name} does not obey {law.__name__}: {law.__doc__}"
-        _falsify(prior_problems(log_prior, template), law, settings, words)
+        _falsify(prior_problems(log_prior, template, elements), law, settings, words, seed)
     return Checked(name, tuple(law.__name__ for law in PRIOR_LAWS), {})
 
 
@@ -203,6 +225,16 @@ def cases(draw: st.DrawFn, law: Law, spec: SamplerSpec) -> Case:
     return Case(problem, {name: draw(strategy) for name, strategy in further.items()})
 
 
+def _laws(laws: Iterable[Law]) -> tuple[Law, ...]:
+    """Check that laws are given."""
+    chosen = (laws,) if isinstance(laws, Law) else tuple(laws)
+    for law in chosen:
+        checks.instance("a law", law, Law)
+    if not chosen:
+        raise ValueError("laws must hold at least one law, got none")
+    return chosen
+
+
 def _settings(profile: Profile) -> hypothesis.settings:
     """Look a profile up."""
     if isinstance(profile, hypothesis.settings):
@@ -215,9 +247,11 @@ def _falsify(
     law: Callable[[Any], None],
     settings: hypothesis.settings,
     words: str,
+    seed: int,
 ) -> None:
-    """Look for an example that breaks a law."""
+    """Look for an example that breaks a law, among others for every law and seed."""
 
+    @hypothesis.seed(zlib.crc32(words.encode()) + seed)
     @settings
     @hypothesis.given(examples)
     def obeys(case: Any) -> None:
@@ -274,7 +308,10 @@ def check_refusals(sampler: SamplerSpec | Callable[..., Sampler]) -> None:
             continue
         try:
             spec.make(**{"lr": 0.1, "nbeta": 1.0, **spec.settings, **settings})
-        except ValueError as error:
+        except Exception as error:
+            if not isinstance(error, ValueError):
+                error.add_note(f"{spec.name} must refuse {settings} with a ValueError: {pattern}")
+                raise
             if re.search(pattern, str(error)) is None:
                 raise AssertionError(
                     f"{spec.name} refuses {settings} with {str(error)!r}, not with {pattern!r}"

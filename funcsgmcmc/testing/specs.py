@@ -4,6 +4,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from funcsgmcmc.testing import oracles
 Range = (
     tuple[float, float] | st.SearchStrategy[Any] | Callable[[TensorDict], st.SearchStrategy[Any]]
 )
+DEFAULT_SCHEDULABLE = ("lr", "nbeta", "temperature")
 Refusals = tuple[tuple[Mapping[str, Any], str], ...]
 
 
@@ -37,9 +39,12 @@ class SamplerSpec:
             **settings) -> chain`; see `oracles`. None: the step is compared with no other.
         reference_start: Its start, `reference_start(params, noise, **settings) -> chain`; None:
             the reference starts from what `init` returns.
+        per_chain: Whether settings may be tensors, one value a chain.
         isotropic: Whether it commutes with rotations of all parameters together, where there is no
             mask, box or preconditioner.
         adaptive: Whether its step sizes follow the raw gradients, beside a preconditioner given.
+        entrywise: Whether an entry's move depends on the others only through numbers of the whole
+            chain: not on which entries share a leaf.
         linear_in_noise: Whether w' is an affine function of η.
         units: Powers of the units of energy and of length that each number has, where a
             potential's unit is that of energy and w's that of length: (−1, 2) for SGLD's `lr`. Own
@@ -57,11 +62,13 @@ class SamplerSpec:
     make: Callable[..., Sampler]
     settings: Mapping[str, Any] = field(default_factory=dict)
     ranges: Mapping[str, Range] = field(default_factory=dict)
-    schedulable: tuple[str, ...] = ("lr", "nbeta", "temperature")
+    schedulable: tuple[str, ...] = DEFAULT_SCHEDULABLE
     reference_step: oracles.ReferenceStep | None = None
     reference_start: oracles.ReferenceStart | None = None
+    per_chain: bool = True
     isotropic: bool = True
     adaptive: bool = False
+    entrywise: bool = True
     linear_in_noise: bool = True
     units: Mapping[str, tuple[float, float]] | None = None
     has_length: bool = False
@@ -74,6 +81,10 @@ class SamplerSpec:
         checks.factory(self.make, Sampler)
         if not self.name:
             object.__setattr__(self, "name", getattr(self.make, "__name__", "sampler"))
+        named = {*self.settings, *self.ranges, *self.schedulable, *(self.units or {})}
+        unknown = sorted(name for name in named - {*DEFAULT_SCHEDULABLE} if not self.takes(name))
+        if unknown:
+            raise ValueError(f"{self.name} has no setting {', '.join(unknown)}: correct its spec")
         missing = [
             name for name in self._required() if name not in {**self.settings, **self.ranges}
         ]
@@ -85,9 +96,13 @@ class SamplerSpec:
 
     def takes(self, setting: str) -> bool:
         """Whether the factory has a setting of this name; `**` stands for those of `Sampler`."""
+        return setting in self._taken
+
+    @cached_property
+    def _taken(self) -> frozenset[str]:
         signature = inspect.signature(self.make).parameters
         takes_rest = any(each.kind is each.VAR_KEYWORD for each in signature.values())
-        return setting in signature or (takes_rest and setting in Sampler.__dataclass_fields__)
+        return frozenset(signature) | frozenset(Sampler.__dataclass_fields__ if takes_rest else ())
 
     @property
     def has_momentum(self) -> bool:

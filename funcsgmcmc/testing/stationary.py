@@ -11,6 +11,11 @@ w₀, T:
 Independent chains start from this law and run on. Averages of wᵢ, of its square, and of products
 over the second half of their steps are averaged over chains: then their standard error is known,
 however slowly a chain mixes.
+
+What an error in the scale of the noise would do is measured: the same chains run again, with the
+same random numbers and their noise 5 % larger. If the variance does not answer, because a
+thermostat makes up for it, or chains have not forgotten their start, or the noise of gradients
+drowns it, the result says that no such error is found.
 """
 
 import math
@@ -66,7 +71,7 @@ class Stationary:
         scores: z-scores, by name.
         limit: What none of them may exceed.
         smallest_noise_error: The relative error in the scale of the noise that would have been
-            found with the probability asked for, if the variance goes as the square of that scale.
+            found with the probability asked for; inf if none would.
         variance_ratio: Var w, over what it should be, averaged over entries.
         standard_error: Of that ratio.
     """
@@ -79,10 +84,13 @@ class Stationary:
 
     def __str__(self) -> str:
         name, score = max(self.scores.items(), key=lambda item: abs(item[1]))
+        error = f"an error of {100 * self.smallest_noise_error:.2g} % in the noise scale is found"
+        if not math.isfinite(self.smallest_noise_error):
+            error = "no error in the noise scale is found"
         return (
             f"variance {self.variance_ratio:.4f} ± {self.standard_error:.4f} of what it should be; "
             f"largest of {len(self.scores)} z-scores {score:.2f} ({name}; limit {self.limit:.2f}); "
-            f"an error of {100 * self.smallest_noise_error:.2g} % in the noise scale is found"
+            + error
         )
 
 
@@ -125,19 +133,10 @@ def check_stationary(
     checks.count("num_steps", num_steps, minimum=2)
     scores.probability("false_alarm", false_alarm)
     scores.probability("power", power)
-    moments, memory = law.run(num_chains, num_steps, seed)
+    moments = law.run(num_chains, num_steps, seed)
     errors = {name: float(m.std()) / math.sqrt(num_chains) for name, m in moments.items()}
     found = {name: float(m.mean()) / errors[name] for name, m in moments.items()}
     limit = scores.limit(false_alarm, len(found))
-    # What the start has left in the variance does not tell of the sampler.
-    shift = scores.detectable(errors["variance of all"], limit, power) / max(1 - memory, 1e-12)
-    result = Stationary(
-        scores=found,
-        limit=limit,
-        smallest_noise_error=math.sqrt(1 + shift) - 1,
-        variance_ratio=1 + float(moments["variance of all"].mean()),
-        standard_error=errors["variance of all"],
-    )
     wrong = {name: z for name, z in found.items() if not abs(z) <= limit}
     if wrong:
         lines = [
@@ -149,7 +148,34 @@ def check_stationary(
             f"{len(found)} scores; deviations in units of the standard deviation or variance):\n  "
             + "\n  ".join(lines)
         )
-    return result
+    ratio = moments["variance of all"]
+    louder = law.run(num_chains, num_steps, seed, noise_scale=1 + _LOUDER)["variance of all"]
+    shift = scores.detectable(errors["variance of all"], limit, power)
+    return Stationary(
+        scores=found,
+        limit=limit,
+        smallest_noise_error=_smallest(shift, louder - ratio),
+        variance_ratio=1 + float(ratio.mean()),
+        standard_error=errors["variance of all"],
+    )
+
+
+_LOUDER = 0.05
+
+
+def _smallest(shift: float, response: Tensor) -> float:
+    """The error in the noise scale that shifts the variance so far.
+
+    Args:
+        shift: Of the relative variance.
+        response: What a noise louder by `_LOUDER` did to it, `[num_chains]`.
+    """
+    mean, error = float(response.mean()), float(response.std()) / math.sqrt(len(response))
+    if not mean > 5 * error:
+        return math.inf
+    # The variance goes as the square of the scale, in the share that is the noise's.
+    share = mean / ((1 + _LOUDER) ** 2 - 1)
+    return math.sqrt(1 + shift / share) - 1
 
 
 def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
@@ -163,7 +189,12 @@ def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
     for name in sampler.schedulable():
         if not isinstance(getattr(sampler, name), Tensor):
             raise ValueError(f"{name} must not change with the step, got a schedule")
-    return sampler.anchored(target.trees()[1])
+    minimum = target.trees()[1]
+    if sampler.anchor is None:
+        return sampler.anchored(minimum)
+    checks.same_structure("anchor", sampler.anchor, minimum)
+    fields = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
+    return type(sampler)(**{**fields, "anchor": sampler.anchor.double()}, lock=False)
 
 
 class _Law:
@@ -184,31 +215,33 @@ class _Law:
             given = checks.parameters(variance, "variance").double()
             checks.same_structure("variance", given, hessian)
             self.variance = tree.flatten(given)
+        proper = (self.variance > 0) & self.variance.isfinite()
+        if not bool(proper.all()):
+            raise ValueError(f"Var w must be positive and finite, got {self.variance.tolist()}")
 
-    def run(self, num_chains: int, num_steps: int, seed: int) -> tuple[dict[str, Tensor], float]:
+    def run(
+        self, num_chains: int, num_steps: int, seed: int, noise_scale: float = 1.0
+    ) -> dict[str, Tensor]:
         """Averages over the second half of each chain's steps, less what they should be.
 
         Returns:
-            By name `[num_chains]`, in units of the standard deviation or variance; and the share of
-            a wrong variance that the start would still hide, at the middle of the run.
+            By name `[num_chains]`, in units of the standard deviation or variance.
         """
         generator = torch.Generator().manual_seed(seed)
         n, like = len(self.h), self.minimum.expand(num_chains)
+        hessian = tree.unflatten(self.h.expand(num_chains, n), like)
 
         def normals() -> Tensor:
             return torch.randn(num_chains, n, generator=generator, dtype=torch.float64)
 
-        start = normals()
-        w = self.mean + self.variance.sqrt() * start
+        w = self.mean + self.variance.sqrt() * normals()
         state = self.sampler.init(tree.unflatten(w, like), tree.unflatten(normals(), like))
         first = torch.zeros(num_chains, n, dtype=torch.float64)
         second = torch.zeros(num_chains, n, n, dtype=torch.float64)
-        burnin, memory = num_steps // 2, 1.0
+        burnin = num_steps // 2
         for step in range(num_steps):
             w = tree.flatten(state.params)
             z = (w - self.mean) / self.variance.sqrt()
-            if step == burnin:
-                memory = float((start * z).mean(0).square().max())
             if step >= burnin:
                 first += z
                 second += z[:, :, None] * z[:, None, :]
@@ -218,9 +251,14 @@ class _Law:
             state, _ = self.sampler.update(
                 state,
                 tree.unflatten(noisy, like),
-                tree.unflatten(normals(), like),
+                tree.unflatten(noise_scale * normals(), like),
                 loss=(self.h / 2 * (w - self.m).square()).sum(-1),
+                hessian_diagonal=hessian,
             )
+            if step == 0 and isinstance(self.sampler.log_weight(state), Tensor):
+                raise ValueError(
+                    "draws must all count alike, got a sampler that gives them weights"
+                )
         counted = num_steps - burnin
         first, second = first / counted, second / counted
         moments = {f"mean of entry {i}": first[:, i] for i in range(n)}
@@ -232,4 +270,4 @@ class _Law:
         }
         moments["mean of all"] = first.mean(1)
         moments["variance of all"] = second.diagonal(dim1=1, dim2=2).mean(1) - 1
-        return moments, memory
+        return moments

@@ -37,8 +37,18 @@ SHARED_RANGES: Mapping[str, tuple[float, float]] = {
 
 @cache
 def numbers(low: float = -4.0, high: float = 4.0) -> Numbers:
-    """Ordinary numbers in a range: finite, not subnormal."""
-    return st.floats(low, high, allow_nan=False, allow_subnormal=False)
+    """Ordinary numbers in a range, the simplest first: the smallest, whole ones, 60 others.
+
+    Hypothesis's own floats are mostly zero, the ends of the range, or of extreme size, and with
+    them most sums have one term that counts: a law about sums would hardly be tried.
+    """
+    golden = (math.sqrt(5) - 1) / 2
+    others = (round(low + (high - low) * (k * golden % 1), 3) for k in range(1, 61))
+    low, high = float(low), float(high)
+    smallest = min(max(low, 0.0), high)
+    whole = (float(k) for k in range(math.ceil(low), math.floor(high) + 1))
+    simple = dict.fromkeys([smallest, *sorted(whole, key=lambda x: (abs(x), -x)), low, high])
+    return st.sampled_from([*simple, *sorted(others, key=lambda x: (abs(x), -x))])
 
 
 @cache
@@ -135,7 +145,12 @@ def trees_like(
             start += leaf.numel()
         return tree.build(leaves, params.batch_size)
 
-    return st.tuples(*[numbers() if elements is None else elements] * 5).map(fill)
+    return _five(numbers() if elements is None else elements).map(fill)
+
+
+@cache
+def _five(elements: Numbers) -> st.SearchStrategy[tuple[float, ...]]:
+    return st.tuples(*[elements] * 5)
 
 
 _FACTORS = (1.0, -0.75, 0.9, -0.6, 0.8, -0.95, 0.7)
@@ -147,13 +162,21 @@ def one_chain(params: TensorDict) -> TensorDict:
 
 
 def masks(params: TensorDict) -> st.SearchStrategy[TensorDict]:
-    """Masks for parameters, shared by all chains: each entry 0, 1 or 1/2."""
-    return trees_like(one_chain(params), st.sampled_from([0.0, 1.0, 0.5]), exact=True)
+    """Masks for parameters, shared or one a chain: each entry 0, 1 or 1/2."""
+    return _shared_or_own(params, st.sampled_from([0.0, 1.0, 0.5]))
 
 
 def gains(params: TensorDict) -> st.SearchStrategy[TensorDict]:
-    """Diagonals G for parameters, shared by all chains."""
-    return trees_like(one_chain(params), numbers(0.1, 3.0), wide=True, exact=True)
+    """Diagonals G for parameters, shared or one a chain."""
+    return _shared_or_own(params, numbers(0.1, 3.0), wide=True)
+
+
+def _shared_or_own(
+    params: TensorDict, elements: Numbers, *, wide: bool = False
+) -> st.SearchStrategy[TensorDict]:
+    return st.sampled_from([one_chain(params), params]).flatmap(
+        lambda like: trees_like(like, elements, wide=wide, exact=True)
+    )
 
 
 def anchors(params: TensorDict) -> st.SearchStrategy[TensorDict]:
@@ -173,7 +196,8 @@ def preconditioners(
     fixed = st.one_of(st.just(fs.identity()), gains(params).map(fs.diagonal))
     if not adaptive:
         return fixed
-    memory, eps = numbers(0, 0.99), numbers(0.1, 2)
+    chains = tuple(params.batch_size)
+    memory, eps = hyperparameters(0, 0.99, chains), hyperparameters(0.1, 2, chains)
     curvature = st.sampled_from([None, "exact"])
     rmsprop = st.builds(fs.rmsprop, memory, eps, curvature=curvature)
     adam = st.builds(fs.adam, memory, memory, eps)
@@ -186,14 +210,18 @@ def preconditioners(
     )
 
 
-def schedules(value: float | Tensor) -> st.SearchStrategy[fs.Schedule]:
+@st.composite
+def schedules(draw: st.DrawFn, value: float | Tensor) -> fs.Schedule:
     """Schedules that begin at a value, or near it."""
-    return st.one_of(
-        st.builds(fs.constant, st.just(value)),
-        st.builds(fs.polynomial_decay, st.just(value), power=numbers(0, 1)),
-        st.builds(fs.cosine, st.just(value), num_steps=st.integers(1, 4)),
-        st.builds(fs.cyclical, st.just(value), num_steps_per_cycle=st.integers(1, 4)),
-    )
+    kind, num_steps = draw(st.sampled_from(range(4))), draw(st.integers(1, 4))
+    power = draw(numbers(0, 1))
+    if kind == 0:
+        return fs.constant(value)
+    if kind == 1:
+        return fs.polynomial_decay(value, power=power)
+    if kind == 2:
+        return fs.cosine(value, num_steps=num_steps)
+    return fs.cyclical(value, num_steps_per_cycle=num_steps)
 
 
 DENSITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -229,17 +257,32 @@ def log_priors() -> st.SearchStrategy[FactorizedLogPrior]:
     return st.builds(FactorizedLogPrior, st.sampled_from([*DENSITIES]), numbers(0.5, 3))
 
 
-@st.composite
+@cache
 def hyperparameters(
-    draw: st.DrawFn, low: float, high: float, chains: Chains = (), *, scheduled: bool = False
-) -> float | Tensor | fs.Schedule:
+    low: float, high: float, chains: Chains = (), *, scheduled: bool = False
+) -> st.SearchStrategy[float | Tensor | fs.Schedule]:
     """A setting: a number that all chains share, one for each chain, or a schedule of either."""
+    return _hyperparameters(low, high, chains, scheduled)
+
+
+@st.composite
+def _hyperparameters(
+    draw: st.DrawFn, low: float, high: float, chains: Chains, scheduled: bool
+) -> float | Tensor | fs.Schedule:
     one_each = draw(st.booleans())
     value: float | Tensor = draw(numbers(low, high))
     if one_each and chains:
         others = st.lists(numbers(low, high), min_size=chains[0] - 1, max_size=chains[0] - 1)
         value = torch.tensor([value, *draw(others)], dtype=torch.float64)
     return draw(schedules(value)) if scheduled and draw(st.booleans()) else value
+
+
+def refresh_intervals(chains: Chains = ()) -> st.SearchStrategy[int | Tensor]:
+    """Intervals at which momenta are drawn afresh, shared or one a chain: 1 or 2."""
+    shared = st.integers(1, 2)
+    if not chains:
+        return shared
+    return shared | st.lists(shared, min_size=chains[0], max_size=chains[0]).map(torch.tensor)
 
 
 @st.composite
@@ -262,13 +305,14 @@ def settings_of(
         scheduled: Whether settings may be schedules.
         **fixed: Settings that are not drawn.
     """
+    params = params if spec.per_chain else one_chain(params)
     chains = tuple(params.batch_size)
     optional: dict[str, st.SearchStrategy[Any]] = {
         "anchor": anchors(params),
         "mask": masks(params),
         "bounding_box_size": hyperparameters(0.05, 3, chains),
         "preconditioner": preconditioners(params, adaptive=adaptive),
-        "refresh_interval": st.sampled_from([1, 2]),
+        "refresh_interval": refresh_intervals(chains),
     }
     ranges: dict[str, Any] = {**SHARED_RANGES, **spec.ranges}
     drawn: dict[str, Any] = {**dict.fromkeys(optional), **spec.settings}

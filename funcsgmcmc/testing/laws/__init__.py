@@ -25,11 +25,17 @@ from funcsgmcmc.testing.laws.scales import scale_of_the_loss, units_of_energy, u
 from funcsgmcmc.testing.laws.settings import (
     box,
     mask_of_ones,
-    masked_entries,
+    masked_entries_are_not_seen,
+    masked_entries_stay,
     zero_step_size,
     zero_temperature,
 )
-from funcsgmcmc.testing.laws.terms import linearity_in_noise, metrics_are_norms, terms_add_up
+from funcsgmcmc.testing.laws.terms import (
+    linearity_in_noise,
+    metrics_are_norms,
+    terms_add_up,
+    terms_are_what_they_are_called,
+)
 from funcsgmcmc.testing.laws.trees import names_and_order_of_leaves, rotation, splitting_a_leaf
 
 LAWS: tuple[Law, ...] = (
@@ -42,10 +48,12 @@ LAWS: tuple[Law, ...] = (
     narrow_leaves_are_rounded_once,
     zero_step_size,
     zero_temperature,
-    masked_entries,
+    masked_entries_stay,
+    masked_entries_are_not_seen,
     mask_of_ones,
     box,
     terms_add_up,
+    terms_are_what_they_are_called,
     metrics_are_norms,
     linearity_in_noise,
     vmap_is_a_loop,

@@ -8,12 +8,12 @@ from funcsgmcmc import tree
 from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.samplers import Evaluation
 from funcsgmcmc.testing import strategies
-from funcsgmcmc.testing.laws.law import adapts, close, law, parameter_like
+from funcsgmcmc.testing.laws.law import adapts, close, law, parameter_like, without
 from funcsgmcmc.testing.problems import Problem, of_all_chains
 
 
 @law(
-    exempt=adapts,
+    exempt=lambda spec: adapts(spec) or without("nbeta")(spec),
     adaptive=False,
     max_steps=1,
     further=lambda problem: {"log_prior": strategies.log_priors()},
@@ -45,7 +45,13 @@ def all_in_loss(problem: Problem, log_prior: LogPrior) -> Evaluation:
     loss = linear if known.loss is None else known.loss + linear
     nbeta = torch.as_tensor(now.nbeta)
     density = torch.vmap(log_prior)(w) if w.batch_dims else log_prior(w)
-    pulls = now.localization * tree.dot(away, away) + now.weight_decay * tree.dot(w, w)
+    # Pulls that are no settings of the factory stay where they are.
+    precisions = {
+        name: getattr(now, name) if problem.spec.takes(name) else 0.0
+        for name in ("localization", "weight_decay")
+    }
+    pulls = precisions["localization"] * tree.dot(away, away)
+    pulls = pulls + precisions["weight_decay"] * tree.dot(w, w)
     potential = nbeta * loss + pulls / 2 - density
     return Evaluation(
         grads=gradient(potential.sum(), w),

@@ -52,6 +52,10 @@ def moved(chain: Chain, problem: Problem, t: int) -> Chain:
 
 def compare(state: State, chains: list[Chain], when: str) -> None:
     """Compare a state with the chains of a reference, in every field that both have."""
+    compared = {*parameter_like(state)} - {"anchor", "preconditioner", "step"}
+    missing = sorted(compared - chains[0].keys())
+    if missing:
+        raise ValueError(f"the reference must give {', '.join(missing)}, got {[*chains[0]]}")
     for name in chains[0].keys() & state.__dataclass_fields__.keys():
         value = getattr(state, name)
         actual = tree.flatten(value) if isinstance(value, TensorDictBase) else value

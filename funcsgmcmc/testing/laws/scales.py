@@ -7,11 +7,17 @@ from operator import mul
 from tensordict import TensorDict
 
 from funcsgmcmc import tree
-from funcsgmcmc.testing.laws.law import adapts, close, law, units_are_unknown
+from funcsgmcmc.testing.laws.law import adapts, close, law, units_are_unknown, without
 from funcsgmcmc.testing.problems import Problem
+from funcsgmcmc.testing.specs import SamplerSpec
 
 
-@law(exempt=adapts, adaptive=False, scheduled=False)
+def energies_are_fixed(spec: SamplerSpec) -> str | None:
+    """An exemption for samplers whose temperature or nβ cannot be set."""
+    return units_are_unknown(spec) or without("temperature")(spec) or without("nbeta")(spec)
+
+
+@law(exempt=lambda spec: adapts(spec) or without("nbeta")(spec), adaptive=False, scheduled=False)
 def scale_of_the_loss(problem: Problem) -> None:
     """A quarter of the loss at four times nβ is the same potential."""
     fourfold = problem.map_setting("nbeta", lambda value: 4 * value)
@@ -19,7 +25,7 @@ def scale_of_the_loss(problem: Problem) -> None:
     close(quarter.final(), problem.final(), "L/4 at 4 nβ, against L at nβ")
 
 
-@law(exempt=units_are_unknown, adaptive=False, scheduled=False)
+@law(exempt=energies_are_fixed, adaptive=False, scheduled=False)
 def units_of_energy(problem: Problem) -> None:
     """Nothing depends on the unit in which energies are counted: U → 4U, T → 4T."""
     in_other_units(problem, energy=4.0, length=1.0)

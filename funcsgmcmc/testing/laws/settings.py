@@ -1,14 +1,17 @@
 """Settings at special values: temperature, step size, mask and box."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from hypothesis.strategies import SearchStrategy
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.testing import strategies
-from funcsgmcmc.testing.laws.law import close, identical, law, parameter_like, without
+from funcsgmcmc.testing.laws.law import close, identical, law, parameter_like, unless, without
 from funcsgmcmc.testing.problems import Problem, of_all_chains
 
 
@@ -26,11 +29,28 @@ def zero_step_size(problem: Problem) -> None:
         close(after.params, problem.params, "parameters after a step of size 0")
 
 
-@law(exempt=without("mask"), further=lambda problem: {"mask": strategies.masks(problem.params)})
-def masked_entries(problem: Problem, mask: TensorDict) -> None:
-    """Where the mask is 0 nothing moves, and what is given there is not seen by the rest."""
+def a_mask(problem: Problem) -> Mapping[str, SearchStrategy[Any]]:
+    """What laws of masks draw."""
+    return {"mask": strategies.masks(problem.params)}
+
+
+@law(exempt=without("mask"), further=a_mask)
+def masked_entries_stay(problem: Problem, mask: TensorDict) -> None:
+    """Where the mask is 0 nothing moves."""
+    kept, before = tree.flatten(mask) == 0, tree.flatten(problem.params)
+    for _, after, _ in problem.changed(mask=mask, bounding_box_size=None).path():
+        moved = tree.flatten(after.params)
+        identical(kept * moved, kept * before, "entries whose mask is 0")
+
+
+@law(
+    exempt=lambda spec: without("mask")(spec) or unless("entrywise", "it is not entrywise")(spec),
+    further=a_mask,
+)
+def masked_entries_are_not_seen(problem: Problem, mask: TensorDict) -> None:
+    """What is given where the mask is 0, gradients and noise, does not touch the rest."""
     masked = problem.changed(mask=mask, bounding_box_size=None)
-    kept = tree.flatten(mask) == 0
+    sampled = tree.flatten(mask) != 0
 
     def disturbed(given: TensorDict) -> TensorDict:
         return tree.map_leaves(
@@ -42,15 +62,12 @@ def masked_entries(problem: Problem, mask: TensorDict) -> None:
         start=disturbed(masked.start),
         given=tuple(given.map(disturbed) for given in masked.given),
     )
-    for step, other in zip(masked.path(), elsewhere.path(), strict=True):
-        moved, before = tree.flatten(step.after.params), tree.flatten(problem.params)
-        identical(moved[..., kept], before[..., kept], "entries whose mask is 0")
-        seen, expected = parameter_like(other.after), parameter_like(step.after)
-        for name, value in seen.items():
-            a, b = value, expected[name]
-            if isinstance(a, TensorDictBase):
-                a, b = tree.flatten(a)[..., ~kept], tree.flatten(b)[..., ~kept]
-            identical(a, b, f"{name}, given something else where the mask is 0")
+    seen, expected = parameter_like(elsewhere.final()), parameter_like(masked.final())
+    for name, value in expected.items():
+        a, b = seen[name], value
+        if isinstance(value, TensorDictBase):
+            a, b = sampled * tree.flatten(a), sampled * tree.flatten(b)
+        identical(a, b, f"{name}, given something else where the mask is 0")
 
 
 @law(exempt=without("mask"), mask=None)

@@ -23,7 +23,7 @@ def names_and_order_of_leaves(problem: Problem) -> None:
     equivariant(problem, renamed, "after renaming and reordering")
 
 
-@law()
+@law(exempt=unless("entrywise", "it is not entrywise"))
 def splitting_a_leaf(problem: Problem) -> None:
     """A leaf may be cut in two."""
 
