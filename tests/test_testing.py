@@ -391,6 +391,118 @@ def test_problems_print_as_settings_and_numbers():
     )
 
 
+# Right samplers of users must pass.
+
+
+class HeavyBall(fs.Sampler, frozen=True):
+    """A velocity of another name, no weight decay, and terms that say so."""
+
+    def init(self, params, noise=None):
+        start = self.start(params)
+        still = tree.map_leaves(lambda leaf: 0 * tree.widened(leaf), start.params)
+        kept = {name: getattr(start, name) for name in ("params", "step", "anchor")}
+        return Moving(**kept, velocity=still, batch_size=start.shape, lock=False)
+
+    def advance(self, state, evaluation, noise):
+        parts = self.parts(state, evaluation, noise)
+        made = terms.decompose(parts, drift=self.lr, diffusion=self.lr**0.5)
+        made = made._replace(
+            weight_decay=(),
+            distance=(),
+            momentum=terms.Term(0.5 * torch.ones_like(self.lr), state.velocity),
+        )
+        velocity = terms.move(
+            tree.map_leaves(torch.zeros_like, state.velocity),
+            minus=made.down(),
+            plus=[*made.up(), made.momentum],
+        )
+        params = terms.move(state.params, (), [terms.Term(torch.ones_like(self.lr), velocity)])
+        return state.replace(params=params, velocity=velocity, step=state.step + 1), made
+
+
+class Moving(fs.State, frozen=True):
+    velocity: TensorDict
+
+
+def heavy_ball(lr, *, nbeta):
+    """Two settings, both plain numbers."""
+    if not lr >= 0:
+        raise ValueError(f"lr must be >= 0, got {lr}")
+    settings = {"localization": 0.0, "weight_decay": 0.0, "temperature": 1.0}
+    shared = fs.samplers.base.shared_settings(
+        lr=lr, nbeta=nbeta, **settings, anchor=None, mask=None, bounding_box_size=None
+    )
+    return HeavyBall(**shared, lock=False)
+
+
+def heavy_ball_step(chain, g, eta, pull, **s):
+    velocity = chain["velocity"] / 2 - s["lr"] * (s["nbeta"] * g + pull)
+    velocity = velocity + math.sqrt(s["lr"]) * eta
+    return {"params": chain["params"] + velocity, "velocity": velocity}
+
+
+def test_a_right_sampler_of_few_settings_passes():
+    spec = SamplerSpec(
+        heavy_ball,
+        per_chain=False,
+        schedulable=(),
+        reference_step=heavy_ball_step,
+        units={"lr": (-1, 2)},
+        isotropic=True,
+    )
+    checked = check_laws(spec, profile="quick")
+    assert checked.exempt.keys() == {
+        "zero_temperature",
+        "masked_entries_stay",
+        "masked_entries_are_not_seen",
+        "mask_of_ones",
+        "box",
+        "units_of_energy",
+    }
+
+
+class Layerwise(fs.Preconditioner, frozen=True):
+    """One number a leaf, of which each has a rate of its own."""
+
+    rates: TensorDict
+
+    def init(self, params):
+        return tree.build({}, params.batch_size)
+
+    def update(self, state, grads, hessian_diagonal=None):
+        def gain(leaf, rate):
+            row = tree.widened(leaf).reshape(*grads.batch_size, -1)
+            return tree.expand_right(rate / (1 + row.norm(dim=-1)), leaf).expand(leaf.shape)
+
+        return fs.Scaling(tree.map_leaves(gain, grads, self.rates), state)
+
+
+def layerwise(params):
+    rates = tree.map_leaves(lambda leaf: torch.tensor(0.5, dtype=leaf.dtype), params)
+    return Layerwise(rates=rates, lock=False)
+
+
+def test_a_right_preconditioner_of_whole_leaves_passes():
+    checked = check_preconditioner(layerwise, entrywise=False, profile="quick")
+    assert checked.exempt["splitting_a_leaf"] == "it is not entrywise"
+    with pytest.raises((AssertionError, RuntimeError)):
+        check_preconditioner(layerwise, profile="quick")
+
+
+@pytest.mark.parametrize(
+    ("log_prior", "elements"),
+    [
+        (lambda params: -params["w"].abs().sum(), None),
+        (lambda params: (2 * params["w"].log() - params["w"]).sum(), st.floats(0.1, 5)),
+        (lambda params: -params["block"]["w"].square().sum() / 2, None),
+    ],
+    ids=["laplace", "gamma", "nested"],
+)
+def test_right_log_priors_pass(log_prior, elements):
+    params = {"w": torch.ones(2), "block": {"w": torch.ones(3)}}
+    check_log_prior(log_prior, params, elements=elements)
+
+
 # Preconditioners and log-priors.
 
 
@@ -434,6 +546,11 @@ def writes(params):
         (writes, AssertionError, "wrote to the parameters|the same log p twice"),
         (lambda params: -params["w"].log().sum(), AssertionError, "log p is"),
         (lambda params: -params["w"].detach().square().sum(), AssertionError, "slope of log p"),
+        (
+            lambda params: -(params["w"] ** 2).sqrt().sum(),
+            AssertionError,
+            "slope of log p is -?nan",
+        ),
         (lambda params: torch.randn(()) - params["w"].sum(), AssertionError, "same log p twice"),
         (lambda params: -params["w"], ValueError, "log_prior must return a scalar"),
         (lambda params: -params["w"].sum().item(), TypeError, "log_prior must return a"),

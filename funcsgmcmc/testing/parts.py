@@ -1,11 +1,11 @@
 """Laws of what users put into a sampler: preconditioners and log-priors."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from hypothesis import assume
 from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
@@ -128,17 +128,17 @@ def gradient_is_the_slope(problem: PriorProblem) -> None:
     def along(step: float) -> Tensor:
         return problem.log_prior(tree.unflatten(w + step * direction, problem.params[0]))
 
-    step = 1e-3
-    # A kink between the points, as |w| has at 0, has no slope to compare.
-    bend = (along(step) + along(-step) - 2 * along(0.0)) / step**2
-    wide_bend = (along(2 * step) + along(-2 * step) - 2 * along(0.0)) / (2 * step) ** 2
-    assume(bool((bend - wide_bend).abs() <= 0.1 * (1 + bend.abs())))
-    near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
-    slope = (8 * near - far) / (12 * step)
-    expected = -(tree.flatten(pull) @ direction)
-    size = 1 + abs(float(value)) + abs(float(slope))
-    assert abs(float(slope - expected)) < 1e-6 * size, (
-        f"autograd's slope of log p is {float(expected)}, by differences {float(slope)}"
+    def slope(step: float) -> float:
+        near, far = along(step) - along(-step), along(2 * step) - along(-2 * step)
+        return float(8 * near - far) / (12 * step)
+
+    # Two steps show how far differences can be trusted: not at all across a kink, as |w| has at 0.
+    coarse, fine = slope(1e-3), slope(5e-4)
+    expected = -float(tree.flatten(pull) @ direction)
+    assert math.isfinite(expected), f"autograd's slope of log p is {expected}"
+    tolerance = 10 * abs(coarse - fine) + 1e-8 * (1 + abs(float(value)) + abs(fine))
+    assert not abs(fine - expected) > tolerance, (
+        f"autograd's slope of log p is {expected}, by differences {fine}"
     )
 
 
