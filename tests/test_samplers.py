@@ -1,12 +1,16 @@
 """What samplers do beyond the laws: walls, thermostats, weights, refusals."""
 
+import math
+
 import pytest
 import torch
+from scipy.integrate import quad
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
 from funcsgmcmc.plots import plot_llc
+from funcsgmcmc.samplers.badoda import ornstein_uhlenbeck
 from funcsgmcmc.testing import SPECS
 from problems import run
 
@@ -36,6 +40,16 @@ def test_walls_turn_the_momentum_round(spec):
     assert state.params["w"][0] == 0.2
     assert state.momentum["w"][0] < 0  # it was going up
     assert state.momentum["w"][1] < 0  # inside, as the force says
+
+
+@pytest.mark.parametrize("friction", [-2.0, -1e-9, 0.0, 1e-9, 0.7])
+def test_damping_of_badoda_is_that_of_its_equation(friction):
+    """Dp = −ξ p dt + √(2A) dB keeps e^(−ξh), and adds 2A ∫ e^(−2ξt) dt to the variance."""
+    lr, diffusion_factor = torch.tensor(0.4), torch.tensor(1.3)
+    kept, scale = ornstein_uhlenbeck(torch.tensor(friction), diffusion_factor, lr)
+    variance = quad(lambda t: 2 * 1.3 * math.exp(-2 * friction * t), 0, 0.4)[0]
+    torch.testing.assert_close(kept, torch.tensor(math.exp(-friction * 0.4)))
+    torch.testing.assert_close(scale**2, torch.tensor(variance))
 
 
 @pytest.mark.parametrize("make", [fs.sgnht, fs.badoda])

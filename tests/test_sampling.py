@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
 from cases import BY_NAME, CASES
-from funcsgmcmc import tree
+from funcsgmcmc import random, tree
 from funcsgmcmc.running import Run
 from problems import assert_same, classification, good_loss, observables, records, run
 
@@ -315,3 +315,52 @@ def test_a_compiled_function_takes_more_shapes_than_torch_allows_by_default():
     for size in range(1, 11):
         assert torch.equal(double(torch.ones(size)), torch.full((size,), 2.0))
     assert torch._dynamo.config.recompile_limit < 10
+
+
+def flat_run(sampler: fs.Sampler, **settings) -> fs.Samples:
+    """A run without forces, so that only what is drawn at random is seen."""
+    return fs.sample(
+        lambda params, batch: (0 * params["w"]).sum() + 0 * batch.sum(),
+        {"w": torch.zeros(3)},
+        torch.zeros(1),
+        sampler,
+        save_draws=True,
+        initial_loss=0.0,
+        **settings,
+    )
+
+
+@pytest.mark.parametrize("chain_method", ["vmap", "loop"])
+def test_the_noise_of_a_run_is_that_of_its_chains_keys(chain_method):
+    key, offset = fs.key(5), 2
+    samples = flat_run(
+        fs.sgld(0.25, nbeta=1.0),
+        num_chains=3,
+        num_draws=4,
+        key=key,
+        chain_offset=offset,
+        chain_method=chain_method,
+    )
+    for chain in range(3):
+        of_chain = fs.fold_in(key, offset + chain)
+        noise = [random.normal(fs.fold_in(of_chain, step), (3,)) for step in range(4)]
+        walk = 0.5 * torch.stack(noise).cumsum(0)
+        torch.testing.assert_close(samples.state.params["w"][chain], walk[-1])
+        torch.testing.assert_close(samples.draws["w"][chain, 1:], walk[:-1])
+
+
+def test_starts_and_momenta_are_independent():
+    """Without friction the first step is w' = w + p₀."""
+    samples = flat_run(
+        fs.sghmc(1.0, nbeta=1.0, friction=0.0),
+        num_chains=3_000,
+        num_draws=1,
+        init_noise=1.0,
+        key=fs.key(0),
+    )
+    momentum = samples.state.momentum["w"]
+    start = samples.state.params["w"] - momentum
+    product = (start * momentum).flatten()
+    assert abs(product.mean() / product.std()) * len(product) ** 0.5 < 4
+    assert abs(start.var() - 1) < 0.06
+    assert abs(momentum.var() - 1) < 0.06

@@ -35,3 +35,11 @@ def test_sums_of_small_terms_of_half_precision_are_not_rounded(lr):
     both = total([Term(lr, first), Term(2 * lr, second)])
     expected = lr * (first.double() + 2 * second.double())
     torch.testing.assert_close(both.value().double(), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_move_of_half_precision_is_rounded_once(in_place):
+    """Also for a bare tensor with numbers as coefficients, whose terms are as narrow."""
+    w, g = torch.full((1,), 258.0).bfloat16(), torch.full((1,), 1.0).bfloat16()
+    halves = [Term(0.75, g), Term(0.75, g)]  # each by itself would be rounded away
+    assert move(w.clone(), halves, [], in_place=in_place) == 256.0

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import nn
 
+import funcsgmcmc as fs
 from funcsgmcmc import params_of, tree
 
 
@@ -74,3 +75,10 @@ def test_where_chooses_whole_chains():
     b = TensorDict({"w": torch.full((3, 2), torch.nan)}, batch_size=3)
     chosen = tree.where(torch.tensor([True, False, True]), a, b)
     assert chosen["w"].isnan().all(1).tolist() == [False, True, False]
+
+
+def test_normals_have_the_precision_of_their_leaf():
+    like = TensorDict({"a": torch.zeros(50), "b": torch.zeros(50, dtype=torch.float32)})
+    drawn = fs.normal_like(fs.key(0), like)
+    assert (drawn["a"].dtype, drawn["b"].dtype) == (torch.float64, torch.float32)
+    assert not torch.equal(drawn["a"], drawn["a"].float().double())

@@ -1,0 +1,267 @@
+"""What users might write: samplers and preconditioners, right ones and broken ones."""
+
+import math
+
+import torch
+from tensordict import TensorDict
+
+import funcsgmcmc as fs
+from funcsgmcmc import terms, tree
+from funcsgmcmc.samplers.langevin import langevin
+from funcsgmcmc.samplers.sgld import SGLD
+from funcsgmcmc.testing import SPECS, SamplerSpec
+
+
+class HeavyBall(fs.Sampler, frozen=True):
+    """A velocity of another name, no weight decay, and terms that say so."""
+
+    def init(self, params, noise=None):
+        start = self.start(params)
+        still = tree.map_leaves(lambda leaf: 0 * tree.widened(leaf), start.params)
+        kept = {name: getattr(start, name) for name in ("params", "step", "anchor")}
+        return Moving(**kept, velocity=still, batch_size=start.shape, lock=False)
+
+    def advance(self, state, evaluation, noise):
+        parts = self.parts(state, evaluation, noise)
+        made = terms.decompose(parts, drift=self.lr, diffusion=self.lr**0.5)
+        made = made._replace(
+            weight_decay=(),
+            distance=(),
+            momentum=terms.Term(0.5 * torch.ones_like(self.lr), state.velocity),
+        )
+        velocity = terms.move(
+            tree.map_leaves(torch.zeros_like, state.velocity),
+            minus=made.down(),
+            plus=[*made.up(), made.momentum],
+        )
+        params = terms.move(state.params, (), [terms.Term(torch.ones_like(self.lr), velocity)])
+        return state.replace(params=params, velocity=velocity, step=state.step + 1), made
+
+
+class Moving(fs.State, frozen=True):
+    velocity: TensorDict
+
+
+def heavy_ball(lr, *, nbeta):
+    """Two settings, both plain numbers."""
+    if not lr >= 0:
+        raise ValueError(f"lr must be >= 0, got {lr}")
+    settings = {"localization": 0.0, "weight_decay": 0.0, "temperature": 1.0}
+    shared = fs.samplers.base.shared_settings(
+        lr=lr, nbeta=nbeta, **settings, anchor=None, mask=None, bounding_box_size=None
+    )
+    return HeavyBall(**shared, lock=False)
+
+
+def heavy_ball_step(chain, g, eta, pull, **s):
+    velocity = chain["velocity"] / 2 - s["lr"] * (s["nbeta"] * g + pull)
+    velocity = velocity + math.sqrt(s["lr"]) * eta
+    return {"params": chain["params"] + velocity, "velocity": velocity}
+
+
+class Layerwise(fs.Preconditioner, frozen=True):
+    """One number a leaf, of which each has a rate of its own."""
+
+    rates: TensorDict
+
+    def init(self, params):
+        return tree.build({}, params.batch_size)
+
+    def update(self, state, grads, hessian_diagonal=None):
+        def gain(leaf, rate):
+            row = tree.widened(leaf).reshape(*grads.batch_size, -1)
+            return tree.expand_right(rate / (1 + row.norm(dim=-1)), leaf).expand(leaf.shape)
+
+        return fs.Scaling(tree.map_leaves(gain, grads, self.rates), state)
+
+
+def layerwise(params):
+    rates = tree.map_leaves(lambda leaf: torch.tensor(0.5, dtype=leaf.dtype), params)
+    return Layerwise(rates=rates, lock=False)
+
+
+def broken(kind: type) -> SamplerSpec:
+    """SGLD with another class, that takes preconditioners and all."""
+
+    def broken_sgld(lr, *, nbeta, noise_level=1.0, preconditioner=None, **settings):
+        settings |= {"noise_level": noise_level, "preconditioner": preconditioner}
+        sampler = fs.sgld(lr, nbeta=nbeta, **settings)
+        fields = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
+        return kind(**fields, batch_size=sampler.shape, lock=False)
+
+    spec = SPECS["sgld"]
+    return SamplerSpec(
+        broken_sgld,
+        ranges=spec.ranges,
+        reference_step=spec.reference_step,
+        reference_start=spec.reference_start,
+        units=spec.units,
+    )
+
+
+class WritesToNoise(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        for _, leaf in tree.leaves(noise):
+            leaf.mul_(0.5)
+        return super().advance(state, evaluation, noise)
+
+
+class SharesParams(SGLD, frozen=True):
+    def init(self, params, noise=None):
+        return super().init(params, noise).replace(params=params)
+
+
+class DrawsItself(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        return super().advance(state, evaluation, tree.map_leaves(torch.randn_like, noise))
+
+
+class WidensParams(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        return after.replace(params=after.params.double()), made
+
+
+class ForgetsItsStep(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        return after.replace(step=state.step), made
+
+
+class SquaresGradients(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        huge = tree.map_leaves(lambda leaf: leaf**9 / (1 + leaf**8), evaluation.grads)
+        return super().advance(state, evaluation._replace(grads=huge), noise)
+
+
+class MixesChains(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        if state.shape:
+            noise = tree.map_leaves(lambda leaf: leaf.roll(1, 0), noise)
+        return super().advance(state, evaluation, noise)
+
+
+class SpreadsFailures(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        mean = tree.map_leaves(lambda leaf: leaf + 0 * leaf.sum(), evaluation.grads)
+        return super().advance(state, evaluation._replace(grads=mean), noise)
+
+
+class LooksAhead(SGLD, frozen=True):
+    def at(self, step):
+        return super().at(step + 1)
+
+
+class SharesNoiseOfLeaves(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        _, first = next(iter(tree.leaves(noise)))
+        number = first.reshape(*state.shape, -1).mean(-1)
+        same = tree.map_leaves(lambda leaf: tree.expand_right(number, leaf) + 0 * leaf, noise)
+        return super().advance(state, evaluation, same)
+
+
+class ClipsEntries(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        clipped = tree.map_leaves(lambda leaf: leaf.clamp(-1, 1), evaluation.grads)
+        return super().advance(state, evaluation._replace(grads=clipped), noise)
+
+
+class CubesNoise(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        cubed = tree.map_leaves(lambda leaf: leaf**3, noise)
+        return super().advance(state, evaluation, cubed)
+
+
+class ReportsHalfOfTheNoise(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        half = terms.Term(made.noise.coefficient / 2, made.noise.direction)
+        return after, made._replace(noise=half)
+
+
+class IsNeverCold(SGLD, frozen=True):
+    def at(self, step):
+        now = super().at(step)
+        fields = {name: getattr(now, name) for name in now.__dataclass_fields__}
+        fields["temperature"] = torch.clamp(now.temperature, min=0.1)
+        return type(now)(**fields, batch_size=now.shape, lock=False)
+
+
+class HasHalfABoxMore(SGLD, frozen=True):
+    def boxed(self, params, center):
+        wide = None if self.bounding_box_size is None else 1.5 * self.bounding_box_size
+        return params if wide is None else fs.samplers.base.boxed(params, center, wide)
+
+
+class PullsAtDoubleStrength(SGLD, frozen=True):
+    def parts(self, *arguments):
+        parts = super().parts(*arguments)
+        coefficient, direction = parts.weight_decay
+        return parts._replace(weight_decay=terms.Term(2 * coefficient, direction))
+
+
+class MovesWithoutStep(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        return after.replace(params=tree.map_leaves(lambda leaf: leaf + 1e-6, after.params)), made
+
+
+class CountsInFloat16(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        narrow = tree.map_leaves(lambda leaf: leaf.half().to(leaf.dtype), noise)
+        return super().advance(state, evaluation, narrow)
+
+
+class SwapsItsTerms(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        swapped = {"localization": made.weight_decay, "weight_decay": made.localization}
+        return after, made._replace(**swapped)
+
+
+class MislabelsTheGradient(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        coefficient, direction = made.unscaled_grad
+        return after, made._replace(unscaled_grad=terms.Term(7 * coefficient, direction))
+
+
+class StaysOnTheCPU(SGLD, frozen=True):
+    def init(self, params, noise=None):
+        return super().init(params, noise).replace(step=torch.zeros(params.batch_size).long())
+
+
+class UsesOneMask(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        if self.mask is None or not self.mask.batch_dims or not state.shape:
+            return super().advance(state, evaluation, noise)
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        fields["mask"] = self.mask[:1].expand(state.shape)
+        return SGLD(**fields, batch_size=self.shape, lock=False).advance(state, evaluation, noise)
+
+
+class RoundsTwice(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        parts, averages = self.preconditioned(state, evaluation, noise)
+        coefficient, direction = parts.noise
+        parts = parts._replace(noise=terms.Term(self.noise_level * coefficient, direction))
+        made = langevin(parts, self.lr)
+        halfway = terms.move(state.params, minus=made.down(), plus=())
+        moved = terms.move(halfway, minus=(), plus=made.up())
+        return self.arrived(state, moved, averages), made
+
+
+class WrongGamma(fs.preconditioners.RMSprop, frozen=True):
+    def update(self, state, grads, hessian_diagonal=None):
+        scaling = super().update(state, grads, hessian_diagonal)
+        return scaling._replace(correction=tree.map_leaves(torch.neg, scaling.correction))
+
+
+class NegativeGain(fs.preconditioners.Identity, frozen=True):
+    def update(self, state, grads, hessian_diagonal=None):
+        return fs.Scaling(grads, state)
+
+
+def wrong_gamma(params):
+    right = fs.rmsprop(0.5, 0.3, curvature="exact")
+    return WrongGamma(alpha=right.alpha, eps=right.eps, hessian=right.hessian, lock=False)
