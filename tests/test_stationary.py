@@ -96,13 +96,13 @@ def test_stationary_law(name, lr, noise_sd):
         make(spec, lr),
         Quadratic({"w": HESSIAN}, {"w": MINIMUM}, noise_sd),
         variance={"w": variance},
-        num_chains=20_000,
+        num_chains=8_000,
         # Eight times what the slowest entry needs to forget, at least.
         num_steps=200 if spec.has_momentum else math.ceil(8 / (lr * float(CURVATURE.min()))),
     )
     # The lattice random walk's moves are as large whatever the noise, which chooses their signs.
     if name != "sglrw" and not noise_sd:
-        assert found.smallest_noise_error < 0.01
+        assert found.smallest_noise_error < 0.015
 
 
 def test_posterior_of_badoda():
