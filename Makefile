@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Every test stands by itself: one process for each core, up to eight.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-slow mutants lint types docs bench bench-gpu clean
 
@@ -9,10 +11,10 @@ demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
 
 test: lint types docs $(VENV)/.reference
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.reference
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 # Breaks the update mathematics in many ways, and writes docs/mutants.md: which test notices what.
 mutants: $(VENV)/.reference

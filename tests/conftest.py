@@ -1,5 +1,7 @@
 """Settings of all tests: float64, and hypothesis without surprises."""
 
+import os
+
 import hypothesis
 import pytest
 import torch
@@ -11,6 +13,9 @@ hypothesis.settings.register_profile(
     "project", deadline=None, derandomize=True, max_examples=40, print_blob=True
 )
 hypothesis.settings.load_profile("project")
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # the other cores have tests of their own
 
 
 @pytest.fixture(autouse=True)
