@@ -119,7 +119,7 @@ def rmsprop(
 ) -> Callable[[Vector | None, Vector, Vector], Gains]:
     """Li et al. 2016, algorithm 1; Γ by the chain rule: dG = −G² d√V, dV = 2 (1 − α) g h dw."""
 
-    def gains(averages: Vector | None, g: Vector, h: Vector) -> Gains:
+    def of_gradients(averages: Vector | None, g: Vector, h: Vector) -> Gains:
         average = (1 - alpha) * g * g + (0.0 if averages is None else alpha * averages)
         root = np.sqrt(average)
         gain = 1 / (eps + root)
@@ -127,7 +127,7 @@ def rmsprop(
         correction = -slope / (eps + root) ** 2 if with_curvature else np.zeros_like(g)
         return Gains(gain, correction, None, average)
 
-    return gains
+    return of_gradients
 
 
 def slope(w: Vector, g: Vector, pull: Vector, s: Settings) -> Vector:
@@ -249,18 +249,11 @@ def contour_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -
         gradient = math.log(theta[here] / theta[here - 1]) / (edges[1] - edges[0])
         log_psi += gradient * (energy - edges[here - 1])
     factor = 1 + s["flatness"] * temperature * gradient
-    known = gains(s["preconditioner"], chain.get("averages"), g, s["hessian_diagonal"])
-    in_drift = g if known.drift_grad is None else known.drift_grad
-    down = known.gain * slope(w, in_drift, pull, s) - temperature * known.correction
-    shock = np.sqrt(s["lr"] * temperature * known.gain) * eta
-    moved = w + s["mask"] * (shock - factor * s["lr"] / 2 * down)
-    return {
-        "params": boxed(moved, s),
-        "step": chain["step"] + 1,
-        "theta": np.array(theta),
-        "log_weight": s["flatness"] * log_psi,
-        "averages": known.averages,
-    }
+    down, gain, moved = drift(chain, g, pull, s)
+    shock = np.sqrt(s["lr"] * temperature * gain) * eta
+    w = w + s["mask"] * (shock - factor * s["lr"] / 2 * down)
+    weights = {"theta": np.array(theta), "log_weight": s["flatness"] * log_psi}
+    return moved | {"params": boxed(w, s)} | weights
 
 
 def euler(
