@@ -5,10 +5,12 @@ checked only where values can be read: inside `torch.vmap` and `torch.compile` a
 but no value to branch on, and there only rules about shapes and dtypes apply.
 """
 
+import inspect
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from types import UnionType
+from typing import Any, cast, get_args
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -310,6 +312,17 @@ def finite(name: str, params: TensorDictBase) -> None:
             )
 
 
+def finite_values(name: str, values: Tensor) -> None:
+    """Refuse values of which one is infinite or NaN.
+
+    Raises:
+        ValueError: One is.
+    """
+    bad = values[~values.isfinite()]
+    if bad.numel():
+        raise ValueError(f"{name} must be finite, got {bad[0].item()} among {values.numel()}")
+
+
 def same_structure(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
     """Refuse a tree whose names or shapes are not those of the parameters.
 
@@ -433,14 +446,38 @@ def same_kind(name: str, kinds: Sequence[type]) -> None:
         raise ValueError(f"{name} must be of one kind in a product, got {asked}")
 
 
-def instance(name: str, value: Any, kind: type) -> None:
+def instance(name: str, value: Any, kind: type | UnionType) -> None:
     """Check a type.
 
     Raises:
         TypeError: The value is of another.
     """
     if not isinstance(value, kind):
-        raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        kinds = [each.__name__ for each in get_args(kind) or (kind,)]
+        raise TypeError(f"{name} must be a {' or '.join(kinds)}, got {type(value).__name__}")
+
+
+def one_tree(name: str, batch_size: torch.Size) -> None:
+    """Refuse a tree of several chains.
+
+    Raises:
+        ValueError: It has a batch size.
+    """
+    if batch_size:
+        raise ValueError(f"{name} must be those of one chain, got batch size {tuple(batch_size)}")
+
+
+def shared_target(sampler: Any) -> None:
+    """Refuse a sampler whose chains do not all sample one known law.
+
+    Raises:
+        ValueError: Its settings are per chain, or it has a mask or a box.
+    """
+    if sampler.shape:
+        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    for name in ("mask", "bounding_box_size"):
+        if getattr(sampler, name) is not None:
+            raise ValueError(f"what is sampled is known without {name}, got a sampler with one")
 
 
 def unnested(loss_fn: Any, kind: type) -> None:
@@ -496,17 +533,67 @@ def sampler(value: Any, kind: type) -> None:
         )
 
 
-def factory(make: Any, kind: type) -> None:
+def factory(make: Any, kind: type) -> inspect.Signature:
     """Refuse what is not a sampler's factory.
 
+    Returns:
+        Its signature.
+
     Raises:
-        TypeError: It is not callable, or a sampler made by one.
+        TypeError: It is not callable, or a sampler made by one, or a sampler's class; or it does
+            not take `lr` by name.
     """
-    if isinstance(make, kind) or not callable(make):
+    is_class = isinstance(make, type) and issubclass(make, kind)
+    if isinstance(make, kind) or is_class or not callable(make):
+        given = f"the class {make.__name__}" if is_class else type(make).__name__
         raise TypeError(
             f"a sampler's laws need its factory, such as sgld, to try it with other settings, "
-            f"got {type(make).__name__}"
+            f"got {given}"
         )
+    try:
+        signature = inspect.signature(make)
+    except ValueError:
+        raise TypeError(f"a sampler's factory must show its settings, got {make}") from None
+    settings = signature.parameters
+    takes_rest = any(each.kind is each.VAR_KEYWORD for each in settings.values())
+    lr = settings.get("lr")
+    if (lr is None and not takes_rest) or (lr is not None and lr.kind is lr.POSITIONAL_ONLY):
+        raise TypeError(f"a sampler's factory must take lr by name, got one that takes {signature}")
+    return signature
+
+
+def mapping(name: str, value: Any) -> None:
+    """Check a mapping of names.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not (isinstance(value, Mapping) and all(isinstance(key, str) for key in value)):
+        raise TypeError(f"{name} must be a mapping of names, got {value!r}")
+
+
+def pair(name: str, value: Any) -> None:
+    """Check two finite numbers.
+
+    Raises:
+        TypeError: There are not two, or they are not numbers.
+        ValueError: One is infinite or NaN.
+    """
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise TypeError(f"{name} must be two numbers, got {value!r}")
+    for each in value:
+        finite_number(name, each)
+
+
+def span(name: str, value: tuple[float, float]) -> None:
+    """Check the lowest and the highest value of a range.
+
+    Raises:
+        TypeError, ValueError: As `pair`; or the lowest is above the highest.
+    """
+    pair(name, value)
+    if not value[0] <= value[1]:
+        raise ValueError(f"{name} must be lowest and highest, got {value[0]} and {value[1]}")
 
 
 def unknown_settings(name: str, missing: list[str]) -> str:

@@ -1,6 +1,7 @@
 """Tests of what is sampled: what they find, and that it is as much as they say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from funcsgmcmc.testing import (
     Quadratic,
     check_calibration,
     check_stationary,
+    scores,
 )
 from funcsgmcmc.testing.calibration import _p_values, _smallest_scale_error
 
@@ -109,9 +111,9 @@ def test_noise_that_entries_share_is_found():
 )
 def test_samplers_are_calibrated(sampler):
     found = check_calibration(sampler, REGRESSION, num_simulations=1_000)
-    assert found.ranks.shape == (1_000, 2)
+    assert found.ranks.shape == (1_000, 3)  # two entries and the loss
     assert found.ranks.max() == 15
-    assert found.smallest_scale_error < 0.2
+    assert found.smallest_scale_error < 0.21
 
 
 @pytest.mark.parametrize(
@@ -160,8 +162,62 @@ def test_p_values_are_uniform():
 def test_ties_are_broken_at_random():
     sampler = fs.baoa(0.2, nbeta=4.0, friction=2.0, weight_decay=1.0)
     check_calibration(
-        sampler, REGRESSION, quantities=lambda params: (params["w"] > 0).double(), num_steps=200
+        sampler,
+        REGRESSION,
+        quantities=lambda params, data: (params["w"] > 0).double(),
+        num_steps=200,
     )
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [fs.baoa(0.2, nbeta=0.0, friction=2.0, weight_decay=1.0), fs.sgld(1e-9, nbeta=4.0)],
+    ids=["ignores the data", "never moves"],
+)
+def test_draws_from_the_prior_are_not_calibrated(idle):
+    """Ranks of parameters alone would pass them."""
+    check_calibration(idle, REGRESSION, quantities=lambda params, data: params["w"], num_steps=100)
+    with pytest.raises(AssertionError, match="mean rank of quantity 2"):
+        check_calibration(idle, REGRESSION, num_steps=100)
+
+
+def test_a_broken_model_is_named():
+    sampler = fs.baoa(0.2, nbeta=4.0, friction=2.0, weight_decay=1.0)
+    nan = torch.tensor(math.nan)
+    for changed, message in (
+        ({"prior": lambda key: {"w": nan + random.normal(key, (2,))}}, "what prior returns"),
+        ({"prior": lambda key: random.normal(key, (2,))}, "what prior returns must be a"),
+        ({"simulate": lambda params, key: nan * params["w"]}, "what simulate returns must be fin"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            check_calibration(sampler, replace(REGRESSION, **changed), num_simulations=20)
+    few = {"num_simulations": 20, "num_steps": 1}
+    with pytest.raises(ValueError, match=r"quantities of parameters .* must be finite, got nan"):
+        check_calibration(
+            sampler, REGRESSION, quantities=lambda params, data: params["w"].log(), **few
+        )
+    with pytest.raises(ValueError, match=r"quantities must return a number at least"):
+        check_calibration(
+            sampler, REGRESSION, quantities=lambda params, data: params["w"][:0], **few
+        )
+    with pytest.raises(TypeError, match="loss must be a function, got 3"):
+        replace(REGRESSION, loss=3)
+    with pytest.raises(TypeError, match="model must be a Model, got NoneType"):
+        check_calibration(sampler, None)
+    masked = fs.sgld(0.1, nbeta=4.0, mask={"w": torch.tensor([1.0, 0.0])})
+    with pytest.raises(ValueError, match="what is sampled is known without mask"):
+        check_calibration(masked, REGRESSION)
+
+
+def test_scores_of_squares_are_normal():
+    """Student's statistic of 50 squares would raise four times the alarms."""
+    generator = torch.Generator().manual_seed(0)
+    squares = torch.randn(4_000, 50, generator=generator).square() - 1
+    limit = 2.5758
+    alarms = sum(abs(scores.of_skewed(each)) > limit for each in squares) / 4_000
+    of_student = sum(abs(scores.of_symmetric(each)) > limit for each in squares) / 4_000
+    assert abs(alarms - 0.01) < 0.01
+    assert of_student > 0.03
 
 
 def test_a_log_prior_is_calibrated_as_the_same_weight_decay():

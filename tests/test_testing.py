@@ -1,6 +1,7 @@
 """`funcsgmcmc.testing` itself: what it finds, how small it makes it, and what it refuses."""
 
 import ast
+import functools
 import importlib.util
 import math
 import re
@@ -73,15 +74,21 @@ PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
         (users.ClipsEntries, "units_of_length"),
         (users.CubesNoise, "reference"),
         (users.PullsAtDoubleStrength, "pulls_are_the_priors_gradient"),
+        (users.PullsToWhereItIs, "pulls_are_the_priors_gradient"),
+        (users.MakesAnAnchor, "kinds_are_kept"),
+        (users.StartsHot, "zero_temperature"),
+        (users.StartsLate, "schedules_are_followed"),
+        (users.TiresAfterFiveSteps, "reference"),
     ],
 )
 def test_a_broken_sampler_breaks_a_law(kind, found_by):
     spec = users.broken(kind)
     (its_law,) = [each for each in LAWS if each.name == found_by]
-    check_law(its_law, SPECS["sgld"], profile="quick")
+    right = spec.name.removeprefix("broken_")
+    check_law(its_law, SPECS[right], profile="quick")
     with pytest.raises(AssertionError) as caught:
         check_law(its_law, spec, profile=UNSHRUNK)
-    assert caught.value.__notes__[-1].startswith(f"broken_sgld does not obey {found_by}: ")
+    assert caught.value.__notes__[-1].startswith(f"broken_{right} does not obey {found_by}: ")
 
 
 def problem_of(error: BaseException) -> str:
@@ -240,6 +247,60 @@ def test_a_right_sampler_of_few_settings_passes():
     }
 
 
+def test_settings_of_the_spec_are_kept_and_laws_of_others_left_out():
+    seen = set()
+
+    def picky(lr, *, nbeta, temperature=1.0, localization=0.0, weight_decay=0.0):
+        if not lr > 0 or localization != 2.0:
+            raise ValueError(f"got lr {lr} and localization {localization}")
+        seen.add(localization)
+        return fs.sgld(
+            lr,
+            nbeta=nbeta,
+            temperature=temperature,
+            localization=localization,
+            weight_decay=weight_decay,
+        )
+
+    spec = SamplerSpec(
+        picky,
+        settings={"localization": 2.0},
+        ranges={"lr": (0.1, 1.0)},
+        per_chain=False,
+        schedulable=(),
+        units={"lr": (-1, 2)},
+    )
+    some_laws = (laws.zero_step_size, laws.pulls_are_the_priors_gradient)
+    checked = check_laws(
+        spec, laws=[*some_laws, laws.terms_are_what_they_are_called, laws.terms_add_up]
+    )
+    assert checked.exempt == {
+        "zero_step_size": "its lr is never 0.0",
+        "pulls_are_the_priors_gradient": "its localization is never 0.0",
+    }
+    assert seen == {2.0}
+    with pytest.raises(ValueError, match="at least one law must be tried, got reasons against all"):
+        check_laws(spec, laws=some_laws)
+
+
+def test_errors_that_are_no_findings_say_so():
+    def never(lr, *, nbeta):
+        raise ZeroDivisionError("no such thing")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        check_law(laws.purity, never)
+    assert caught.value.__notes__[-1].startswith("never could not be tried on purity: `init`")
+
+
+def test_refusals_for_each_chain_are_not_asked_of_shared_settings():
+    def shared(lr, *, nbeta):
+        return fs.sgld(float(lr), nbeta=float(nbeta))
+
+    check_refusals(SamplerSpec(shared, per_chain=False))
+    with pytest.raises(AssertionError, match="shared refuses"):
+        check_refusals(shared)
+
+
 def test_a_right_preconditioner_of_whole_leaves_passes():
     checked = check_preconditioner(users.layerwise, entrywise=False, profile="quick")
     assert checked.exempt["splitting_a_leaf"] == "it is not entrywise"
@@ -312,11 +373,159 @@ def no_momentum(chain, grads, noise, prior_pull, **settings):
     return {"w": grads}
 
 
+def reference_gives(**values):
+    """A law, a sampler whose reference gives these."""
+    return check_law(
+        laws.reference, SamplerSpec(fs.sgld, reference_step=lambda *chain, **settings: values)
+    )
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: check_laws(fs.sgld(0.1, nbeta=1.0)), TypeError, "need its factory.* got SGLD"),
+        (lambda: check_laws(users.SGLD), TypeError, "need its factory.* got the class SGLD"),
+        (lambda: check_laws(torch.add), TypeError, "factory must show its settings, got <built-in"),
+        (
+            lambda: check_laws(functools.partial(fs.sgld, 0.1)),
+            TypeError,
+            r"must take lr by name, got one that takes \(\*, nbeta",
+        ),
+        (
+            lambda: check_laws(lambda lr, nbeta: 5),
+            TypeError,
+            "what <lambda> returns must be a Samp",
+        ),
+        (
+            lambda: check_laws(lambda lr, *, nbeta: fs.sgld(0.1, nbeta=1.0)),
+            ValueError,
+            r"is given \w+ for each of \d chains and returns a .*per_chain=False",
+        ),
         (lambda: check_laws(fs.baoa), ValueError, "got no friction"),
+        (
+            lambda: check_laws(fs.sgld, laws=None),
+            TypeError,
+            "laws must be a Iterable or Law, got N",
+        ),
+        (lambda: check_laws(fs.sgld, seed=0.5), TypeError, "seed must be an integer, got 0.5"),
+        (
+            lambda: check_law(fs.sgld, laws.purity),
+            TypeError,
+            "laws must be a Iterable|a law must be",
+        ),
+        (
+            lambda: check_law(laws.units_of_energy, fs.sgld),
+            ValueError,
+            "sgld: its units are not given, got None",
+        ),
+        (
+            lambda: check_law(law(nbet=0.0)(lambda problem: None), fs.sgld),
+            ValueError,
+            "no sampler has a setting 'nbet'",
+        ),
+        (
+            lambda: SamplerSpec(fs.sgld, settings=["lr"]),
+            TypeError,
+            "settings must be a mapping of n",
+        ),
+        (
+            lambda: SamplerSpec(fs.sgld, ranges={"noise_level": (1,)}),
+            TypeError,
+            r"ranges\['noise_level'\] must be two numbers, got \(1,\)",
+        ),
+        (
+            lambda: SamplerSpec(fs.sgld, ranges={"noise_level": (0, math.inf)}),
+            ValueError,
+            r"ranges\['noise_level'\] must be finite, got inf",
+        ),
+        (
+            lambda: SamplerSpec(fs.sgld, ranges={"noise_level": (2, 1)}),
+            ValueError,
+            "must be lowest and highest, got 2 and 1",
+        ),
+        (lambda: SamplerSpec(fs.sgld, units={"lr": 1}), TypeError, "units.* two numbers, got 1"),
+        (lambda: SamplerSpec(fs.sgld, schedulable="lr"), TypeError, "tuple of names, got 'lr'"),
+        (
+            lambda: SamplerSpec(fs.sgld, reference_step=3),
+            TypeError,
+            "reference_step must be a function, got 3",
+        ),
+        (
+            lambda: SamplerSpec(fs.sgld, refused=({"lr": "x"},)),
+            TypeError,
+            "refused must be pairs of settings and a pattern, got {'lr'",
+        ),
+        (
+            lambda: SamplerSpec(fs.sgld, refused=(({"frction": -1.0}, "frction"),)),
+            ValueError,
+            "sgld has no setting frction",
+        ),
+        (
+            lambda: check_law(
+                laws.reference, SamplerSpec(fs.sgld, reference_step=lambda *a, **s: None)
+            ),
+            TypeError,
+            "what reference_step returns must be a mapping of names, got None",
+        ),
+        (
+            lambda: reference_gives(params=[0.0] * 99),
+            ValueError,
+            r"must give params of shape \(.*\), got \(99,\)",
+        ),
+        (
+            lambda: reference_gives(params="x"),
+            TypeError,
+            "the reference must give params as numbers, got 'x'",
+        ),
+        (
+            lambda: check_preconditioner(fs.rmsprop()),
+            TypeError,
+            "make must be a function, got RMSprop",
+        ),
+        (
+            lambda: check_preconditioner(lambda params: None),
+            TypeError,
+            "what make returns must be a Preconditioner, got NoneType",
+        ),
+        (
+            lambda: check_log_prior(
+                lambda params: params["w"].sum(), TensorDict({"w": torch.zeros(2)}, [2])
+            ),
+            ValueError,
+            r"params must be those of one chain, got batch size \(2,\)",
+        ),
+        (
+            lambda: check_log_prior(
+                lambda params: params["w"].sum(), {"w": torch.zeros(2)}, elements=3
+            ),
+            TypeError,
+            "elements must be a SearchStrategy, got int",
+        ),
+        (
+            lambda: check_stationary(fs.sgld(0.1, nbeta=1.0), {"w": torch.ones(2)}),
+            TypeError,
+            "target must be a Quadratic, got dict",
+        ),
+        (
+            lambda: check_stationary(fs.sgld(0.1, nbeta=1.0), num_chains=100),
+            ValueError,
+            "num_chains must be >= 200, got 100",
+        ),
+        (
+            lambda: check_stationary(fs.sgld(0.1, nbeta=1.0), power=0.1),
+            ValueError,
+            "power must be >= 0.5, got 0.1",
+        ),
+        (
+            lambda: check_stationary(fs.sgld(50.0, nbeta=1.0)),
+            AssertionError,
+            "SGLD diverged in 10000 of 10000 chains",
+        ),
+        (
+            lambda: Quadratic({"w": torch.ones(2)}, {"w": torch.tensor([0.0, math.nan])}),
+            ValueError,
+            r"minimum\['w'\] must be finite",
+        ),
         (lambda: check_laws(fs.sgld, laws=[]), ValueError, "at least one law, got none"),
         (lambda: check_laws(fs.sgld, laws=["purity"]), TypeError, "a law must be a Law, got str"),
         (
@@ -361,7 +570,7 @@ def no_momentum(chain, grads, noise, prior_pull, **settings):
         (
             lambda: check_stationary(fs.sgld(0.1, nbeta=1.0, bounding_box_size=1.0)),
             ValueError,
-            "known without bounding_box_size",
+            "what is sampled is known without bounding_box_size",
         ),
         (
             lambda: check_stationary(fs.sgld(fs.cosine(0.1, num_steps=3), nbeta=1.0)),

@@ -1,12 +1,15 @@
 """What users might write: samplers and preconditioners, right ones and broken ones."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
 from funcsgmcmc import terms, tree
+from funcsgmcmc.samplers.baoa import BAOA
 from funcsgmcmc.samplers.langevin import langevin
 from funcsgmcmc.samplers.sgld import SGLD
 from funcsgmcmc.testing import SPECS, SamplerSpec
@@ -46,11 +49,7 @@ def heavy_ball(lr, *, nbeta):
     """Two settings, both plain numbers."""
     if not lr >= 0:
         raise ValueError(f"lr must be >= 0, got {lr}")
-    settings = {"localization": 0.0, "weight_decay": 0.0, "temperature": 1.0}
-    shared = fs.samplers.base.shared_settings(
-        lr=lr, nbeta=nbeta, **settings, anchor=None, mask=None, bounding_box_size=None
-    )
-    return HeavyBall(**shared, lock=False)
+    return HeavyBall(**fs.samplers.base.shared_settings(lr=lr, nbeta=nbeta), lock=False)
 
 
 def heavy_ball_step(chain, g, eta, pull, **s):
@@ -81,7 +80,9 @@ def layerwise(params):
 
 
 def broken(kind: type) -> SamplerSpec:
-    """SGLD with another class, that takes preconditioners and all."""
+    """SGLD, with preconditioners and all, or BAOA with another class."""
+    if issubclass(kind, BAOA):
+        return replace(SPECS["baoa"], make=broken_baoa(kind), name="")
 
     def broken_sgld(lr, *, nbeta, noise_level=1.0, preconditioner=None, **settings):
         settings |= {"noise_level": noise_level, "preconditioner": preconditioner}
@@ -97,6 +98,64 @@ def broken(kind: type) -> SamplerSpec:
         reference_start=spec.reference_start,
         units=spec.units,
     )
+
+
+def broken_baoa(kind: type) -> Callable[..., fs.Sampler]:
+    """A factory like `baoa`."""
+
+    def broken_baoa(lr, *, nbeta, friction, refresh_interval=None, **settings):
+        settings |= {"friction": friction, "refresh_interval": refresh_interval}
+        sampler = fs.baoa(lr, nbeta=nbeta, **settings)
+        fields = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
+        return kind(**fields, batch_size=sampler.shape, lock=False)
+
+    return broken_baoa
+
+
+class StartsHot(BAOA, frozen=True):
+    """Its first momenta have the temperature 1."""
+
+    def init(self, params, noise=None):
+        return super().init(params, noise).replace(momentum=noise)
+
+
+class StartsLate(BAOA, frozen=True):
+    """Its first momenta have the temperature of step 1."""
+
+    def init(self, params, noise=None):
+        one = torch.ones(self.shape, dtype=torch.int64)
+        now = self.at(one)
+        fields = {name: getattr(now, name) for name in now.__dataclass_fields__}
+        later = BAOA(**fields, batch_size=self.shape, lock=False)
+        return later.init(params, noise)
+
+
+class TiresAfterFiveSteps(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        tired = tree.expand_right((state.step > 5).double(), torch.zeros(state.shape))
+        kept = tree.map_leaves(
+            lambda new, old: torch.where(tree.expand_right(tired, new) > 0, old, new),
+            after.params,
+            state.params,
+        )
+        return after.replace(params=kept), made
+
+
+class PullsToWhereItIs(SGLD, frozen=True):
+    """Without a log-prior its localization has the wrong center."""
+
+    def parts(self, state, evaluation, *arguments):
+        parts = super().parts(state, evaluation, *arguments)
+        if evaluation.prior_pull is not None:
+            return parts
+        return parts._replace(localization=terms.Term(self.localization, state.params))
+
+
+class MakesAnAnchor(SGLD, frozen=True):
+    def advance(self, state, evaluation, noise):
+        after, made = super().advance(state, evaluation, noise)
+        return after.replace(anchor=self.center(state)), made
 
 
 class WritesToNoise(SGLD, frozen=True):

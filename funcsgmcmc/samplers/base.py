@@ -277,12 +277,12 @@ def shared_settings(
     *,
     lr: float | Tensor | Schedule,
     nbeta: float | Tensor | Schedule,
-    temperature: float | Tensor | Schedule,
-    localization: float | Tensor,
-    weight_decay: float | Tensor,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None,
-    bounding_box_size: float | Tensor | None,
+    temperature: float | Tensor | Schedule = 1.0,
+    localization: float | Tensor = 0.0,
+    weight_decay: float | Tensor = 0.0,
+    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
+    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    bounding_box_size: float | Tensor | None = None,
 ) -> dict[str, Tensor | TensorDict | Schedule | None]:
     """Validate the settings of `Sampler`; one factory a sampler passes them on.
 

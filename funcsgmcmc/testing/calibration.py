@@ -3,14 +3,20 @@
 For s = 1, …, S: draw w̃ from the prior and data from the likelihood at w̃, then L draws w from the
 posterior, each by a chain of its own. If these are right, the rank of w̃ among them,
 
-    r = #{l : f(w_l) < f(w̃)},
+    r = #{l : f(w_l, data) < f(w̃, data)},
 
 is uniform on 0, …, L, for every function f (ties are broken at random). Chains of their own make
 the draws independent, as the theorem asks: no thinning is needed, only steps enough to forget the
 start, which is another draw from the prior.
 
-Source: Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms
-with simulation-based calibration", 2018 (arXiv:1804.06788), theorem 1 and algorithm 1.
+Draws from the prior have uniform ranks too, where f sees the parameters alone: chains that ignore
+the data, or never move, show only where f(w, data) depends on both. So the loss is ranked as well.
+
+Sources: Talts, Betancourt, Simpson, Vehtari and Gelman, "Validating Bayesian inference algorithms
+with simulation-based calibration", 2018 (arXiv:1804.06788), theorem 1 and algorithm 1; Modrák,
+Moon, Kim, Bürkner, Huurre, Faltejsková, Gelman and Vehtari, "Simulation-based calibration checking
+for Bayesian computation: the choice of test quantities shapes sensitivity", 2023
+(arXiv:2211.02383), for f of parameters and data.
 """
 
 import math
@@ -20,12 +26,12 @@ from typing import Any
 
 import torch
 from scipy import stats
-from tensordict import TensorDict
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks, random, tree
-from funcsgmcmc.gradients import LossFn
+from funcsgmcmc.gradients import LossFn, loss_and_aux
 from funcsgmcmc.kernel import kernel
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.samplers import Sampler, State
@@ -48,6 +54,17 @@ class Model:
     simulate: Callable[[TensorDict, Tensor], Any]
     loss: LossFn
     log_prior: LogPrior | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prior", "simulate", "loss"):
+            checks.function(name, getattr(self, name))
+        if self.log_prior is not None:
+            checks.function("log_prior", self.log_prior)
+
+    def entries_and_loss(self, params: TensorDict, data: Any) -> Tensor:
+        """Every entry of w, and L(w) on the data: `[n + 1]`."""
+        loss, _ = loss_and_aux(self.loss, params, data)
+        return torch.cat([tree.flatten(params), loss.reshape(1)])
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ def check_calibration(
     sampler: Sampler,
     model: Model,
     *,
-    quantities: Callable[[TensorDict], Tensor] = tree.flatten,
+    quantities: Callable[[TensorDict, Any], Tensor] | None = None,
     num_simulations: int = 2_000,
     num_draws: int = 15,
     num_steps: int = 300,
@@ -95,36 +112,48 @@ def check_calibration(
 
     Args:
         sampler: With settings shared by all chains. Chains start, and are anchored unless the
-            sampler has an anchor, at draws from the prior.
+            sampler has an anchor, at draws from the prior. No mask, no box.
         model: Prior and likelihood.
-        quantities: f, from one chain's parameters to a tensor `[F]`; all entries by default.
+        quantities: f, from one chain's parameters and data to a tensor `[F]` or a number; None for
+            all entries of w, and the loss.
         num_simulations: S.
         num_draws: L, each by a chain of `num_steps` steps: S times L chains run together.
         num_steps: Enough for a chain to forget where it started.
         false_alarm: Probability that a right sampler fails, over all tests together.
-        power: Probability with which an error of `smallest_scale_error` is found.
+        power: Probability with which an error of `smallest_scale_error` is found, at least 1/2.
         seed: Of all random numbers.
 
     Returns:
         The ranks, and the p-values of their being uniform.
 
     Raises:
-        AssertionError: A p-value is below the limit.
-        TypeError, ValueError: An argument is not of the kind above.
+        AssertionError: A p-value is below the limit, or chains diverge.
+        TypeError, ValueError: An argument is not of the kind above, or a function of the model
+            returns what is not finite.
     """
     checks.sampler(sampler, Sampler)
+    checks.instance("model", model, Model)
     _check_shared(sampler)
+    f = model.entries_and_loss if quantities is None else quantities
+    checks.function("quantities", f)
+    checks.count("seed", seed, minimum=0)
     checks.count("num_simulations", num_simulations, minimum=20)
     checks.count("num_draws", num_draws, minimum=2)
     checks.count("num_steps", num_steps, minimum=1)
     scores.probability("false_alarm", false_alarm)
-    scores.probability("power", power)
-    truths, draws = _simulate(sampler, model, num_simulations, num_draws, num_steps, seed)
-    f = torch.vmap(quantities)
-    draws_of_f = f(draws).reshape(num_simulations, num_draws, -1)
-    if not bool(draws_of_f.isfinite().all()):
-        raise AssertionError("chains diverged: a smaller lr is needed to test calibration")
-    ranks = _ranks(draws_of_f, f(truths).reshape(num_simulations, -1), seed)
+    scores.power(power)
+    truths, data = _made_up(model, num_simulations, seed)
+    data_of_chains = _repeated(data, num_draws)
+    draws = _draws(sampler, model, data_of_chains, num_simulations * num_draws, num_steps, seed)
+    f_of_truths = torch.vmap(f)(truths, data).reshape(num_simulations, -1)
+    checks.finite_values("quantities of parameters from the prior", f_of_truths)
+    if not f_of_truths.numel():
+        raise ValueError(
+            f"quantities must return a number at least, got {tuple(f_of_truths.shape)}"
+        )
+    f_of_draws = torch.vmap(f)(draws, data_of_chains).reshape(num_simulations, num_draws, -1)
+    checks.finite_values("quantities of draws", f_of_draws)
+    ranks = _ranks(f_of_draws, f_of_truths, seed)
     p_values = _p_values(ranks, num_draws)
     limit = false_alarm / len(p_values)
     result = Calibration(
@@ -146,8 +175,7 @@ def check_calibration(
 
 def _check_shared(sampler: Sampler) -> None:
     """Refuse a sampler whose chains would not all sample the model's posterior."""
-    if sampler.shape:
-        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    checks.shared_target(sampler)
     if sampler.anchor is None and bool((sampler.localization > 0).any()):
         raise ValueError(
             "localization needs an anchor that all chains share to be part of the prior, "
@@ -163,23 +191,36 @@ def _ranks(draws: Tensor, truths: Tensor, seed: int) -> Tensor:
     return below + (chance * (equal + 1)).long()
 
 
-def _simulate(
-    sampler: Sampler, model: Model, num_simulations: int, num_draws: int, num_steps: int, seed: int
-) -> tuple[TensorDict, TensorDict]:
-    """Truths `[S]`, and posterior draws `[S · L]`."""
-    of_truth, of_data, of_start, of_momentum, of_chain = random.split(random.key(seed), 5)
+def _from_prior(model: Model, key: Tensor, number: int) -> TensorDict:
+    """Draws from the prior, of batch size `[number]`."""
+    drawn = torch.vmap(model.prior)(random.split(key, number))
+    checks.instance("what prior returns", drawn, TensorDictBase | Mapping)
+    params = checks.parameters(TensorDict(dict(drawn), batch_size=number), "what prior returns")
+    checks.finite("what prior returns", params)
+    return params
 
-    def from_prior(key: Tensor, number: int) -> TensorDict:
-        drawn = torch.vmap(model.prior)(random.split(key, number))
-        return checks.parameters(
-            TensorDict(dict(drawn), batch_size=number), "a draw from the prior"
-        )
 
-    num_chains = num_simulations * num_draws
-    truths = from_prior(of_truth, num_simulations)
-    data = torch.vmap(model.simulate)(truths, random.split(of_data, num_simulations))
-    data = pytree.tree_map(lambda values: values.repeat_interleave(num_draws, 0), data)
-    starts = from_prior(of_start, num_chains)
+def _made_up(model: Model, number: int, seed: int) -> tuple[TensorDict, Any]:
+    """Truths, and the data made from them, `[S]`."""
+    of_truth, of_data = random.split(random.key(seed), 2)
+    truths = _from_prior(model, of_truth, number)
+    data = torch.vmap(model.simulate)(truths, random.split(of_data, number))
+    for values in pytree.tree_leaves(data):
+        checks.finite_values("what simulate returns", values)
+    return truths, data
+
+
+def _repeated(data: Any, num_draws: int) -> Any:
+    """Data of simulations `[S]` for each of their chains, `[S · L]`."""
+    return pytree.tree_map(lambda values: values.repeat_interleave(num_draws, 0), data)
+
+
+def _draws(
+    sampler: Sampler, model: Model, data: Any, num_chains: int, num_steps: int, seed: int
+) -> TensorDict:
+    """The last draw of every chain."""
+    of_start, of_momentum, of_chain = random.split(random.fold_in(random.key(seed), 1), 3)
+    starts = _from_prior(model, of_start, num_chains)
     noise = tree.normal_like(random.split(of_momentum, num_chains), starts)
     state: State = sampler.init(starts, noise)
     step = torch.vmap(kernel(sampler, model.loss, log_prior=model.log_prior))
@@ -188,7 +229,9 @@ def _simulate(
         state, info = step(state, data, keys)
     if isinstance(info.log_weight, Tensor):
         raise ValueError("draws must all count alike, got a sampler that gives them weights")
-    return truths, state.params
+    if not bool(tree.flatten(state.params).isfinite().all()):
+        raise AssertionError("chains diverged: a smaller lr is needed to test calibration")
+    return state.params
 
 
 def _p_values(ranks: Tensor, num_draws: int) -> dict[str, float]:

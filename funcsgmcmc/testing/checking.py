@@ -94,17 +94,21 @@ def check_laws(
         AssertionError: A law does not hold. Notes of the error (`__notes__`) hold the shrunk
             counterexample, and the law in words.
         TypeError, ValueError: The sampler is no factory, or has settings without a default that the
-            spec does not give; or there is no such profile or law.
+            spec does not give; or there is no such profile or law, or none to try.
+        Exception: What the sampler raises, with the same notes.
     """
     spec, settings, chosen = spec_of(sampler), _settings(profile), _laws(laws)
-    held, exempt = [], {}
+    held: list[str] = []
+    exempt: dict[str, str] = {}
     for law in chosen:
-        reason = law.exempt(spec)
+        reason = law.exemption(spec)
         if reason is None:
             check_law(law, spec, profile=settings, seed=seed)
             held.append(law.name)
         else:
             exempt[law.name] = reason
+    if not held:
+        raise ValueError(f"at least one law must be tried, got reasons against all: {exempt}")
     return Checked(spec.name, tuple(held), exempt)
 
 
@@ -126,12 +130,12 @@ def check_law(
     Raises:
         AssertionError, TypeError, ValueError: As `check_laws`.
     """
-    spec, (law,) = spec_of(sampler), _laws([law])
+    (law,), spec = _laws([law]), spec_of(sampler)
     _falsify(
         cases(law, spec),
         lambda case: law(case.problem, **case.drawn),
         _settings(profile),
-        f"{spec.name} does not obey {law.name}: {law.statement}",
+        (spec.name, f"{law.name}: {law.statement}"),
         seed,
     )
 
@@ -158,9 +162,16 @@ def check_preconditioner(
     Raises:
         AssertionError, TypeError, ValueError: As `check_laws`.
     """
+    checks.function("make", make)
+
+    def made(params: TensorDict) -> st.SearchStrategy[Preconditioner]:
+        preconditioner = make(one_chain(params))
+        checks.instance("what make returns", preconditioner, Preconditioner)
+        return st.just(preconditioner)
+
     spec = SamplerSpec(
         fs.sgld,
-        ranges={"preconditioner": lambda params: st.just(make(one_chain(params)))},
+        ranges={"preconditioner": made},
         isotropic=False,
         adaptive=True,
         entrywise=entrywise,
@@ -197,9 +208,12 @@ def check_log_prior(
     """
     checks.function("log_prior", log_prior)
     template, settings = checks.parameters(params).double(), _settings(profile)
+    checks.one_tree("params", template.batch_size)
+    if elements is not None:
+        checks.instance("elements", elements, st.SearchStrategy)
     name = getattr(log_prior, "__name__", type(log_prior).__name__)
     for law in PRIOR_LAWS:
-        words = f"{name} does not obey {law.__name__}: {law.__doc__}"
+        words = (name, f"{law.__name__}: {law.__doc__}")
         _falsify(prior_problems(log_prior, template, elements), law, settings, words, seed)
     return Checked(name, tuple(law.__name__ for law in PRIOR_LAWS), {})
 
@@ -227,6 +241,7 @@ def cases(draw: st.DrawFn, law: Law, spec: SamplerSpec) -> Case:
 
 def _laws(laws: Iterable[Law]) -> tuple[Law, ...]:
     """Check that laws are given."""
+    checks.instance("laws", laws, Iterable | Law)
     chosen = (laws,) if isinstance(laws, Law) else tuple(laws)
     for law in chosen:
         checks.instance("a law", law, Law)
@@ -242,27 +257,52 @@ def _settings(profile: Profile) -> hypothesis.settings:
     return PROFILES[checks.choice("profile", profile, tuple(PROFILES))]
 
 
+# From its eleventh example on, hypothesis mostly puts parts of one example into another: of thirty
+# in one go it would draw six afresh.
+_AFRESH = 10
+
+
 def _falsify(
     examples: st.SearchStrategy[Any],
     law: Callable[[Any], None],
     settings: hypothesis.settings,
-    words: str,
+    words: tuple[str, str],
     seed: int,
 ) -> None:
     """Look for an example that breaks a law, among others for every law and seed."""
+    subject, statement = words
+    checks.count("seed", seed, minimum=0)
 
-    @hypothesis.seed(zlib.crc32(words.encode()) + seed)
+    with _float64():
+        try:
+            for start in range(0, settings.max_examples, _AFRESH):
+                number = min(_AFRESH, settings.max_examples - start)
+                some = hypothesis.settings(settings, max_examples=number)
+                chosen = f"{subject} {statement} {seed} {start}"
+                _try(examples, law, some, zlib.crc32(chosen.encode()))
+        except AssertionError as error:
+            error.add_note(f"{subject} does not obey {statement}")
+            raise
+        except Exception as error:
+            error.add_note(f"{subject} could not be tried on {statement}")
+            raise
+
+
+def _try(
+    examples: st.SearchStrategy[Any],
+    law: Callable[[Any], None],
+    settings: hypothesis.settings,
+    seed: int,
+) -> None:
+    """Have hypothesis try a law on examples."""
+
+    @hypothesis.seed(seed)
     @settings
     @hypothesis.given(examples)
     def obeys(case: Any) -> None:
         law(case)
 
-    with _float64():
-        try:
-            obeys()
-        except Exception as error:
-            error.add_note(words)
-            raise
+    obeys()
 
 
 @contextmanager
@@ -303,9 +343,13 @@ def check_refusals(sampler: SamplerSpec | Callable[..., Sampler]) -> None:
         AssertionError: It takes one, or its message does not name the rule and the value.
     """
     spec = spec_of(sampler)
-    for settings, pattern in (*SHARED_REFUSED, *spec.refused):
-        if not all(spec.takes(name) for name in settings):
-            continue
+    shared = [
+        (settings, pattern)
+        for settings, pattern in SHARED_REFUSED
+        if all(spec.takes(name) for name in settings)
+        and (spec.per_chain or not any(map(_is_per_chain, settings.values())))
+    ]
+    for settings, pattern in (*shared, *spec.refused):
         try:
             spec.make(**{"lr": 0.1, "nbeta": 1.0, **spec.settings, **settings})
         except Exception as error:
@@ -318,3 +362,8 @@ def check_refusals(sampler: SamplerSpec | Callable[..., Sampler]) -> None:
                 ) from error
         else:
             raise AssertionError(f"{spec.name} takes {settings}; it must say {pattern!r}")
+
+
+def _is_per_chain(value: Any) -> bool:
+    """Whether a setting has a value for each chain."""
+    return isinstance(value, Tensor) and value.ndim > 0

@@ -17,7 +17,7 @@ from funcsgmcmc.samplers import Evaluation, Sampler, State
 from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.terms import Terms
 from funcsgmcmc.testing import strategies
-from funcsgmcmc.testing.specs import SamplerSpec
+from funcsgmcmc.testing.specs import SPECS, SamplerSpec, spec_of
 
 TreeMap = Callable[[TensorDict], TensorDict]
 
@@ -87,6 +87,8 @@ class Problem:
         params: w, of batch size `[*chains]`.
         start: η₀, noise for `init`.
         given: What each step is given.
+        first_step: Number of steps that the chains count before the first, as one that went on
+            would.
     """
 
     spec: SamplerSpec
@@ -94,11 +96,12 @@ class Problem:
     params: TensorDict
     start: TensorDict
     given: tuple[Given, ...]
+    first_step: int = 0
 
     @cached_property
     def sampler(self) -> Sampler:
         """The sampler with its settings."""
-        return self.spec.make(**self.settings)
+        return self.spec.sampler(**self.settings)
 
     @property
     def chains(self) -> torch.Size:
@@ -107,7 +110,8 @@ class Problem:
 
     def initial(self) -> State:
         """The state before the first step."""
-        return self.sampler.init(self.params, self.start)
+        state = self.sampler.init(self.params, self.start)
+        return state.replace(step=state.step + self.first_step) if self.first_step else state
 
     def path(self) -> list[Step]:
         """Every step."""
@@ -178,10 +182,10 @@ class Problem:
         )
         lines = [f"{self.spec.name}({settings})", f"params {shown(self.params)}"]
         lines.append(f"start {shown(self.start)}")
-        for index, given in enumerate(self.given):
+        for step, given in enumerate(self.given, self.first_step):
             known = given.evaluation._asdict() | {"noise": given.noise}
             lines.append(
-                f"step {index}: "
+                f"step {step}: "
                 + ", ".join(f"{k} {shown(v)}" for k, v in known.items() if v is not None)
             )
         return "Problem(\n    " + "\n    ".join(lines) + "\n)"
@@ -244,7 +248,7 @@ def shown(value: Any) -> str:
 @st.composite
 def problems(
     draw: st.DrawFn,
-    spec: SamplerSpec,
+    sampler: SamplerSpec | Callable[..., Sampler],
     *,
     chains: Iterable[tuple[int, ...]] = ((), (1,), (2,), (3,)),
     dtypes: Iterable[torch.dtype] = (torch.float64,),
@@ -258,15 +262,22 @@ def problems(
 
     Args:
         draw: Given by hypothesis.
-        spec: The sampler.
+        sampler: Its spec, or its factory.
         chains: What the batch size is chosen from.
         dtypes: What a leaf's dtype is chosen from.
         of_all_sizes: Whether entries are huge, tiny, subnormal and zero too.
         max_steps: The most steps.
         adaptive: Whether preconditioners may look at gradients.
         scheduled: Whether settings may be schedules.
-        **fixed: Settings that are not drawn.
+        **fixed: Settings that are not drawn; those that the sampler does not take are left out.
+
+    Raises:
+        ValueError: A setting that is fixed is none of this sampler or of those here.
     """
+    spec = spec_of(sampler)
+    known = set(Sampler.__dataclass_fields__).union(*(each.taken for each in SPECS.values()))
+    for name in fixed.keys() - known - spec.taken:
+        raise ValueError(f"no sampler has a setting {name!r}: a law of {spec} cannot fix it")
     shapes = list(chains)
     max_chains = max(math.prod(shape) for shape in shapes)
     shape = draw(st.sampled_from(shapes))
@@ -300,4 +311,5 @@ def problems(
     start = draw(strategies.trees_like(params, elements, wide=True))
     num_steps, with_prior = draw(st.integers(1, max_steps)), draw(st.booleans())
     steps = tuple(one_step(with_prior) for _ in range(num_steps))
-    return Problem(spec, settings, params, start, steps)
+    first_step = draw(st.sampled_from([0, 0, 5, 1000]))
+    return Problem(spec, settings, params, start, steps, first_step)

@@ -1,15 +1,16 @@
 """What is to be known of a sampler so that its laws can be checked, and this for every one here."""
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from tensordict import TensorDict
+from torch import Tensor
 
 import funcsgmcmc as fs
 from funcsgmcmc import checks
@@ -30,15 +31,18 @@ class SamplerSpec:
     Attributes:
         make: The factory: `make(lr, nbeta=…, …) -> Sampler`. Which of the settings that all
             samplers share it takes is read from its signature.
-        settings: Its own settings, none at a special value.
-        ranges: What its own settings are drawn from, by name: lowest and highest value, a
-            hypothesis strategy, or a function of the parameters that returns one. A setting in
-            `settings` alone is not varied.
+        settings: Its own settings, none at a special value, and values of shared ones that are not
+            to vary.
+        ranges: What settings are drawn from, by name: lowest and highest value, a hypothesis
+            strategy, or a function of the parameters that returns one. A setting in `settings`
+            alone is not varied; shared ones in neither are drawn from `strategies.SHARED_RANGES`.
+            Laws of special values (`lr`, `nbeta`, `temperature` and the precisions 0; no mask, box
+            or preconditioner) are left out where these cannot be.
         schedulable: Settings that may be schedules.
         reference_step: Its step in NumPy, `reference_step(chain, grads, noise, prior_pull,
             **settings) -> chain`; see `oracles`. None: the step is compared with no other.
         reference_start: Its start, `reference_start(params, noise, **settings) -> chain`; None:
-            the reference starts from what `init` returns.
+            the reference starts from what `init` returns, and does not test it.
         per_chain: Whether settings may be tensors, one value a chain.
         isotropic: Whether it commutes with rotations of all parameters together, where there is no
             mask, box or preconditioner.
@@ -80,8 +84,11 @@ class SamplerSpec:
     def __post_init__(self) -> None:
         checks.factory(self.make, Sampler)
         if not self.name:
-            object.__setattr__(self, "name", getattr(self.make, "__name__", "sampler"))
-        named = {*self.settings, *self.ranges, *self.schedulable, *(self.units or {})}
+            function = self.make.func if isinstance(self.make, functools.partial) else self.make
+            object.__setattr__(self, "name", getattr(function, "__name__", "sampler"))
+        self._check_types()
+        refused = {name for settings, _ in self.refused for name in settings}
+        named = {*self.settings, *self.ranges, *self.schedulable, *(self.units or {}), *refused}
         unknown = sorted(name for name in named - {*DEFAULT_SCHEDULABLE} if not self.takes(name))
         if unknown:
             raise ValueError(f"{self.name} has no setting {', '.join(unknown)}: correct its spec")
@@ -91,15 +98,69 @@ class SamplerSpec:
         if missing:
             raise ValueError(checks.unknown_settings(self.name, missing))
 
+    def _check_types(self) -> None:
+        """Refuse fields of another kind.
+
+        Raises:
+            TypeError, ValueError: A field is not what the class says it is.
+        """
+        for name in ("settings", "ranges", "units"):
+            if getattr(self, name) is not None:
+                checks.mapping(name, getattr(self, name))
+        for name in ("reference_step", "reference_start", "variance"):
+            if getattr(self, name) is not None:
+                checks.function(name, getattr(self, name))
+        if isinstance(self.schedulable, str):
+            raise TypeError(f"schedulable must be a tuple of names, got {self.schedulable!r}")
+        for name, values in self.ranges.items():
+            if not (isinstance(values, st.SearchStrategy) or callable(values)):
+                checks.span(f"ranges[{name!r}]", values)
+        for name, powers in (self.units or {}).items():
+            checks.pair(f"units[{name!r}]", powers)
+        for each in self.refused:
+            if not (isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], str)):
+                raise TypeError(f"refused must be pairs of settings and a pattern, got {each!r}")
+            checks.mapping("settings that are refused", each[0])
+
     def __str__(self) -> str:
         return self.name
 
-    def takes(self, setting: str) -> bool:
-        """Whether the factory has a setting of this name; `**` stands for those of `Sampler`."""
-        return setting in self._taken
+    def sampler(self, **settings: Any) -> Sampler:
+        """Call the factory.
 
-    @cached_property
-    def _taken(self) -> frozenset[str]:
+        Raises:
+            TypeError: It does not return a sampler.
+            ValueError: It is given a setting for each chain, and returns a sampler that all chains
+                share.
+        """
+        made = self.make(**settings)
+        checks.instance(f"what {self.name} returns", made, Sampler)
+        for name, value in settings.items():
+            if isinstance(value, Tensor) and value.shape != made.shape and value.ndim:
+                raise ValueError(
+                    f"{self.name} is given {name} for each of {len(value)} chains and returns a "
+                    f"sampler of batch size {tuple(made.shape)}: SamplerSpec(per_chain=False) says "
+                    "that its settings are shared"
+                )
+        return made
+
+    def takes(self, setting: str) -> bool:
+        """Whether the factory has a setting of this name."""
+        return setting in self.taken
+
+    def allows(self, setting: str, value: Any) -> bool:
+        """Whether a setting may have a value, for all that `settings` and `ranges` say."""
+        span = self.ranges.get(setting)
+        if isinstance(span, tuple):
+            return value is not None and span[0] <= value <= span[1]
+        if span is None and setting in self.settings:
+            given = self.settings[setting]
+            return given is value or (isinstance(given, float | int) and given == value)
+        return True
+
+    @functools.cached_property
+    def taken(self) -> frozenset[str]:
+        """The factory's settings; `**` stands for those of `Sampler`."""
         signature = inspect.signature(self.make).parameters
         takes_rest = any(each.kind is each.VAR_KEYWORD for each in signature.values())
         return frozenset(signature) | frozenset(Sampler.__dataclass_fields__ if takes_rest else ())

@@ -51,7 +51,10 @@ class Quadratic:
     gradient_sd: float = 0.0
 
     def __post_init__(self) -> None:
-        hessian, minimum = checks.parameters(self.hessian, "hessian"), self.trees()[1]
+        hessian, minimum = self.trees()
+        for name, values in (("hessian", hessian), ("minimum", minimum)):
+            checks.one_tree(name, values.batch_size)
+            checks.finite(name, values)
         checks.same_structure("minimum", minimum, hessian)
         checks.number("gradient_sd", self.gradient_sd)
         if not bool((tree.flatten(hessian) > 0).all()):
@@ -113,29 +116,41 @@ def check_stationary(
         target: The loss; `Quadratic()` if None, of four entries with curvatures 0.5 to 4.
         variance: Var w that the scheme has at its step size, a tree like the target's. None: that
             of the posterior, T/Λ, which most schemes meet only to some order of `lr`.
-        num_chains: Independent chains.
+        num_chains: Independent chains, at least 200.
         num_steps: Steps of each, the first half of them uncounted: several times what a chain
             needs to forget where it was.
         false_alarm: Probability that a right sampler fails, over all z-scores together.
-        power: Probability with which an error of `smallest_noise_error` is found.
+        power: Probability with which an error of `smallest_noise_error` is found, at least 1/2.
         seed: Of all random numbers.
 
     Returns:
         The z-scores, and the smallest error in the scale of the noise that this would have found.
 
     Raises:
-        AssertionError: A z-score exceeds the limit.
+        AssertionError: A z-score exceeds the limit, or chains diverge.
         TypeError, ValueError: An argument is not of the kind above.
     """
     target = Quadratic() if target is None else target
+    checks.instance("target", target, Quadratic)
     law = _Law(_plain(sampler, target), target, variance)
-    checks.count("num_chains", num_chains, minimum=2)
+    checks.count("num_chains", num_chains, minimum=MIN_CHAINS)
     checks.count("num_steps", num_steps, minimum=2)
+    checks.count("seed", seed, minimum=0)
     scores.probability("false_alarm", false_alarm)
-    scores.probability("power", power)
+    scores.power(power)
     moments = law.run(num_chains, num_steps, seed)
+    healthy = torch.stack([*moments.values()]).isfinite().all(0)
+    if not bool(healthy.all()):
+        diverged = int(healthy.logical_not().sum())
+        raise AssertionError(
+            f"{type(sampler).__name__} diverged in {diverged} of {num_chains} chains of "
+            f"{num_steps} steps: a smaller lr is needed for a stationary law"
+        )
     errors = {name: float(m.std()) / math.sqrt(num_chains) for name, m in moments.items()}
-    found = {name: float(m.mean()) / errors[name] for name, m in moments.items()}
+    found = {
+        name: scores.of_skewed(m) if name.startswith("variance") else scores.of_symmetric(m)
+        for name, m in moments.items()
+    }
     limit = scores.limit(false_alarm, len(found))
     wrong = {name: z for name, z in found.items() if not abs(z) <= limit}
     if wrong:
@@ -160,6 +175,9 @@ def check_stationary(
     )
 
 
+MIN_CHAINS = 200
+"""With fewer chains z-scores of moments are not normal so far out in their tails."""
+
 _LOUDER = 0.05
 
 
@@ -181,11 +199,7 @@ def _smallest(shift: float, response: Tensor) -> float:
 def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
     """The sampler, anchored; refuse one whose law is not known."""
     checks.sampler(sampler, Sampler)
-    for name in ("mask", "bounding_box_size"):
-        if getattr(sampler, name) is not None:
-            raise ValueError(f"the stationary law is known without {name}, got a sampler with one")
-    if sampler.shape:
-        raise ValueError(f"settings must be shared by all chains, got {sampler.shape[0]} of them")
+    checks.shared_target(sampler)
     for name in sampler.schedulable():
         if not isinstance(getattr(sampler, name), Tensor):
             raise ValueError(f"{name} must not change with the step, got a schedule")

@@ -314,7 +314,8 @@ def settings_of(
         "preconditioner": preconditioners(params, adaptive=adaptive),
         "refresh_interval": refresh_intervals(chains),
     }
-    ranges: dict[str, Any] = {**SHARED_RANGES, **spec.ranges}
+    shared = {name: span for name, span in SHARED_RANGES.items() if name not in spec.settings}
+    ranges: dict[str, Any] = {**shared, **spec.ranges}
     drawn: dict[str, Any] = {**dict.fromkeys(optional), **spec.settings}
     for name, span in ranges.items():
         if name in fixed or not spec.takes(name):
@@ -345,4 +346,4 @@ def samplers(
         specs: The kinds.
     """
     spec = draw(st.sampled_from(list(specs)))
-    return spec.make(**draw(settings_of(spec, params)))
+    return spec.sampler(**draw(settings_of(spec, params)))

@@ -80,13 +80,18 @@ def failures_stay_in_their_chain(problem: Problem) -> None:
 @law()
 def schedules_are_followed(problem: Problem) -> None:
     """A step takes from a schedule its value at the number of steps made."""
-    state = scheduled = problem.initial()
-    for index, given in enumerate(problem.given):
+
+    def at(step: int) -> Problem:
         now = {
-            name: value(torch.full(tuple(value.shape), index))
+            name: value(torch.full(tuple(value.shape), step))
             for name, value in problem.settings.items()
             if isinstance(value, Schedule)
         }
+        return problem.changed(**now)
+
+    scheduled, state = problem.initial(), at(0).initial()
+    close(scheduled, state, "the start, scheduled, against the values at step 0")
+    for step, given in enumerate(problem.given, problem.first_step):
         scheduled, _ = update(problem.sampler, scheduled, given)
-        state, _ = update(problem.changed(**now).sampler, state, given)
-        close(scheduled, state, f"step {index}, scheduled, against its value then")
+        state, _ = update(at(step).sampler, state, given)
+        close(scheduled, state, f"step {step}, scheduled, against its value then")

@@ -33,7 +33,8 @@ class Law:
     Attributes:
         holds: The law: a function of a problem, and of what else is drawn.
         restricted: What `problems` is told.
-        exempt: Why a sampler need not obey, or None if it must.
+        exempt: Why a sampler need not obey, or None if it must; that a setting cannot have the
+            value it is restricted to need not be said.
         further: What else is drawn, given the problem, by name.
     """
 
@@ -51,6 +52,10 @@ class Law:
     def statement(self) -> str:
         """The law in words."""
         return (self.holds.__doc__ or "").strip()
+
+    def exemption(self, spec: SamplerSpec) -> str | None:
+        """Why a sampler need not obey; None if it must."""
+        return may_be(**self.restricted)(spec) or self.exempt(spec)
 
     def __str__(self) -> str:
         return self.name
@@ -79,6 +84,20 @@ def law(
 def unless(attribute: str, reason: str) -> Exemption:
     """An exemption for samplers that say they do not have a property."""
     return lambda spec: None if getattr(spec, attribute) else reason
+
+
+def may_be(**values: Any) -> Exemption:
+    """An exemption for samplers one of whose settings cannot have a value."""
+
+    def exempt(spec: SamplerSpec) -> str | None:
+        never = [
+            f"its {name} is never {value}"
+            for name, value in values.items()
+            if spec.takes(name) and not spec.allows(name, value)
+        ]
+        return never[0] if never else None
+
+    return exempt
 
 
 def without(setting: str) -> Exemption:

@@ -1,6 +1,7 @@
 """What a step goes down: the gradient of the declared potential."""
 
 import torch
+from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -8,23 +9,29 @@ from funcsgmcmc import tree
 from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.samplers import Evaluation
 from funcsgmcmc.testing import strategies
-from funcsgmcmc.testing.laws.law import adapts, close, law, parameter_like, without
+from funcsgmcmc.testing.laws.law import adapts, close, law, may_be, parameter_like, without
 from funcsgmcmc.testing.problems import Problem, of_all_chains
+
+PLAIN = {"nbeta": 1.0, "localization": 0.0, "weight_decay": 0.0}
 
 
 @law(
-    exempt=lambda spec: adapts(spec) or without("nbeta")(spec),
+    exempt=lambda spec: adapts(spec) or without("nbeta")(spec) or may_be(**PLAIN)(spec),
     adaptive=False,
     max_steps=1,
-    further=lambda problem: {"log_prior": strategies.log_priors()},
+    further=lambda problem: {"log_prior": st.none() | strategies.log_priors()},
 )
-def pulls_are_the_priors_gradient(problem: Problem, log_prior: LogPrior) -> None:
+def pulls_are_the_priors_gradient(problem: Problem, log_prior: LogPrior | None) -> None:
     """The pulls act as autograd's gradient of the declared prior does, put into the loss."""
     params, known = problem.params, problem.given[0].evaluation
-    pull = log_prior_pull(log_prior)
-    of_prior, value = torch.vmap(pull)(params) if params.batch_dims else pull(params)
-    declared = problem.with_evaluation(known._replace(prior_pull=of_prior, log_prior=value))
-    plain = problem.changed(nbeta=1.0, localization=0.0, weight_decay=0.0)
+    of_prior: tuple[TensorDict | None, Tensor | None] = (None, None)
+    if log_prior is not None:
+        pull = log_prior_pull(log_prior)
+        of_prior = torch.vmap(pull)(params) if params.batch_dims else pull(params)
+    declared = problem.with_evaluation(
+        known._replace(prior_pull=of_prior[0], log_prior=of_prior[1])
+    )
+    plain = problem.changed(**PLAIN)
     close(
         parameter_like(declared.final()),
         parameter_like(plain.with_evaluation(all_in_loss(problem, log_prior)).final()),
@@ -32,7 +39,7 @@ def pulls_are_the_priors_gradient(problem: Problem, log_prior: LogPrior) -> None
     )
 
 
-def all_in_loss(problem: Problem, log_prior: LogPrior) -> Evaluation:
+def all_in_loss(problem: Problem, log_prior: LogPrior | None) -> Evaluation:
     """A loss that is the whole potential, with its gradient by autograd.
 
     nβ (L + ⟨g, w⟩ − ⟨g, stopped w⟩) + (γ/2)‖w − w₀‖² + (λ/2)‖w‖² − log p(w)
@@ -44,7 +51,9 @@ def all_in_loss(problem: Problem, log_prior: LogPrior) -> Evaluation:
     linear = tree.dot(known.grads, w) - tree.dot(known.grads, params)
     loss = linear if known.loss is None else known.loss + linear
     nbeta = torch.as_tensor(now.nbeta)
-    density = torch.vmap(log_prior)(w) if w.batch_dims else log_prior(w)
+    density = torch.zeros(())
+    if log_prior is not None:
+        density = torch.vmap(log_prior)(w) if w.batch_dims else log_prior(w)
     # Pulls that are no settings of the factory stay where they are.
     precisions = {
         name: getattr(now, name) if problem.spec.takes(name) else 0.0

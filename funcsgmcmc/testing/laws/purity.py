@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from tensordict import TensorDictBase
 
 from funcsgmcmc import tree
 from funcsgmcmc.metrics import metrics
@@ -60,6 +61,9 @@ def kinds_are_kept(problem: Problem) -> None:
         assert type(after) is type(before), f"a {type(before).__name__} became {type(after)}"
         assert after.shape == problem.chains, f"batch size {after.shape}, not {problem.chains}"
         identical(after.step, before.step + 1, "number of steps made")
+        for field in before.__dataclass_fields__:
+            new, old = (structure(getattr(state, field)) for state in (after, before))
+            assert new == old, f"{field} was {old}, is {new}"
         for a, b in zip(tensors(after), tensors(before), strict=True):
             assert a.shape == b.shape, f"shape {tuple(b.shape)} became {tuple(a.shape)}"
             assert a.dtype == b.dtype, f"dtype {b.dtype} became {a.dtype}"
@@ -70,6 +74,11 @@ def kinds_are_kept(problem: Problem) -> None:
         momentum = getattr(after, "momentum", None)
         for leaf in tensors(momentum):
             assert leaf.dtype == tree.working_dtype(leaf), f"a momentum is kept in {leaf.dtype}"
+
+
+def structure(value: Any) -> Any:
+    """Names of the leaves of a field, or its type."""
+    return tree.names(value) if isinstance(value, TensorDictBase) else type(value).__name__
 
 
 @law(dtypes=(torch.float64, torch.bfloat16))

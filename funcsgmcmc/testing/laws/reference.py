@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import tree
+from funcsgmcmc import checks, tree
 from funcsgmcmc.samplers import State
 from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.testing.laws.law import close, law, parameter_like, unless
@@ -23,10 +23,10 @@ def reference(problem: Problem) -> None:
     state = problem.initial()
     chains = [first(single) for single in alone]
     compare(state, chains, "before the first step")
-    for t, given in enumerate(problem.given):
+    for index, given in enumerate(problem.given):
         state, _ = update(problem.sampler, state, given)
-        chains = [moved(chain, single, t) for chain, single in zip(chains, alone, strict=True)]
-        compare(state, chains, f"after step {t}")
+        chains = [moved(chain, single, index) for chain, single in zip(chains, alone, strict=True)]
+        compare(state, chains, f"after step {problem.first_step + index}")
 
 
 def first(problem: Problem) -> Chain:
@@ -35,19 +35,23 @@ def first(problem: Problem) -> Chain:
     if start is None:
         known = parameter_like(problem.initial())
         return {name: plain(value) for name, value in known.items()}
-    return start(plain(problem.params), plain(problem.start), **settings_at(problem, 0))
+    chain = start(plain(problem.params), plain(problem.start), **settings_at(problem, 0, step=0))
+    checks.mapping("what reference_start returns", chain)
+    return {**chain, "step": problem.first_step}
 
 
-def moved(chain: Chain, problem: Problem, t: int) -> Chain:
-    """The reference's chain after step t."""
-    step: ReferenceStep | None = problem.spec.reference_step
-    if step is None:
+def moved(chain: Chain, problem: Problem, index: int) -> Chain:
+    """The reference's chain after a step."""
+    reference: ReferenceStep | None = problem.spec.reference_step
+    if reference is None:
         raise ValueError(f"{problem.spec} has no reference_step, got None")
-    evaluation, noise = problem.given[t]
+    evaluation, noise = problem.given[index]
     grads, pull = plain(evaluation.grads), plain(evaluation.prior_pull)
-    no_pull = np.zeros_like(grads)
-    known = settings_at(problem, t)
-    return step(chain, grads, plain(noise), no_pull if pull is None else pull, **known)
+    no_pull = np.zeros_like(grads) if pull is None else pull
+    known = settings_at(problem, index, step=problem.first_step + index)
+    after = reference(chain, grads, plain(noise), no_pull, **known)
+    checks.mapping("what reference_step returns", after)
+    return after
 
 
 def compare(state: State, chains: list[Chain], when: str) -> None:
@@ -59,13 +63,26 @@ def compare(state: State, chains: list[Chain], when: str) -> None:
     for name in chains[0].keys() & state.__dataclass_fields__.keys():
         value = getattr(state, name)
         actual = tree.flatten(value) if isinstance(value, TensorDictBase) else value
-        expected = torch.as_tensor(np.stack([np.asarray(chain[name]) for chain in chains]))
+        expected = vectors(name, chains)
+        if actual.numel() != expected.numel():
+            raise ValueError(
+                f"the reference must give {name} of shape {tuple(actual.shape[state.ndim :])}, "
+                f"got {tuple(expected.shape[1:])}"
+            )
         close(actual.reshape(expected.shape), expected, f"{name} {when}, against the reference")
 
 
-def settings_at(problem: Problem, t: int) -> dict[str, Any]:
-    """What the reference of one chain is told at step t: see `oracles`."""
-    known, size = problem.given[t].evaluation, tree.size(problem.params)
+def vectors(name: str, chains: list[Chain]) -> Tensor:
+    """A field of a reference's chains."""
+    given = [np.asarray(chain[name]) for chain in chains]
+    if any(not np.issubdtype(each.dtype, np.number) for each in given):
+        raise TypeError(f"the reference must give {name} as numbers, got {chains[0][name]!r}")
+    return torch.as_tensor(np.stack(given))
+
+
+def settings_at(problem: Problem, index: int, step: int) -> dict[str, Any]:
+    """What the reference of one chain is told: see `oracles`."""
+    known, size = problem.given[index].evaluation, tree.size(problem.params)
     absent: dict[str, Any] = {
         "temperature": 1.0,
         "localization": 0.0,
@@ -79,7 +96,7 @@ def settings_at(problem: Problem, t: int) -> dict[str, Any]:
         "hessian_diagonal": np.zeros(size),
     }
     given = {
-        **{name: at_step(value, t) for name, value in problem.settings.items()},
+        **{name: at_step(value, step) for name, value in problem.settings.items()},
         "loss": known.loss,
         "log_prior": known.log_prior,
         "hessian_diagonal": known.hessian_diagonal,
@@ -88,9 +105,9 @@ def settings_at(problem: Problem, t: int) -> dict[str, Any]:
     return {**given, **absent, **present}
 
 
-def at_step(value: Any, t: int) -> Any:
-    """A setting at step t."""
-    return value(torch.tensor(t)) if isinstance(value, Schedule) else value
+def at_step(value: Any, step: int) -> Any:
+    """A setting at a step."""
+    return value(torch.tensor(step)) if isinstance(value, Schedule) else value
 
 
 def plain(value: Any) -> Any:

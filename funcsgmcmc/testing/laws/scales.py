@@ -45,13 +45,15 @@ def units_of_length(problem: Problem) -> None:
 
 def in_other_units(problem: Problem, energy: float, length: float) -> None:
     """Compare with the same problem, its numbers in other units."""
+    if problem.spec.units is None:
+        raise ValueError(f"{problem.spec}: its units are not given, got None")
     powers = {
         "nbeta": (1, 0),
         "temperature": (1, 0),
         "localization": (1, -2),
         "weight_decay": (1, -2),
         "bounding_box_size": (0, 1),
-        **(problem.spec.units or {}),
+        **problem.spec.units,
     }
     other = problem
     for name, (of_energy, of_length) in powers.items():

@@ -19,7 +19,9 @@ from funcsgmcmc.testing.problems import Problem, of_all_chains
 def zero_temperature(problem: Problem) -> None:
     """At temperature 0 a chain is the deterministic scheme: no noise is seen."""
     silence = [tree.map_leaves(torch.zeros_like, given.noise) for given in problem.given]
-    identical(problem.final(), problem.with_noise(*silence).final(), "at temperature 0, with noise")
+    start = tree.map_leaves(torch.zeros_like, problem.start)
+    quiet = replace(problem.with_noise(*silence), start=start)
+    identical(problem.final(), quiet.final(), "at temperature 0, with noise")
 
 
 @law(lr=0.0, bounding_box_size=None)

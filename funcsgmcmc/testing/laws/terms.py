@@ -39,7 +39,7 @@ def terms_are_what_they_are_called(problem: Problem) -> None:
         (problem, "temperature", ("noise", "correction") if problem.spec.linear_in_noise else ()),
     ]
     for given, setting, names in absent:
-        if setting in settings:
+        if setting in settings and problem.spec.allows(setting, 0.0):
             for _, _, terms in given.changed(**{setting: 0.0}).path():
                 for name in names:
                     value = flat(getattr(terms, name))
@@ -50,7 +50,11 @@ def terms_are_what_they_are_called(problem: Problem) -> None:
     close(unscaled * size, grads * along, "unscaled_grad, times what makes it a multiple of g")
     if not problem.spec.adaptive:
         bare = problem.changed(mask=None, preconditioner=None).path()[0].terms
-        close(flat(bare.unscaled_grad), flat(bare.scaled_grad), "unscaled_grad, nothing scaled")
+        close(
+            flat(bare.unscaled_grad),
+            flat(bare.scaled_grad),
+            "unscaled_grad, against scaled_grad, where only SamplerSpec(adaptive=True) scales it",
+        )
 
 
 def flat(term: MaybeTerm) -> Tensor:
