@@ -210,6 +210,21 @@ def test_chunkings_cut_all_chains():
     assert len(some(strategies.chunkings(6), lambda sizes: len(sizes) == 4)) == 4
 
 
+def test_problems_are_drawn_afresh():
+    seen = []
+
+    @law()
+    def collect(problem):
+        """Nothing."""
+        sizes = [tuple(leaf.shape) for _, leaf in tree.leaves(problem.params)]
+        seen.append((tuple(problem.chains), *sizes, len(problem.given), problem.first_step))
+
+    check_law(collect, SPECS["badoda"])
+    assert len(seen) == 30
+    assert len(set(seen)) >= 22
+    assert {first_step for *_, first_step in seen} == {0, 5, 1000}
+
+
 def test_problems_print_as_settings_and_numbers():
     params = TensorDict(
         {"w": torch.tensor([0.5]), "v": TensorDict({"b": torch.ones(1).bfloat16()})}

@@ -272,13 +272,16 @@ def problems(
         **fixed: Settings that are not drawn; those that the sampler does not take are left out.
 
     Raises:
-        ValueError: A setting that is fixed is none of this sampler or of those here.
+        ValueError: A setting that is fixed is none of this sampler or of those here; or there is no
+            batch size.
     """
     spec = spec_of(sampler)
     known = set(Sampler.__dataclass_fields__).union(*(each.taken for each in SPECS.values()))
     for name in fixed.keys() - known - spec.taken:
         raise ValueError(f"no sampler has a setting {name!r}: a law of {spec} cannot fix it")
     shapes = list(chains)
+    if not shapes:
+        raise ValueError("chains must hold at least one batch size, got none")
     max_chains = max(math.prod(shape) for shape in shapes)
     shape = draw(st.sampled_from(shapes))
     params = draw(strategies.trees(chains=shape, dtypes=dtypes))

@@ -99,6 +99,7 @@ MUTANTS = [
         ),
         ("Sampler.at", "setting(step)", "setting(step + 1)", STATE),
         ("Sampler.at", "setting(step)", "setting(0 * step)", STATE),
+        ("Sampler.at", "setting(step)", "setting(step.clamp(max=4))", STATE),
         (
             "Sampler.center",
             "self.anchor is None",
@@ -233,7 +234,9 @@ MUTANTS = [
         ("first_momentum", "variance ** 0.5", "variance", ROOT),
         ("first_momentum", "scaled(noise, mask)", "noise", MASK),
         ("MomentumSampler.init", "first_momentum(noise, variance, self.mask)", "noise", ALIAS),
+        ("MomentumSampler.init", "self.at(start.step)", "self.at(start.step + 1)", STATE),
         ("MomentumSampler.refreshes", "(step + 1) % interval == 0", "step % interval == 0", STATE),
+        ("MomentumSampler.refreshes", "(step + 1) % interval == 0", "step + 1 == interval", STATE),
         ("MomentumSampler.pushed", "torch.where(refreshed, 1.0, friction)", "friction", STATE),
         (
             "MomentumSampler.pushed",
@@ -320,6 +323,12 @@ MUTANTS = [
             "cast(Tensor, self.temperature)",
             "cast(Tensor, self.temperature) ** 2",
             ROOT,
+        ),
+        (
+            "BAOA.momentum_variance",
+            "cast(Tensor, self.temperature)",
+            "torch.ones_like(cast(Tensor, self.temperature))",
+            DROPPED,
         ),
     ),
     *_of(
