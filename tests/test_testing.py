@@ -420,13 +420,13 @@ def reference_gives(**values):
         (
             lambda: check_laws(fs.sgld, laws=None),
             TypeError,
-            "laws must be a Iterable or Law, got N",
+            "laws must be laws of func.* got None",
         ),
         (lambda: check_laws(fs.sgld, seed=0.5), TypeError, "seed must be an integer, got 0.5"),
         (
             lambda: check_law(fs.sgld, laws.purity),
             TypeError,
-            "laws must be a Iterable|a law must be",
+            "a law must be a Law, got function",
         ),
         (
             lambda: check_law(laws.units_of_energy, fs.sgld),

@@ -240,9 +240,15 @@ def cases(draw: st.DrawFn, law: Law, spec: SamplerSpec) -> Case:
 
 
 def _laws(laws: Iterable[Law]) -> tuple[Law, ...]:
-    """Check that laws are given."""
-    checks.instance("laws", laws, Iterable | Law)
-    chosen = (laws,) if isinstance(laws, Law) else tuple(laws)
+    """Check that laws are given.
+
+    Raises:
+        TypeError: They are no laws.
+        ValueError: There is none.
+    """
+    if not isinstance(laws, Iterable):
+        raise TypeError(f"laws must be laws of funcsgmcmc.testing.laws, got {laws!r}")
+    chosen = tuple(laws)
     for law in chosen:
         checks.instance("a law", law, Law)
     if not chosen:
@@ -272,7 +278,6 @@ def _falsify(
     """Look for an example that breaks a law, among others for every law and seed."""
     subject, statement = words
     checks.count("seed", seed, minimum=0)
-
     with _float64():
         try:
             for start in range(0, settings.max_examples, _AFRESH):

@@ -82,11 +82,10 @@ class SamplerSpec:
     name: str = ""
 
     def __post_init__(self) -> None:
-        checks.factory(self.make, Sampler)
+        self._check_types()
         if not self.name:
             function = self.make.func if isinstance(self.make, functools.partial) else self.make
             object.__setattr__(self, "name", getattr(function, "__name__", "sampler"))
-        self._check_types()
         refused = {name for settings, _ in self.refused for name in settings}
         named = {*self.settings, *self.ranges, *self.schedulable, *(self.units or {}), *refused}
         unknown = sorted(name for name in named - {*DEFAULT_SCHEDULABLE} if not self.takes(name))
@@ -104,6 +103,7 @@ class SamplerSpec:
         Raises:
             TypeError, ValueError: A field is not what the class says it is.
         """
+        checks.factory(self.make, Sampler)
         for name in ("settings", "ranges", "units"):
             if getattr(self, name) is not None:
                 checks.mapping(name, getattr(self, name))
@@ -161,9 +161,13 @@ class SamplerSpec:
     @functools.cached_property
     def taken(self) -> frozenset[str]:
         """The factory's settings; `**` stands for those of `Sampler`."""
-        signature = inspect.signature(self.make).parameters
-        takes_rest = any(each.kind is each.VAR_KEYWORD for each in signature.values())
-        return frozenset(signature) | frozenset(Sampler.__dataclass_fields__ if takes_rest else ())
+        settings = self._signature.parameters
+        takes_rest = any(each.kind is each.VAR_KEYWORD for each in settings.values())
+        return frozenset(settings) | frozenset(Sampler.__dataclass_fields__ if takes_rest else ())
+
+    @functools.cached_property
+    def _signature(self) -> inspect.Signature:
+        return checks.factory(self.make, Sampler)
 
     @property
     def has_momentum(self) -> bool:
@@ -174,7 +178,7 @@ class SamplerSpec:
         """Own settings without a default."""
         return [
             name
-            for name, each in inspect.signature(self.make).parameters.items()
+            for name, each in self._signature.parameters.items()
             if each.default is each.empty
             and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
             and name not in ("lr", "nbeta")

@@ -47,9 +47,10 @@ def moved(chain: Chain, problem: Problem, index: int) -> Chain:
         raise ValueError(f"{problem.spec} has no reference_step, got None")
     evaluation, noise = problem.given[index]
     grads, pull = plain(evaluation.grads), plain(evaluation.prior_pull)
-    no_pull = np.zeros_like(grads) if pull is None else pull
+    if pull is None:
+        pull = np.zeros_like(grads)
     known = settings_at(problem, index, step=problem.first_step + index)
-    after = reference(chain, grads, plain(noise), no_pull, **known)
+    after = reference(chain, grads, plain(noise), pull, **known)
     checks.mapping("what reference_step returns", after)
     return after
 
