@@ -34,10 +34,10 @@ class SamplerSpec:
         settings: Its own settings, none at a special value, and values of shared ones that are not
             to vary.
         ranges: What settings are drawn from, by name: lowest and highest value of a float, a
-            hypothesis strategy, or a function of the parameters that returns one. A setting in `settings`
-            alone is not varied; shared ones in neither are drawn from `strategies.SHARED_RANGES`.
-            Laws of special values (`lr`, `nbeta`, `temperature` and the precisions 0; no mask, box
-            or preconditioner) are left out where these cannot be.
+            hypothesis strategy, or a function of the parameters that returns one. A setting in
+            `settings` alone is not varied; shared ones in neither are drawn from
+            `strategies.SHARED_RANGES`. Laws of special values (`lr`, `nbeta`, `temperature` and the
+            precisions 0; no mask, box or preconditioner) are left out where these cannot be.
         schedulable: Settings that may be schedules.
         reference_step: Its step in NumPy, `reference_step(chain, grads, noise, prior_pull,
             **settings) -> chain`; see `oracles`. None: the step is compared with no other.
