@@ -304,12 +304,7 @@ def finite(name: str, params: TensorDictBase) -> None:
         ValueError: A leaf is not finite.
     """
     for key, leaf in tree.leaves(params):
-        bad = leaf[~leaf.isfinite()]
-        if bad.numel():
-            raise ValueError(
-                f"{name}[{tree.dotted(key)!r}] must be finite, got {bad.numel()} entries that are "
-                f"not, the first of them {bad[0].item()}"
-            )
+        finite_values(f"{name}[{tree.dotted(key)!r}]", leaf)
 
 
 def finite_values(name: str, values: Tensor) -> None:
@@ -320,7 +315,10 @@ def finite_values(name: str, values: Tensor) -> None:
     """
     bad = values[~values.isfinite()]
     if bad.numel():
-        raise ValueError(f"{name} must be finite, got {bad[0].item()} among {values.numel()}")
+        raise ValueError(
+            f"{name} must be finite, got {bad.numel()} entries that are not, the first of them "
+            f"{bad[0].item()}"
+        )
 
 
 def same_structure(name: str, other: TensorDictBase, params: TensorDictBase) -> None:

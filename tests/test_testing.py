@@ -294,6 +294,19 @@ def test_settings_of_the_spec_are_kept_and_laws_of_others_left_out():
         check_laws(spec, laws=some_laws)
 
 
+def test_a_preconditioner_of_the_spec_is_kept():
+    def always_preconditioned(lr, *, nbeta, preconditioner):
+        if preconditioner is None:
+            raise ValueError("preconditioner is needed, got None")
+        return fs.sgld(lr, nbeta=nbeta, preconditioner=preconditioner)
+
+    spec = SamplerSpec(always_preconditioned, settings={"preconditioner": fs.identity()})
+    checked = check_laws(
+        spec, laws=[laws.terms_are_what_they_are_called, laws.rotation], profile="quick"
+    )
+    assert checked.exempt == {"rotation": "its preconditioner is never None"}
+
+
 def test_errors_that_are_no_findings_say_so():
     def never(lr, *, nbeta):
         raise ZeroDivisionError("no such thing")

@@ -103,7 +103,6 @@ class SamplerSpec:
         Raises:
             TypeError, ValueError: A field is not what the class says it is.
         """
-        checks.factory(self.make, Sampler)
         for name in ("settings", "ranges", "units"):
             if getattr(self, name) is not None:
                 checks.mapping(name, getattr(self, name))
@@ -167,6 +166,7 @@ class SamplerSpec:
 
     @functools.cached_property
     def _signature(self) -> inspect.Signature:
+        """The factory's; what is no factory has none, and is refused."""
         return checks.factory(self.make, Sampler)
 
     @property
