@@ -1,9 +1,10 @@
 """What a parameter group holds, checked when it enters and read at every step."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
@@ -27,7 +28,9 @@ def check_group(group: Group) -> None:
         TypeError, ValueError: A parameter is not real floating point; a number is none, negative,
             infinite or NaN. `nbeta` may be a function, `bounding_box_size` None.
     """
-    checks.optimized(group["params"])
+    for index, param in enumerate(group["params"]):
+        if not param.is_floating_point():
+            raise TypeError(f"params[{index}] must be real floating point, got {param.dtype}")
     for name in _REQUIRED:
         if name in group and not (name == "nbeta" and callable(group[name])):
             checks.number(name, group[name])
@@ -63,6 +66,42 @@ def masks(group: Group) -> list[Tensor | None]:
     if mask is None or isinstance(mask, Tensor):
         return [mask] * len(group["params"])
     return list(mask)
+
+
+def check_masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
+    """Take one mask for each parameter, tensors or what makes them; None for no mask.
+
+    Raises:
+        TypeError: They are no list, or one is not real.
+        ValueError: Number or shapes differ from the parameters', or a value is not finite.
+    """
+    if not isinstance(given, Iterable):
+        raise TypeError(f"mask must be one tensor for each parameter, got {type(given).__name__}")
+    taken = [None if each is None else torch.as_tensor(each) for each in given]
+    present = [each for each in taken if each is not None]
+    sampled = [p for p, each in zip(params, taken, strict=False) if each is not None]
+    check_one_each("mask", present, sampled if len(taken) == len(params) else params)
+    for index, each in enumerate(taken):
+        if each is not None and not (not each.is_complex() and each.isfinite().all()):
+            raise ValueError(f"mask[{index}] must be real and finite, got {each}")
+    return taken
+
+
+def check_one_each(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
+    """Check that there is one tensor for each parameter, of its shape.
+
+    Raises:
+        TypeError: A value is not a tensor.
+        ValueError: The number or a shape differs.
+    """
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name} must hold tensors, got {type(value).__name__}")
+    got, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (values, params))
+    if got != wanted:
+        raise ValueError(
+            f"{name} must have one tensor for each parameter, of shapes {wanted}, got {got}"
+        )
 
 
 def warn_of_settings(nbeta: Any, noise_level: Any = 1.0) -> None:

@@ -7,8 +7,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor
 
-import funcsgmcmc
-from funcsgmcmc import tree
+from funcsgmcmc import norms, tree
 
 
 def _zeros() -> Tensor:
@@ -112,7 +111,7 @@ class Metrics:
         for name in self.NORM_FIELDS:
             getattr(self, name).sqrt_()
 
-    def take(self, metrics: funcsgmcmc.Metrics) -> None:
+    def take(self, metrics: norms.Metrics) -> None:
         """Take the values of a step's metrics."""
         values = [float(getattr(metrics, name)) for name in _TENSORS]
         fields = torch.tensor(values, dtype=torch.float32, device=self.noise.device)

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from compat.groups import check_masks
 from funcsgmcmc import checks
 from funcsgmcmc.curvature import hessian_diagonal
-from funcsgmcmc.preconditioners import rmsprop_curvature, rmsprop_gain, square_average
-from funcsgmcmc.terms import Gains, MaybeTerm, Term
+from funcsgmcmc.preconditioners import rmsprop_correction, rmsprop_gain, square_average
+from funcsgmcmc.terms import Factors, Term, scaled
 
 
 class PreconditionerCoefs(NamedTuple):
@@ -56,23 +57,22 @@ class PreconditionerCoefs(NamedTuple):
         """Coefficients of any number of preconditioners together."""
         return reduce(cls.combine_with, coefs, cls(1.0, 1.0, 1.0, 1.0))
 
-    def gains(self, param: Tensor) -> Gains:
+    def factors(self, param: Tensor) -> Factors:
         """Elementwise factors of the update's terms, where None stands for 1."""
-        mask = _factor(self.overall_coef, param)
-        grad, prior, noise = (_factor(coef, param) for coef in self[:3])
-        if mask is None:
-            return Gains(grad, prior, noise)
+        mask = self.mask(param)
         grad, prior, noise = (
-            mask if gain is None else mask * gain for gain in (grad, prior, noise)
+            factor if mask is None else mask if factor is None else mask * factor
+            for factor in (_factor(coef, param) for coef in self[:3])
         )
-        return Gains(grad, prior, noise, mask)
+        correction = None
+        if self.grad_correction is not None:
+            drift = torch.as_tensor(self.grad_correction, device=param.device).expand_as(param)
+            correction = Term(1.0, scaled(drift, mask))
+        return Factors(grad, prior, noise, correction)
 
-    def correction(self, param: Tensor) -> MaybeTerm:
-        """The drift to add, as a term; `()` for none."""
-        if self.grad_correction is None:
-            return ()
-        drift = torch.as_tensor(self.grad_correction, device=param.device)
-        return Term(1.0, drift.expand_as(param))
+    def mask(self, param: Tensor) -> Tensor | None:
+        """The factor of all terms, None for 1."""
+        return _factor(self.overall_coef, param)
 
 
 def _factor(coef: float | Tensor, param: Tensor) -> Tensor | None:
@@ -192,7 +192,7 @@ class RMSpropPreconditioner(Preconditioner):
         correction = None
         if self.add_grad_correction:
             curvature = hessian_diagonal(grad, param)
-            correction = rmsprop_curvature(updated, gain, slopes, curvature, self.alpha)
+            correction = rmsprop_correction(updated, gain, slopes, curvature, self.alpha)
         average.copy_(updated)
         return PreconditionerCoefs(gain, gain, gain.sqrt(), 1.0, correction)
 
@@ -262,7 +262,7 @@ def preconditioner_of(
         )
     if mask is None:
         return chosen
-    masks = checks.masks([mask] if isinstance(mask, Tensor) else mask, params)
+    masks = check_masks([mask] if isinstance(mask, Tensor) else mask, params)
     masking = MaskPreconditioner(
         [
             1.0 if each is None else each.to(param.device, torch.float32)

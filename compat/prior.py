@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compat.groups import check_one_each
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement, gaussian_pull
-from funcsgmcmc.terms import MaybeTerm, Term, total
+from funcsgmcmc.terms import Term, sum_terms
 
 State = MutableMapping[str, Any]
 
@@ -75,7 +76,7 @@ class GaussianPrior(Prior):
             ValueError: The given centres are not one for each parameter, of its shape.
         """
         if isinstance(self.center, list):
-            checks.one_each("center", self.center, params)
+            check_one_each("center", self.center, params)
             centers: list[Tensor | None] = [center.detach().clone() for center in self.center]
         elif isinstance(self.center, str):
             centers = [param.detach().clone() for param in params]
@@ -184,7 +185,7 @@ class CompositePrior(Prior):
 
 
 class Pulls(NamedTuple):
-    """The pulls of a prior on one parameter; `()` where there is none.
+    """The pulls of a prior on one parameter; None for an absent one.
 
     Attributes:
         localization: All but weight decay.
@@ -192,16 +193,16 @@ class Pulls(NamedTuple):
         from_initial: The displacement from the initial parameters, if a pull has computed it.
     """
 
-    localization: MaybeTerm
-    weight_decay: MaybeTerm
-    from_initial: MaybeTerm
+    localization: Term | None
+    weight_decay: Term | None
+    from_initial: Term | None
 
 
 def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
     """Sort the pulls of a prior on one parameter."""
     localization: list[Term] = []
     weight_decay: list[Term] = []
-    from_initial: MaybeTerm = ()
+    from_initial: Term | None = None
     for each, remembered in leaves(prior, state):
         if _is_plain(each, GaussianPrior):
             gaussian = cast(GaussianPrior, each)
@@ -216,7 +217,7 @@ def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
             pull = Term(1.0, direction.clone() if each is not prior else direction)
         decays = isinstance(each, GaussianPrior) and each.center is None
         (weight_decay if decays else localization).append(pull)
-    return Pulls(total(localization), total(weight_decay), from_initial)
+    return Pulls(sum_terms(localization), sum_terms(weight_decay), from_initial)
 
 
 def share_initial(prior: Prior | None, state: dict[str, Any]) -> None:

@@ -7,12 +7,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from compat.groups import Group, masks, settings, warn_of_settings
+from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import StepReport, dense_grad, langevin_step_, noise_like
-from funcsgmcmc import checks
+from compat.step import Potential, StepReport, dense_grad, langevin_step_, noise_like
 from funcsgmcmc.priors import displacement
-from funcsgmcmc.terms import MaybeTerm, Parts, Term, gains, term
+from funcsgmcmc.terms import Slope, Term, diagonal_factors
 
 
 class SGLD(SamplingOptimizer):
@@ -79,7 +78,7 @@ class SGLD(SamplingOptimizer):
 
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
-        checks.masks(masks(group), group["params"])
+        check_masks(masks(group), group["params"])
         for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
 
@@ -95,28 +94,31 @@ class SGLD(SamplingOptimizer):
             half_width = group["bounding_box_size"] or None
             for param, mask in zip(group["params"], masks(group), strict=True):
                 initial = self.state[param]["initial_param"]
-                parts = self._parts(param, initial, mask, now, noise_generator)
-                langevin_step_(param, initial, parts, now["lr"], half_width, report)
-                del parts  # so that two parameters' temporaries are never held at once
+                potential = self._potential(param, initial, mask, now, noise_generator)
+                langevin_step_(param, initial, potential, now["lr"], half_width, report)
+                del potential  # so that two parameters' temporaries are never held at once
             report.finish()
 
-    def _parts(
+    def _potential(
         self,
         param: Tensor,
         initial: Tensor,
         mask: Tensor | None,
         now: dict[str, float],
         generator: Generator | None,
-    ) -> Parts:
-        """What one parameter's update is made of."""
-        distance: MaybeTerm = ()
+    ) -> Potential:
+        """What one parameter's step is made of."""
+        distance = localization = weight_decay = None
         if self.save_metrics or now["localization"]:
             distance = Term(1.0, displacement(param.data, initial))
-        return Parts(
-            grad=Term(now["nbeta"], dense_grad(param)),
-            localization=term(now["localization"], distance.direction) if distance else (),
-            weight_decay=term(now["weight_decay"], param.data),
+        if distance is not None and now["localization"]:
+            localization = distance.times(now["localization"])
+        if now["weight_decay"]:
+            weight_decay = Term(now["weight_decay"], param.data)
+        grad = Term(now["nbeta"], dense_grad(param))
+        return Potential(
+            slope=Slope(grad, localization, weight_decay, distance),
+            factors=diagonal_factors(None, mask),
             noise=Term(now["noise_level"], noise_like(param, generator)),
-            distance=distance,
-            gains=gains(None, mask),
+            mask=mask,
         )

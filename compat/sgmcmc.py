@@ -19,10 +19,10 @@ from compat.preconditioner import (
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
-from compat.step import StepReport, dense_grad, evaluate, langevin_step_, noise_like
+from compat.step import Potential, StepReport, dense_grad, evaluate, langevin_step_, noise_like
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
-from funcsgmcmc.terms import Parts, Term
+from funcsgmcmc.terms import Slope, Term
 
 SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]
 
@@ -157,13 +157,13 @@ class SGMCMC(SamplingOptimizer):
                 if param.grad is None:
                     continue
                 state = self.state[param]
-                parts = self._parts(group, param, now, noise_generator)
+                potential = self._potential(group, param, now, noise_generator)
                 if thermostat is None:
                     initial = state["initial_param"]
-                    langevin_step_(param, initial, parts, now["lr"], half_width, report)
+                    langevin_step_(param, initial, potential, now["lr"], half_width, report)
                 else:
-                    thermostat.step_(param, state, parts, half_width, report)
-                del parts  # so that two parameters' temporaries are never held at once
+                    thermostat.step_(param, state, potential, half_width, report)
+                del potential  # so that two parameters' temporaries are never held at once
             report.finish()
             if thermostat is not None:
                 thermostat.finish()
@@ -189,24 +189,22 @@ class SGMCMC(SamplingOptimizer):
                 "backward(create_graph=True), got gradients without one"
             )
 
-    def _parts(
+    def _potential(
         self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
-    ) -> Parts:
-        """What one parameter's update is made of."""
+    ) -> Potential:
+        """What one parameter's step is made of."""
         state, grad = self.state[param], dense_grad(param)
         coefs = group["preconditioner"].get_coefficients(param, grad, state)
         pulled = pulls(group["prior"], param.data, state)
         distance = pulled.from_initial
-        if self.save_metrics and not distance:
+        if self.save_metrics and distance is None:
             distance = Term(1.0, displacement(param.data, state["initial_param"]))
-        return Parts(
-            grad=Term(now["nbeta"], grad),
-            localization=pulled.localization,
-            weight_decay=pulled.weight_decay,
+        force = Term(now["nbeta"], grad)
+        return Potential(
+            slope=Slope(force, pulled.localization, pulled.weight_decay, distance),
+            factors=coefs.factors(param),
             noise=Term(now["noise_level"], noise_like(param, generator)),
-            distance=distance,
-            gains=coefs.gains(param),
-            correction=coefs.correction(param),
+            mask=coefs.mask(param),
         )
 
     def get_params(self) -> Iterator[Tensor]:

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compat.groups import Group, masks, settings, warn_of_settings
+from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import StepReport, dense_grad, entries, evaluate, noise_like
+from compat.step import Potential, StepReport, dense_grad, entries, evaluate, noise_like
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.momentum import first_momentum, push, underdamped
-from funcsgmcmc.samplers.sgnht import regulated
-from funcsgmcmc.terms import Parts, Term, gains
+from funcsgmcmc.samplers.momentum import euler_terms, fresh_momentum, reflect_at_box
+from funcsgmcmc.samplers.sgnht import next_thermostat
+from funcsgmcmc.terms import Slope, Term, add, diagonal_factors
 
 _METRICS = ("noise", "dws", "localization_loss")
 
@@ -81,7 +81,7 @@ class SGNHT(SamplingOptimizer):
 
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
-        checks.masks(masks(group), group["params"])
+        check_masks(masks(group), group["params"])
         start_thermostat(group, self.state, masks(group))
         for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
@@ -103,17 +103,15 @@ class SGNHT(SamplingOptimizer):
             for param, mask in zip(group["params"], masks(group), strict=True):
                 if param.grad is None:
                     continue
-                parts = Parts(
-                    grad=Term(now["nbeta"], dense_grad(param)),
-                    localization=(),
-                    weight_decay=(),
+                potential = Potential(
+                    slope=Slope(Term(now["nbeta"], dense_grad(param)), None, None, None),
+                    factors=diagonal_factors(None, mask),
                     noise=Term(1.0, noise_like(param)),
-                    distance=(),
-                    gains=gains(None, mask),
+                    mask=mask,
                 )
                 half_width = group["bounding_box_size"] or None
-                thermostat.step_(param, self.state[param], parts, half_width, report)
-                del parts  # so that two parameters' temporaries are never held at once
+                thermostat.step_(param, self.state[param], potential, half_width, report)
+                del potential  # so that two parameters' temporaries are never held at once
             thermostat.finish()
         return loss
 
@@ -128,7 +126,7 @@ def start_thermostat(
     lr = float(group["lr"])
     group["thermostat"] = torch.tensor(float(group["diffusion_factor"]))
     for param, mask in zip(group["params"], group_masks, strict=True):
-        momentum = first_momentum(torch.randn_like(param.detach()), lr, mask)
+        momentum = fresh_momentum(torch.randn_like(param.detach()), lr, mask)
         states[param]["momentum"] = momentum.to(param.dtype)
 
 
@@ -151,25 +149,37 @@ class Thermostat:
         self,
         param: Tensor,
         state: dict[str, Any],
-        parts: Parts,
+        potential: Potential,
         half_width: float | None,
         report: StepReport,
     ) -> None:
         """Update one parameter and its momentum, in place."""
         momentum, now = state["momentum"], self._now
-        friction = Term(self._friction, momentum)
-        terms = underdamped(parts, friction, now["lr"], now["diffusion_factor"], split=True)
-        report.add(param, terms, parts.gains.mask)
-        box = None if half_width is None else (state["initial_param"], half_width)
-        moved, pushed = push(param.data, friction, terms, box)
+        terms = euler_terms(
+            potential.slope,
+            potential.factors,
+            potential.noise.times((2 * now["diffusion_factor"] * now["lr"]) ** 0.5),
+            Term(1 - self._friction, momentum),
+            drift=now["lr"],
+            force_first=True,
+        )
+        report.add(param, terms, potential.mask)
+        pushed = terms.total()
+        moved = add(param.data, Term(1.0, pushed))
+        if half_width is not None:
+            moved, pushed = reflect_at_box(moved, pushed, state["initial_param"], half_width)
         param.data.copy_(moved)
         momentum.copy_(pushed)
         self._energies.append(tree.dot(pushed, pushed))
-        self._sampled += entries(param, parts.gains.mask)
+        self._sampled += entries(param, potential.mask)
 
     def finish(self) -> None:
         """Move the thermostat by what the momenta hold."""
         if self._sampled:
             device, lr = self._thermostat.device, self._now["lr"]
             energy = torch.stack([each.to(device) for each in self._energies]).sum()
-            self._thermostat.copy_(regulated(self._thermostat, energy, self._sampled, lr))
+            self._thermostat.copy_(
+                next_thermostat(
+                    self._thermostat, energy=energy, num_sampled=self._sampled, variance=lr
+                )
+            )

@@ -1,20 +1,35 @@
 """What the optimizers' steps share, one parameter at a time."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from compat.groups import Group
 from funcsgmcmc import sketch, tree
-from funcsgmcmc.metrics import PartialMetrics
-from funcsgmcmc.samplers.base import boxed
-from funcsgmcmc.samplers.langevin import langevin
-from funcsgmcmc.terms import Parts, Terms, move
+from funcsgmcmc.norms import PartialMetrics
+from funcsgmcmc.samplers.base import clamp_to_box
+from funcsgmcmc.terms import Factors, Slope, Term, Terms, move, step_terms
 
 if TYPE_CHECKING:
     from compat.optimizer import SamplingOptimizer
+
+
+class Potential(NamedTuple):
+    """What one parameter's step is made of, before step sizes.
+
+    Attributes:
+        slope: nβ g and the pulls.
+        factors: Preconditioner and mask.
+        noise: σ · η.
+        mask: m; None means 1.
+    """
+
+    slope: Slope
+    factors: Factors
+    noise: Term
+    mask: Tensor | None
 
 
 class StepReport:
@@ -74,7 +89,7 @@ def entries(param: Tensor, mask: Tensor | None) -> int:
 def langevin_step_(
     param: Tensor,
     initial: Tensor,
-    parts: Parts,
+    potential: Potential,
     lr: float,
     half_width: float | None,
     report: StepReport,
@@ -84,13 +99,14 @@ def langevin_step_(
     Args:
         param: w.
         initial: w₀.
-        parts: What the update is made of.
+        potential: What the step is made of.
         lr: ε.
         half_width: b, or None for no box.
         report: Where the step is reported.
     """
-    w, terms = param.data, langevin(parts, lr)
-    report.add(param, terms, parts.gains.mask)
-    move(w, terms.down(), terms.up(), in_place=True)
+    w, shock = param.data, potential.noise.times(lr**0.5)
+    terms = step_terms(potential.slope, potential.factors, shock, drift=lr / 2)
+    report.add(param, terms, potential.mask)
+    move(w, terms, in_place=True)
     if half_width is not None:
-        w.copy_(boxed(w, initial, half_width))
+        w.copy_(clamp_to_box(w, initial, half_width))

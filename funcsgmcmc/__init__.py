@@ -3,133 +3,60 @@
 Pure functions over `TensorDict` parameter trees compute a sampler's step and its metrics with
 `torch.func`; many chains run as a batch. `sample` runs a whole experiment, `kernel` makes one step
 for loops of your own.
+
+What a run needs stands here. The rest has a namespace that says what it is: `random`, `schedules`,
+`preconditioners`, `samplers`, `gradients`, `norms`, `sketch`, `plots`, `testing`.
 """
 
-from funcsgmcmc.diagnostics import (
-    Diagnostics,
-    Summary,
-    WeightedMean,
-    diagnostics,
-    summary,
-    to_datatree,
-    weighted_mean,
-)
-from funcsgmcmc.gradients import (
-    Reference,
-    accumulated,
-    control_variates,
-    module_loss,
-    reference,
-    svrg,
-)
-from funcsgmcmc.kernel import Info, compiled, kernel
-from funcsgmcmc.llc import LLC, default_nbeta, llc, llc_draws
+import importlib
+from typing import Any
+
+from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch
+from funcsgmcmc.gradients import accumulated, control_variates, module_loss, svrg
 from funcsgmcmc.memory import keep_freed_memory
-from funcsgmcmc.metrics import Metrics, metrics
-from funcsgmcmc.preconditioners import (
-    Preconditioner,
-    Scaling,
-    adam,
-    compose,
-    diagonal,
-    identity,
-    optimizer_gain,
-    rmsprop,
-)
-from funcsgmcmc.random import fold_in, key, split
-from funcsgmcmc.running import DivergenceError, SamplingError
-from funcsgmcmc.samplers import (
-    Evaluation,
-    Sampler,
-    State,
-    badoda,
-    baoa,
-    contour_sgld,
-    cyclical_sgld,
-    rmsprop_sgld,
-    sghmc,
-    sgld,
-    sglrw,
-    sgnht,
-)
-from funcsgmcmc.samples import Frozen, Samples
-from funcsgmcmc.sampling import sample
-from funcsgmcmc.schedules import (
-    Schedule,
-    constant,
-    cosine,
-    cyclical,
-    polynomial_decay,
-    sampling_phases,
-)
-from funcsgmcmc.sketch import CountSketch, Sketches, count_sketch, sketches
-from funcsgmcmc.terms import Term, Terms
-from funcsgmcmc.tree import normal_like, params_of
+from funcsgmcmc.random import key
+from funcsgmcmc.samplers.badoda import badoda
+from funcsgmcmc.samplers.baoa import baoa
+from funcsgmcmc.samplers.contour_sgld import contour_sgld
+from funcsgmcmc.samplers.cyclical_sgld import cyclical_sgld
+from funcsgmcmc.samplers.sghmc import sghmc
+from funcsgmcmc.samplers.sgld import rmsprop_sgld, sgld
+from funcsgmcmc.samplers.sglrw import sglrw
+from funcsgmcmc.samplers.sgnht import sgnht
+from funcsgmcmc.stepping import compiled, kernel
+from funcsgmcmc.tree import params_of
 
 __all__ = [
-    "LLC",
-    "CountSketch",
-    "Diagnostics",
-    "DivergenceError",
-    "Evaluation",
-    "Frozen",
-    "Info",
-    "Metrics",
-    "Preconditioner",
-    "Reference",
-    "Sampler",
-    "Samples",
-    "SamplingError",
-    "Scaling",
-    "Schedule",
-    "Sketches",
-    "State",
-    "Summary",
-    "Term",
-    "Terms",
-    "WeightedMean",
     "accumulated",
-    "adam",
     "badoda",
     "baoa",
     "compiled",
-    "compose",
-    "constant",
     "contour_sgld",
     "control_variates",
-    "cosine",
-    "count_sketch",
-    "cyclical",
     "cyclical_sgld",
-    "default_nbeta",
-    "diagnostics",
-    "diagonal",
-    "fold_in",
-    "identity",
+    "gradients",
     "keep_freed_memory",
     "kernel",
     "key",
-    "llc",
-    "llc_draws",
-    "metrics",
     "module_loss",
-    "normal_like",
-    "optimizer_gain",
+    "norms",
     "params_of",
-    "polynomial_decay",
-    "reference",
-    "rmsprop",
+    "preconditioners",
+    "random",
     "rmsprop_sgld",
-    "sample",
-    "sampling_phases",
+    "samplers",
+    "schedules",
     "sghmc",
     "sgld",
     "sglrw",
     "sgnht",
-    "sketches",
-    "split",
-    "summary",
+    "sketch",
     "svrg",
-    "to_datatree",
-    "weighted_mean",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # It needs an extra, which a run does not: only those who use it import it.
+    if name == "testing":
+        return importlib.import_module("funcsgmcmc.testing")
+    raise AttributeError(f"module 'funcsgmcmc' has no attribute {name!r}")

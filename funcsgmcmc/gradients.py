@@ -15,32 +15,54 @@ with g_B the gradient on a batch and g that on all data.
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torch.export import register_dataclass
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.data import Piece, map_examples, num_examples
+from funcsgmcmc.batches import (
+    Piece,
+    check_batch_size,
+    check_examples,
+    check_known_size,
+    map_examples,
+    num_examples,
+)
 
 LossFn = Callable[[TensorDict, Any], Tensor | tuple[Tensor, Any]]
 
 
-class Gradient(NamedTuple):
-    """Loss and gradients of one chain at its parameters.
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of the potential at a chain's parameters, before a step.
+
+    What is not known, or not there, is None. An evaluation is a pytree, which `torch.vmap` may
+    return.
 
     Attributes:
-        loss: L(w) on the batch, a scalar.
-        grads: g = ∇L(w), a tree like the parameters.
-        aux: What the loss function returned beside the loss; `()` if nothing.
+        grads: g = ∇L(w), raw: without nβ. A tree like the parameters.
+        loss: L(w) on the batch, `[*chains]`.
+        aux: What the loss function returned beside the loss.
+        prior_pull: −∇log p(w) of a user's log-prior, a tree like the parameters.
+        log_prior: log p(w), `[*chains]`.
+        hessian_diagonal: h, the diagonal of ∇²L(w), a tree like the parameters.
     """
 
-    loss: Tensor
     grads: TensorDict
-    aux: Any
+    loss: Tensor | None = None
+    aux: Any = None
+    prior_pull: TensorDict | None = None
+    log_prior: Tensor | None = None
+    hessian_diagonal: TensorDict | None = None
+
+
+register_dataclass(Evaluation)  # fields that are None drop out, so that a vmap may return it
 
 
 def module_loss(
@@ -71,7 +93,11 @@ def module_loss(
     def check_mode() -> None:
         for name, layer in impure:
             if layer.training and getattr(layer, "p", 1.0) > 0:
-                raise ValueError(checks.impure_layer(f"{name!r} ({type(layer).__name__})"))
+                raise ValueError(
+                    f"the loss must be a function of its arguments alone, but layer {name!r} "
+                    f"({type(layer).__name__}) is in train mode: call model.eval(), or keep train "
+                    "mode for the others and call .eval() on this layer"
+                )
 
     def loss_fn(params: TensorDict, batch: Any) -> Tensor:
         check_mode()
@@ -84,59 +110,22 @@ def module_loss(
 
 
 def loss_and_aux(loss_fn: LossFn, params: TensorDict, batch: Any) -> tuple[Tensor, Any]:
-    """Evaluate a loss function, with `()` for aux if it returns the loss alone.
+    """Evaluate a loss function, with None for aux if it returns the loss alone.
 
     Raises:
         TypeError, ValueError: The loss is not a real scalar, or aux holds more than tensors.
     """
     output = loss_fn(params, batch)
-    # An empty tuple, since None may not leave a vmap.
-    loss, aux = checks.loss_output(output) if isinstance(output, tuple) else (output, ())
+    if not isinstance(output, tuple):
+        return checks.scalar("loss_fn", output), None
+    if len(output) != 2:
+        raise TypeError(f"loss_fn must return a loss or (loss, aux), got {len(output)} values")
+    loss, aux = output
+    if aux is not None:
+        for leaf in pytree.tree_leaves(aux):
+            if not isinstance(leaf, Tensor):
+                raise TypeError(f"aux must hold tensors only, got {type(leaf).__name__}")
     return checks.scalar("loss_fn", loss), aux
-
-
-class GradientEstimator(ABC):
-    """A loss with its own way to estimate the gradient; called, it is the loss itself."""
-
-    def __init__(self, loss_fn: LossFn) -> None:
-        checks.function("loss_fn", loss_fn)
-        checks.unnested(loss_fn, ControlVariates)
-        self.loss_fn = loss_fn
-
-    @abstractmethod
-    def __call__(self, params: TensorDict, batch: Any) -> Tensor | tuple[Tensor, Any]:
-        """L(w) on a batch."""
-
-    @abstractmethod
-    def gradient(self, params: TensorDict, batch: Any) -> Gradient:
-        """Loss and estimated gradient of one chain."""
-
-
-def gradient(loss_fn: LossFn) -> Callable[[TensorDict, Any], Gradient]:
-    """Make the function that gives a chain's loss and gradients on a batch.
-
-    Args:
-        loss_fn: As the module's docstring says: a loss, or an estimator.
-
-    Returns:
-        A pure function `(params, batch) -> Gradient` of one chain, to be vmapped over chains.
-
-    Raises:
-        TypeError, ValueError: When called, if `loss_fn` does not return a real scalar.
-    """
-    if isinstance(loss_fn, GradientEstimator):
-        return loss_fn.gradient
-    value_and_gradient = torch.func.grad_and_value(
-        lambda params, batch: loss_and_aux(loss_fn, params, batch), has_aux=True
-    )
-
-    def evaluate(params: TensorDict, batch: Any) -> Gradient:
-        # Parameters of a module that are not in the tree must not drag a graph along.
-        with torch.no_grad():
-            grads, (loss, aux) = value_and_gradient(params, batch)
-        return Gradient(loss, grads, aux)
-
-    return evaluate
 
 
 def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | None) -> Tensor | None:
@@ -154,14 +143,76 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
     return total / count if count else None
 
 
-def mean_gradient(
-    evaluate: Callable[[TensorDict, Any], Gradient], params: TensorDict, pieces: Iterable[Piece]
-) -> Gradient:
+class GradientEstimator(ABC):
+    """The contract of an estimator: a loss with its own way to estimate the gradient.
+
+    Called, it is the loss itself. An estimator may need more than the batch, its memory: a run asks
+    `prepare` for it before the first step, at the anchor, and keeps it; or at the chain's own
+    parameters, at every step that `refresh_interval` divides.
+
+    Attributes:
+        loss_fn: L.
+        needs_memory: Whether it needs a memory.
+        refresh_interval: Steps after which the memory is due again; None if it never is.
+    """
+
+    needs_memory = False
+    refresh_interval: int | None = None
+
+    def __init__(self, loss_fn: LossFn) -> None:
+        checks.function("loss_fn", loss_fn)
+        self.loss_fn = loss_fn
+
+    def __call__(self, params: TensorDict, batch: Any) -> Tensor | tuple[Tensor, Any]:
+        """L(w) on a batch."""
+        return self.loss_fn(params, batch)
+
+    @abstractmethod
+    def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
+        """Loss, estimated gradient and aux of one chain; `memory` is as `prepare` made it."""
+
+    def prepare(self, params: TensorDict, pieces: Iterable[Piece]) -> Any:
+        """Make the memory at some parameters, of one chain or of many, by one pass over the data.
+
+        Returns:
+            A pytree of tensors, with the chains first; None if none is needed.
+        """
+        return None
+
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """Take apart what `kernel` is given as a batch: the minibatch, and the memory."""
+        return batch, None
+
+
+class Plain(GradientEstimator):
+    """The gradient of the loss on the batch: the estimator of a plain loss."""
+
+    def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
+        """Loss, gradient and aux of one chain."""
+
+        def loss(params: TensorDict) -> tuple[Tensor, list[Any]]:
+            value, aux = loss_and_aux(self.loss_fn, params, batch)
+            return value, [] if aux is None else [aux]  # None may not leave the transform
+
+        # Parameters of a module that are not in the tree must not drag a graph along.
+        with torch.no_grad():
+            grads, (value, aux) = torch.func.grad_and_value(loss, has_aux=True)(params)
+        return Evaluation(grads, value, aux[0] if aux else None)
+
+
+def estimator_of(loss_fn: LossFn) -> GradientEstimator:
+    """The estimator that a loss function is, or the plain one for it."""
+    return loss_fn if isinstance(loss_fn, GradientEstimator) else Plain(loss_fn)
+
+
+def mean_evaluation(
+    estimator: GradientEstimator, params: TensorDict, pieces: Iterable[Piece]
+) -> Evaluation:
     """Loss and gradient over pieces of data, weighted by their numbers of examples.
 
     Args:
-        evaluate: Gives the gradients of a piece, of one chain or of many.
-        params: w, of the batch size that `evaluate` takes.
+        estimator: Gives the gradient on a piece; one without memory.
+        params: w, of one chain or of many.
         pieces: The data; one piece is held at a time.
 
     Returns:
@@ -170,20 +221,23 @@ def mean_gradient(
     Raises:
         ValueError: There are no pieces, or a piece does not know its number.
     """
-    total: Gradient | None = None
-    count = 0
+    evaluate = estimator.evaluate
+    if params.batch_size:
+        evaluate = torch.vmap(estimator.evaluate, in_dims=(0, None, None))
+    total: Any = None
+    count, auxes = 0, []
     for piece, size in pieces:
-        here = evaluate(params, piece)
-        count += checks.known_size(size)
-        loss, grads = tree.widened(here.loss) * size, _times(size, here.grads)
-        if total is None:
-            total = Gradient(loss, grads, (here.aux,))
-            continue
-        grads = tree.map_leaves(torch.add, total.grads, grads)
-        total = Gradient(total.loss + loss, grads, (*total.aux, here.aux))
+        here = evaluate(params, piece, None)
+        count += check_known_size(size)
+        auxes.append(here.aux)
+        weighted = (tree.widened(here.loss) * size, _times(size, here.grads))
+        if total is not None:
+            weighted = (total[0] + weighted[0], tree.map_leaves(torch.add, total[1], weighted[1]))
+        total = weighted
     if total is None:
-        raise ValueError(checks.no_examples())
-    return Gradient(total.loss / count, _times(1 / count, total.grads), total.aux)
+        raise ValueError("data must hold at least one batch, got none")
+    loss, grads = total
+    return Evaluation(_times(1 / count, grads), loss / count, tuple(auxes))
 
 
 def _times(number: float, grads: TensorDict) -> TensorDict:
@@ -191,29 +245,45 @@ def _times(number: float, grads: TensorDict) -> TensorDict:
     return tree.map_leaves(lambda leaf: tree.widened(leaf) * number, grads)
 
 
+def _memoryless(loss_fn: LossFn) -> GradientEstimator:
+    """The estimator of a loss that another estimator is to wrap.
+
+    Raises:
+        TypeError: It needs a memory, for which there is no place inside another.
+    """
+    estimator = estimator_of(loss_fn)
+    if estimator.needs_memory:
+        raise TypeError(
+            "control variates must be the outermost estimator, as in svrg(accumulated(loss, 4), "
+            f"100); got {type(estimator).__name__} inside another"
+        )
+    return estimator
+
+
 class Accumulated(GradientEstimator):
     """See `accumulated`."""
 
     def __init__(self, loss_fn: LossFn, num_microbatches: int) -> None:
         super().__init__(loss_fn)
+        self._inner = _memoryless(loss_fn)
         self._num_microbatches = checks.count("num_microbatches", num_microbatches, minimum=1)
-        self._gradient = gradient(loss_fn)
 
     def __call__(self, params: TensorDict, batch: Any) -> Tensor:
-        """L(w) on a batch."""
+        """L(w) on a batch, micro-batch by micro-batch."""
         loss = mean_loss(self.loss_fn, params, self._microbatches(batch))
         assert loss is not None  # every micro-batch has its number
         return loss
 
-    def gradient(self, params: TensorDict, batch: Any) -> Gradient:
+    def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss and gradient on a batch; `aux` is the tuple of the micro-batches'."""
-        mean = mean_gradient(self._gradient, params, self._microbatches(batch))
+        mean = mean_evaluation(self._inner, params, self._microbatches(batch))
         grads = tree.map_leaves(lambda leaf, like: leaf.to(like.dtype), mean.grads, params)
-        return Gradient(mean.loss, grads, mean.aux if pytree.tree_leaves(mean.aux) else ())
+        has_aux = any(aux is not None for aux in mean.aux)
+        return Evaluation(grads, mean.loss, mean.aux if has_aux else None)
 
     def _microbatches(self, batch: Any) -> Iterator[Piece]:
-        size = checks.known_size(num_examples(batch))
-        # The last batch of a pass over the data may have fewer examples than that.
+        size = check_known_size(num_examples(batch))
+        # The last batch of a pass over the data may have fewer examples than micro-batches.
         number = min(self._num_microbatches, size)
         bounds = [size * i // number for i in range(number + 1)]
         for start, stop in itertools.pairwise(bounds):
@@ -221,8 +291,8 @@ class Accumulated(GradientEstimator):
             yield map_examples(lambda leaf, part=part: leaf[part], batch), stop - start
 
 
-class Reference(NamedTuple):
-    """Where control variates are taken, and what is known there.
+class ControlPoint(NamedTuple):
+    """Where control variates are taken, and the gradient there.
 
     Attributes:
         params: ŵ, a tree.
@@ -234,34 +304,43 @@ class Reference(NamedTuple):
 
 
 class ControlVariates(GradientEstimator):
-    """See `control_variates` and `svrg`; takes batches `(minibatch, reference)`.
+    """See `control_variates` and `svrg`; the memory is a `ControlPoint`."""
 
-    Attributes:
-        loss_fn: L.
-        refresh_interval: Steps after which each chain's reference moves to where it is; None if the
-            reference stays at the anchor.
-    """
+    needs_memory = True
 
     def __init__(self, loss_fn: LossFn, refresh_interval: int | None) -> None:
         super().__init__(loss_fn)
+        self._inner = _memoryless(loss_fn)
         self.refresh_interval = refresh_interval
-        self._gradient = gradient(loss_fn)
 
-    def __call__(self, params: TensorDict, batch: Any) -> Tensor | tuple[Tensor, Any]:
-        """L(w) on the minibatch."""
-        return self.loss_fn(params, checks.with_reference(batch, Reference)[0])
-
-    def gradient(self, params: TensorDict, batch: Any) -> Gradient:
+    def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss on the minibatch, and g_B(w) − g_B(ŵ) + g(ŵ)."""
-        minibatch, reference = checks.with_reference(batch, Reference)
-        here = self._gradient(params, minibatch)
-        there = self._gradient(reference.params, minibatch)
+        here = self._inner.evaluate(params, batch, None)
+        there = self._inner.evaluate(memory.params, batch, None)
 
         def combined(here: Tensor, there: Tensor, known: Tensor) -> Tensor:
             return (tree.widened(here) - there + known).to(here.dtype)
 
-        grads = tree.map_leaves(combined, here.grads, there.grads, reference.grads)
-        return Gradient(here.loss, grads, here.aux)
+        grads = tree.map_leaves(combined, here.grads, there.grads, memory.grads)
+        return Evaluation(grads, here.loss, here.aux)
+
+    def prepare(self, params: TensorDict, pieces: Iterable[Piece]) -> ControlPoint:
+        """ŵ = `params`, and ∇L(ŵ)."""
+        return ControlPoint(params, mean_evaluation(self._inner, params, pieces).grads)
+
+    def unpack(self, batch: Any) -> tuple[Any, Any]:
+        """Take a pair (minibatch, control point) apart.
+
+        Raises:
+            TypeError: It is none.
+        """
+        is_pair = isinstance(batch, tuple) and len(batch) == 2
+        if not (is_pair and isinstance(batch[1], ControlPoint)):
+            raise TypeError(
+                "control variates take batches (minibatch, point), with point made by "
+                f"funcsgmcmc.gradients.control_point, got {type(batch).__name__}"
+            )
+        return batch[0], batch[1]
 
 
 def accumulated(loss_fn: LossFn, num_microbatches: int) -> Accumulated:
@@ -308,9 +387,9 @@ def control_variates(loss_fn: LossFn) -> ControlVariates:
         loss_fn: A loss, the mean over its batch's examples.
 
     Returns:
-        An estimator. Given to `sample` in place of the loss, its reference is at the sampler's
-        anchor. Given to `kernel`, the step takes batches `(minibatch, reference)`, with
-        `reference(loss_fn, params, data)`.
+        An estimator. Given to `sample` in place of the loss, its control point is the sampler's
+        anchor. Given to `kernel`, the step takes batches `(minibatch, point)`, with
+        `point = control_point(loss_fn, params, data)`.
     """
     return ControlVariates(loss_fn, None)
 
@@ -334,7 +413,7 @@ def svrg(loss_fn: LossFn, refresh_interval: int) -> ControlVariates:
         refresh_interval: Steps between passes over the data, ≥ 1.
 
     Returns:
-        An estimator, as `control_variates` gives; with `kernel`, you refresh the reference.
+        An estimator, as `control_variates` gives; with `kernel`, you make the control point anew.
 
     Raises:
         TypeError, ValueError: An argument is out of its range.
@@ -342,14 +421,14 @@ def svrg(loss_fn: LossFn, refresh_interval: int) -> ControlVariates:
     return ControlVariates(loss_fn, checks.count("refresh_interval", refresh_interval, minimum=1))
 
 
-def reference(
+def control_point(
     loss_fn: LossFn,
     params: TensorDictBase | Mapping[str, Tensor],
     data: Any,
     *,
     batch_size: int | None = None,
-) -> Reference:
-    """Make the reference of `control_variates` or `svrg`, for loops of your own.
+) -> ControlPoint:
+    """Make the control point of `control_variates` or `svrg`, for loops of your own.
 
     Args:
         loss_fn: The loss, or the estimator made of it.
@@ -359,13 +438,18 @@ def reference(
 
     Returns:
         ŵ and ∇L(ŵ).
+
+    Raises:
+        TypeError, ValueError: The parameters are no tree, or the data no tensors of one length.
     """
-    params = checks.parameters(params)
-    plain = loss_fn.loss_fn if isinstance(loss_fn, ControlVariates) else loss_fn
-    size = checks.examples(pytree.tree_leaves(data))
-    step = checks.batch_size(batch_size, size)
+    estimator = estimator_of(loss_fn)
+    if not estimator.needs_memory:
+        estimator = ControlVariates(loss_fn, None)
+    size = check_examples(pytree.tree_leaves(data))
+    step = check_batch_size(batch_size, size)
     pieces = (
         (map_examples(lambda leaf, i=i: leaf[i : i + step], data), min(step, size - i))
         for i in range(0, size, step)
     )
-    return Reference(params, mean_gradient(gradient(plain), params, pieces).grads)
+    point: ControlPoint = estimator.prepare(tree.parameters(params), pieces)
+    return point

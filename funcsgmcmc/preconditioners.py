@@ -13,9 +13,9 @@ further drift Γ = ∂G/∂w; see `rmsprop`.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import reduce
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import TensorClass, TensorDict, TensorDictBase
@@ -27,7 +27,7 @@ from funcsgmcmc.tree import AnyTree, Scalar
 
 
 class Scaling(NamedTuple):
-    """What a preconditioner makes of a step's gradients.
+    """A preconditioner's factors for one step, and its next state.
 
     Attributes:
         gain: G, a tree like the parameters; None for 1, which costs nothing.
@@ -58,11 +58,11 @@ class Preconditioner(TensorClass, frozen=True):
         Args:
             state: Running averages.
             grads: g = ∇L(w), raw: without nβ.
-            hessian_diagonal: h, where `curvature` asks for it.
+            hessian_diagonal: h, where there is a `hessian_estimator`.
         """
 
-    def curvature(self) -> HessianDiagonal | None:
-        """How to find the diagonal of the Hessian that `update` needs; None if it needs none."""
+    def hessian_estimator(self) -> HessianDiagonal | None:
+        """The estimator of the Hessian's diagonal, where `update` needs it; else None."""
         return None
 
 
@@ -87,7 +87,7 @@ class Diagonal(Preconditioner, frozen=True):
 
     def init(self, params: TensorDict) -> TensorDict:
         """No state: a tree without leaves."""
-        checks.same_structure("gain", self.gain, params)
+        tree.check_same_structure("gain", self.gain, params)
         return tree.build({}, params.batch_size)
 
     def update(
@@ -118,11 +118,11 @@ class RMSprop(Preconditioner, frozen=True):
             return Scaling(gain, averages)
         if hessian_diagonal is None:
             raise ValueError("rmsprop with curvature needs hessian_diagonal, got None")
-        correction = rmsprop_curvature(averages, gain, grads, hessian_diagonal, self.alpha)
+        correction = rmsprop_correction(averages, gain, grads, hessian_diagonal, self.alpha)
         return Scaling(gain, averages, correction)
 
-    def curvature(self) -> HessianDiagonal | None:
-        """How Γ's h is found."""
+    def hessian_estimator(self) -> HessianDiagonal | None:
+        """The estimator of h in Γ."""
         return self.hessian
 
 
@@ -144,7 +144,7 @@ class Adam(Preconditioner, frozen=True):
     ) -> Scaling:
         """Both moments, and their unbiased forms."""
         count = state["count"] + 1
-        first = mixed(state["first"], grads, self.beta1)
+        first = moving_average(state["first"], grads, self.beta1)
         second = square_average(state["second"], grads, self.beta2)
         gain = rmsprop_gain(_unbiased(second, self.beta2, count), self.eps)
         new_state = {"first": first, "second": second, "count": count}
@@ -186,10 +186,10 @@ class Composite(Preconditioner, frozen=True):
             drift_grads=b.drift_grads if a.drift_grads is None else a.drift_grads,
         )
 
-    def curvature(self) -> HessianDiagonal | None:
-        """What the one or the other asks for."""
-        first = self.first.curvature()
-        return self.second.curvature() if first is None else first
+    def hessian_estimator(self) -> HessianDiagonal | None:
+        """The estimator that the first needs, or else the second."""
+        first = self.first.hessian_estimator()
+        return self.second.hessian_estimator() if first is None else first
 
 
 def _times(a: TensorDict, b: TensorDict) -> TensorDict:
@@ -212,14 +212,14 @@ def _unbiased(moment: TensorDict, beta: Tensor, count: Tensor) -> TensorDict:
     return tree.map_leaves(lambda leaf: leaf / tree.expand_right(seen, leaf), moment)
 
 
-def mixed(average: AnyTree, values: AnyTree, beta: Scalar) -> AnyTree:
+def moving_average(average: AnyTree, values: AnyTree, beta: Scalar) -> AnyTree:
     """The running average βm + (1 − β) x, in float32 or better."""
 
-    def mix(average: Tensor, value: Tensor) -> Tensor:
+    def blend(average: Tensor, value: Tensor) -> Tensor:
         weight = tree.expand_right(1 - beta, average)
         return torch.lerp(tree.widened(average), tree.widened(value), weight)
 
-    return tree.map_leaves(mix, average, values)
+    return tree.map_leaves(blend, average, values)
 
 
 def square_average(average: AnyTree, grads: AnyTree, alpha: Scalar) -> AnyTree:
@@ -228,7 +228,7 @@ def square_average(average: AnyTree, grads: AnyTree, alpha: Scalar) -> AnyTree:
     def square(grad: Tensor) -> Tensor:
         return tree.widened(grad).square()
 
-    return mixed(average, tree.map_leaves(square, grads), alpha)
+    return moving_average(average, tree.map_leaves(square, grads), alpha)
 
 
 def rmsprop_gain(average: AnyTree, eps: Scalar) -> AnyTree:
@@ -240,7 +240,7 @@ def rmsprop_gain(average: AnyTree, eps: Scalar) -> AnyTree:
     return tree.map_leaves(gain, average)
 
 
-def rmsprop_curvature(
+def rmsprop_correction(
     average: AnyTree, gain: AnyTree, grads: AnyTree, hessian_diagonal: AnyTree, alpha: Scalar
 ) -> AnyTree:
     """Γ = ∂G/∂w = −(1 − α) g h G²/√V', the drift that a varying G asks for (eq. 7).
@@ -282,8 +282,11 @@ def diagonal(gain: TensorDictBase | Mapping[str, Tensor]) -> Diagonal:
         TypeError: It is not a tree of real floating tensors.
         ValueError: An entry is negative or not finite.
     """
-    tree_of_gains = checks.gain(gain)
-    return Diagonal(gain=tree_of_gains, batch_size=tree_of_gains.batch_size, lock=False)
+    gains = tree.parameters(gain, "gain")
+    for name, leaf in tree.leaves(gains):
+        if checks.has_values(leaf) and not ((leaf >= 0) & leaf.isfinite()).all():
+            raise ValueError(f"gain[{tree.dotted(name)!r}] must be >= 0 and finite, got {leaf}")
+    return Diagonal(gain=gains.detach().clone(), batch_size=gains.batch_size, lock=False)
 
 
 def optimizer_gain(
@@ -321,7 +324,10 @@ def optimizer_gain(
         elif "square_avg" in held:
             moments[name] = tree.widened(held["square_avg"]).clone()
         else:
-            raise ValueError(checks.no_second_moment(name, type(optimizer).__name__, [*held]))
+            raise ValueError(
+                f"optimizer must hold exp_avg_sq or square_avg for {name!r}, "
+                f"got a {type(optimizer).__name__} that holds {', '.join(held) or 'nothing'}"
+            )
     return rmsprop_gain(tree.build(moments, torch.Size()), floor)
 
 
@@ -419,12 +425,44 @@ def compose(*preconditioners: Preconditioner) -> Preconditioner:
         ValueError: None is given, two of them replace the drift (`adam`), they find the Hessian's
             diagonal in different ways, or their chains differ in number.
     """
-    checks.composed(preconditioners, Preconditioner, Adam)
-    found = [each.curvature() for each in preconditioners]
-    checks.same_kind("curvature", [type(each) for each in found if each is not None])
+    if not preconditioners:
+        raise ValueError("compose needs at least one preconditioner, got none")
+    for each in preconditioners:
+        check_preconditioner(each)
+    averaging = [each for each in _members(preconditioners) if isinstance(each, Adam)]
+    if len(averaging) > 1:
+        raise ValueError(
+            "compose takes one preconditioner that averages the gradients of the drift (adam), "
+            f"got {len(averaging)}"
+        )
+    estimators = [each.hessian_estimator() for each in preconditioners]
+    kinds = [type(estimator).__name__ for estimator in estimators if estimator is not None]
+    if len(set(kinds)) > 1:
+        raise ValueError(f"curvature must be of one kind in a product, got {' and '.join(kinds)}")
 
     def pair(first: Preconditioner, second: Preconditioner) -> Preconditioner:
         fields, chains = checks.per_chain({"first": first, "second": second})
         return Composite(**fields, batch_size=chains, lock=False)
 
     return reduce(pair, preconditioners)
+
+
+def _members(preconditioners: Iterable[Preconditioner]) -> Iterator[Preconditioner]:
+    """The factors of products, at any depth."""
+    for each in preconditioners:
+        if isinstance(each, Composite):
+            yield from _members((each.first, each.second))
+        else:
+            yield each
+
+
+def check_preconditioner(value: Any) -> None:
+    """Refuse a value that is not a preconditioner.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, Preconditioner):
+        raise TypeError(
+            f"preconditioner must be one made by a factory such as rmsprop(), got {value!r}"
+        )

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.terms import MaybeTerm, Terms
+from funcsgmcmc.terms import Term, Terms
 from funcsgmcmc.tree import Tree
 
 
@@ -79,7 +79,7 @@ def sketches(terms: Terms, sketch: CountSketch) -> Sketches:
         sketch: For as many parameters as a chain has, in the order of `tree.leaves`.
 
     Returns:
-        Sketches, each `[*chains, k]`, in float32 or better; zeros for a term that is `()`.
+        Sketches, each `[*chains, k]`, in float32 or better; zeros for an absent term.
 
     Raises:
         ValueError: The sketch is for another number of parameters.
@@ -102,14 +102,16 @@ def project(vector: Tree, sketch: CountSketch) -> Tensor:
         ValueError: The sketch is for another number of parameters.
     """
     flat = tree.flatten(vector)
-    checks.sketched(flat.shape[-1], len(sketch.indices))
+    size, input_dim = flat.shape[-1], len(sketch.indices)
+    if size != input_dim:
+        raise ValueError(f"the sketch is for {input_dim} parameters, got {size}")
     result = flat.new_zeros((*flat.shape[:-1], sketch.output_dim))
     return result.index_add(-1, sketch.indices, sketch.signs.to(flat.dtype) * flat)
 
 
-def _projected(term: MaybeTerm, sketch: CountSketch) -> Tensor:
+def _projected(term: Term | None, sketch: CountSketch) -> Tensor:
     """The sketch of a term."""
-    if not term:
+    if term is None:
         return sketch.signs.new_zeros(sketch.output_dim)
     sketched = project(term.direction, sketch)
     return tree.expand_right(term.coefficient, sketched) * sketched

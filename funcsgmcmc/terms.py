@@ -1,21 +1,24 @@
 """The decomposition of an update: its terms, and the move that adds them up.
 
-    ∇U(w) = nβ g + γ (w − w₀) + λ w − ∇log p(w)
+    ∇U(w) = nβ g + γ (w − w₀) + λ w − ∇log p(w)                                 the slope
     w'    = w + momentum − scaled_grad − localization − weight_decay + correction + noise
 
-A term is kept as a product coefficient · direction. Samplers say what the coefficients are; the
+A term is kept as a product coefficient · direction. A sampler says what its coefficients are; the
 rest stands here, once, for trees of many chains and for the bare tensors of an optimizer.
 
 Shapes: coefficients `[*chains]` or `[]` (numbers for bare tensors), directions
 `[*chains, *shape]`.
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.export import register_dataclass
 
 from funcsgmcmc import tree
 from funcsgmcmc.tree import AnyTree, Scalar, Tree
@@ -24,9 +27,9 @@ from funcsgmcmc.tree import AnyTree, Scalar, Tree
 class Term(NamedTuple):
     """One term of an update, kept as the product coefficient · direction.
 
-    Applying a term is then one fused multiply-add a leaf, its norm is the coefficient times the
-    direction's, and a term that nobody reads beyond the update takes no memory of its own: an
-    eager update is 2 to 3 times as fast as with its terms as tensors.
+    Applying a term is one fused multiply-add a leaf, its norm is the coefficient times the
+    direction's, and a term that nobody reads beyond the update takes no memory of its own: on 32
+    chains of 16,384 parameters an eager update takes 0.2 ms, and with its terms as tensors 0.4 ms.
 
     Attributes:
         coefficient: `[*chains]` or `[]`: step size, temperature, precision.
@@ -35,31 +38,59 @@ class Term(NamedTuple):
     """
 
     coefficient: Scalar
-    direction: Tree
+    direction: Any
 
-    def value(self) -> Tree:
+    def value(self) -> Any:
         """The term itself, a tree in float32 or better."""
         return tree.map_leaves(
             lambda leaf: tree.expand_right(self.coefficient, leaf) * tree.widened(leaf),
             self.direction,
         )
 
-
-MaybeTerm = Term | tuple[()]
-"""A term, or `()` for one that an update does not have (None may not leave a `torch.vmap`)."""
-
-
-def term(coefficient: Scalar, direction: Tree) -> MaybeTerm:
-    """A term; `()` if the coefficient is the number 0."""
-    if isinstance(coefficient, Tensor) or coefficient != 0:
-        return Term(coefficient, direction)
-    return ()
+    def times(self, factor: Scalar, factors: Tree | None = None) -> "Term":
+        """The term times a value of each chain, and elementwise times a tree; None means 1."""
+        return Term(factor * self.coefficient, scaled(self.direction, factors))
 
 
-class Terms(NamedTuple):
-    """The parts of one update, as applied: step size, preconditioner and mask included.
+class Slope(NamedTuple):
+    """∇U(w) term by term, before step size, preconditioner and mask; None for an absent term.
 
-    A term that an update does not have is `()`.
+    Attributes:
+        grad: nβ · g.
+        localization: γ · (w − w₀), with −∇log p(w) of a user's log-prior in it.
+        weight_decay: λ · w.
+        distance: 1 · (w − w₀).
+    """
+
+    grad: Term | None
+    localization: Term | None
+    weight_decay: Term | None
+    distance: Term | None
+
+
+class Factors(NamedTuple):
+    """The elementwise factors of a step's terms, from preconditioner and mask; None means 1.
+
+    Attributes:
+        grad: Factor of the gradient, m G.
+        prior: Factor of the pulls, m G.
+        noise: Factor of the noise, m √G.
+        correction: The drift T · m Γ; None for 0.
+        drift_grad: What stands for nβ · g in the drift; None for nβ · g itself.
+    """
+
+    grad: Tree | None = None
+    prior: Tree | None = None
+    noise: Tree | None = None
+    correction: Term | None = None
+    drift_grad: Term | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The terms of one update, as applied: step size, preconditioner and mask included.
+
+    A term that an update does not have is None. Terms are a pytree, which `torch.vmap` may return.
 
     Attributes:
         scaled_grad: Drift from the loss.
@@ -67,7 +98,7 @@ class Terms(NamedTuple):
         localization: Drift from the pull to the anchor, and from a user's log-prior.
         weight_decay: Drift from the pull to zero.
         noise: What was added at random.
-        distance: w − w₀ before the update, with coefficient 1; `()` if nobody knows w₀.
+        distance: w − w₀ before the update, with coefficient 1.
         correction: Drift from the curvature of a preconditioner, Γ.
         momentum: What a momentum carries over from the step before.
 
@@ -75,49 +106,63 @@ class Terms(NamedTuple):
     noise.
     """
 
-    scaled_grad: MaybeTerm
-    unscaled_grad: MaybeTerm
-    localization: MaybeTerm
-    weight_decay: MaybeTerm
+    scaled_grad: Term | None
+    unscaled_grad: Term | None
+    localization: Term | None
+    weight_decay: Term | None
     noise: Term
-    distance: MaybeTerm
-    correction: MaybeTerm = ()
-    momentum: MaybeTerm = ()
+    distance: Term | None
+    correction: Term | None = None
+    momentum: Term | None = None
 
     def down(self) -> list[Term]:
         """The terms that the update subtracts."""
-        return [term for term in (self.scaled_grad, self.localization, self.weight_decay) if term]
+        return _present(self.scaled_grad, self.localization, self.weight_decay)
 
     def up(self) -> list[Term]:
         """The terms that the update adds, momentum aside."""
-        return [term for term in (self.correction, self.noise) if term]
+        return _present(self.correction, self.noise)
+
+    def total(self) -> Any:
+        """The sum of the terms, w' − w without a box: a tree in float32 or better."""
+        first, *rest = [*_present(self.momentum), *self.up()]
+        return combine(first.value(), minus=self.down(), plus=rest)
+
+    def rescaled(self, *, drift: Scalar, noise: Scalar, momentum: Term | None) -> "Terms":
+        """The terms with their drift and their noise multiplied, and with another momentum."""
+
+        def times(factor: Scalar, term: Term | None) -> Term | None:
+            return None if term is None else term.times(factor)
+
+        return Terms(
+            scaled_grad=times(drift, self.scaled_grad),
+            unscaled_grad=times(drift, self.unscaled_grad),
+            localization=times(drift, self.localization),
+            weight_decay=times(drift, self.weight_decay),
+            noise=self.noise.times(noise),
+            distance=self.distance,
+            correction=times(drift, self.correction),
+            momentum=momentum,
+        )
+
+    def with_noise(self, noise: Term) -> "Terms":
+        """The terms with another noise."""
+        return dataclasses.replace(self, noise=noise)
 
 
-class Gains(NamedTuple):
-    """Elementwise factors of the terms, with preconditioner and mask in them; None means 1.
-
-    Attributes:
-        grad: Factor of the gradient: m G.
-        prior: Factor of the pulls: m G.
-        noise: Factor of the noise: m √G.
-        mask: Factor of Γ: m alone.
-    """
-
-    grad: Tree | None = None
-    prior: Tree | None = None
-    noise: Tree | None = None
-    mask: Tree | None = None
+register_dataclass(Terms)  # fields that are None drop out, so that a vmap may return it
 
 
-def gains(preconditioner: AnyTree | None, mask: AnyTree | None) -> Gains:
-    """The gains of a diagonal preconditioner G and a mask m."""
+def diagonal_factors(preconditioner: Tree | None, mask: Tree | None) -> Factors:
+    """The factors of a diagonal preconditioner G and a mask m."""
     if preconditioner is None:
-        return Gains(mask, mask, mask, mask)
+        return Factors(mask, mask, mask)
     drift = scaled(preconditioner, mask)
-    return Gains(drift, drift, scaled(tree.map_leaves(torch.sqrt, preconditioner), mask), mask)
+    root = tree.map_leaves(torch.sqrt, preconditioner)
+    return Factors(drift, drift, scaled(root, mask))
 
 
-def scaled(direction: AnyTree, factors: AnyTree | None) -> AnyTree:
+def scaled(direction: Any, factors: Tree | None) -> Any:
     """Multiply elementwise, in the dtype of the direction, float32 at least; None means 1."""
     if factors is None:
         return direction
@@ -129,139 +174,132 @@ def scaled(direction: AnyTree, factors: AnyTree | None) -> AnyTree:
     return tree.map_leaves(product, direction, factors)
 
 
-class Parts(NamedTuple):
-    """What an update is made of, before a sampler's step sizes.
+def step_terms(
+    slope: Slope,
+    factors: Factors,
+    shock: Term,
+    *,
+    drift: Scalar,
+    momentum: Term | None = None,
+) -> Terms:
+    """Decompose a step into its terms.
 
-    Attributes:
-        grad: nβ · g.
-        localization: γ · (w − w₀), or a sum of pulls.
-        weight_decay: λ · w.
-        noise: √T · η, times a noise level.
-        distance: 1 · (w − w₀).
-        gains: Preconditioner and mask.
-        correction: T · Γ.
-        drift_grad: nβ · what stands for g in the drift; `()` for g itself.
-    """
-
-    grad: MaybeTerm
-    localization: MaybeTerm
-    weight_decay: MaybeTerm
-    noise: Term
-    distance: MaybeTerm
-    gains: Gains
-    correction: MaybeTerm = ()
-    drift_grad: MaybeTerm = ()
-
-
-def decompose(parts: Parts, *, drift: Scalar, diffusion: Scalar, momentum: MaybeTerm = ()) -> Terms:
-    """Decompose a step with drift · m (G ∇U(w) − Γ) down the potential, diffusion · m √G σ η up.
+        scaled_grad   = drift · m G nβ g              localization, weight_decay alike
+        correction    = drift · T m Γ
+        noise         = m √G · shock
 
     Args:
-        parts: Gradient, pulls, noise, preconditioner and mask.
+        slope: ∇U(w), term by term.
+        factors: m G, m √G and T m Γ.
+        shock: What is added at random, before preconditioner and mask: √(εT) σ · η for SGLD.
         drift: Step size of the drift: ε/2 for SGLD.
-        diffusion: Scale of the noise: √ε for SGLD.
         momentum: As in `Terms`.
     """
-    gains, noise = parts.gains, parts.noise
-    unscaled_grad = _applied(drift, parts.grad, None)
-    same = gains.grad is None and not parts.drift_grad
-    grad = parts.drift_grad or parts.grad
+
+    def applied(term: Term | None, factor: Tree | None) -> Term | None:
+        return None if term is None else term.times(drift, factor)
+
+    unscaled_grad = applied(slope.grad, None)
+    scaled_grad = unscaled_grad
+    if factors.grad is not None or factors.drift_grad is not None:
+        scaled_grad = applied(factors.drift_grad or slope.grad, factors.grad)
     return Terms(
-        scaled_grad=unscaled_grad if same else _applied(drift, grad, gains.grad),
+        scaled_grad=scaled_grad,
         unscaled_grad=unscaled_grad,
-        localization=_applied(drift, parts.localization, gains.prior),
-        weight_decay=_applied(drift, parts.weight_decay, gains.prior),
-        noise=Term(diffusion * noise.coefficient, scaled(noise.direction, gains.noise)),
-        distance=parts.distance,
-        correction=_applied(drift, parts.correction, gains.mask),
+        localization=applied(slope.localization, factors.prior),
+        weight_decay=applied(slope.weight_decay, factors.prior),
+        noise=Term(shock.coefficient, scaled(shock.direction, factors.noise)),
+        distance=slope.distance,
+        correction=applied(factors.correction, None),
         momentum=momentum,
     )
 
 
-def rescaled(terms: Terms, *, drift: Scalar, noise: Scalar, momentum: MaybeTerm) -> Terms:
-    """Multiply the drift of a step, and its noise; give it another momentum."""
-
-    def times(factor: Scalar, term: MaybeTerm) -> MaybeTerm:
-        return Term(factor * term.coefficient, term.direction) if term else ()
-
-    return terms._replace(
-        scaled_grad=times(drift, terms.scaled_grad),
-        unscaled_grad=times(drift, terms.unscaled_grad),
-        localization=times(drift, terms.localization),
-        weight_decay=times(drift, terms.weight_decay),
-        correction=times(drift, terms.correction),
-        noise=Term(noise * terms.noise.coefficient, terms.noise.direction),
-        momentum=momentum,
-    )
-
-
-def _applied(drift: Scalar, term: MaybeTerm, gain: Tree | None) -> MaybeTerm:
-    return Term(drift * term.coefficient, scaled(term.direction, gain)) if term else ()
-
-
-def move(
-    params: AnyTree, minus: Sequence[Term], plus: Sequence[Term], *, in_place: bool = False
-) -> AnyTree:
-    """Make the move: w − Σ minus + Σ plus, in the order given.
+def move(params: AnyTree, terms: Terms, *, in_place: bool = False) -> AnyTree:
+    """Make the move: w' = w + momentum − scaled_grad − localization − … + correction + noise.
 
     Args:
         params: w.
+        terms: The step's.
+        in_place: For a bare tensor with numbers as coefficients: whether to write the result to
+            `params`.
+
+    Returns:
+        A tree like `params`.
+    """
+    up = [*_present(terms.momentum), *terms.up()]
+    return combine(params, minus=terms.down(), plus=up, in_place=in_place)
+
+
+def add(params: AnyTree, *terms: Term) -> AnyTree:
+    """Add terms to a tree, and round the sum to its dtypes once."""
+    return combine(params, minus=(), plus=terms)
+
+
+def sum_terms(terms: Sequence[Term]) -> Term | None:
+    """Add terms up to one; None for none."""
+    if len(terms) < 2:
+        return terms[0] if terms else None
+    first, *rest = terms
+    return Term(1.0, add(first.value(), *rest))
+
+
+def combine(
+    start: AnyTree, *, minus: Sequence[Term], plus: Sequence[Term], in_place: bool = False
+) -> AnyTree:
+    """Combine terms: start − Σ minus + Σ plus, in the order given.
+
+    Args:
+        start: A tree, or a bare tensor.
         minus: Terms to subtract.
         plus: Terms to add.
         in_place: For a bare tensor with numbers as coefficients: whether to write the result to
-            `params`. Memory for the sum is then needed only if the dtype is narrower than float32,
-            or a direction is `params` (weight decay without preconditioner).
+            `start`. Memory for the sum is then needed only if the dtype is narrower than float32,
+            or a direction is `start` (weight decay without preconditioner).
 
     Returns:
-        A tree like `params`: sums are taken in float32 or better, and rounded once.
+        A tree like `start`: sums are taken in float32 or better, and rounded once.
     """
-    if isinstance(params, Tensor):
-        moved_leaf: Any = _move_leaf(params, minus, plus, in_place)
-        return moved_leaf
-    moved = {
-        name: _move_leaf(leaf, _at(name, minus), _at(name, plus))
-        for name, leaf in tree.leaves(params)
+    if isinstance(start, Tensor):
+        return _combine_leaf(start, minus, plus, in_place)
+    combined = {
+        name: _combine_leaf(leaf, _at(name, minus), _at(name, plus))
+        for name, leaf in tree.leaves(start)
     }
-    return tree.build(moved, params.batch_size)
+    return tree.build(combined, start.batch_size)
 
 
 def _at(name: tree.Name, terms: Sequence[Term]) -> list[Term]:
     """Terms of one leaf."""
-    return [Term(term.coefficient, cast(TensorDict, term.direction)[name]) for term in terms]
+    return [Term(term.coefficient, term.direction[name]) for term in terms]
 
 
-def _move_leaf(
+def _combine_leaf(
     leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], in_place: bool = False
 ) -> Tensor:
-    total = tree.widened(leaf)
-    # w itself or a wider copy of it may be written to, unless a direction is to be read from there.
-    writes = in_place and not _lies_in(total, (*minus, *plus))
+    result = tree.widened(leaf)
+    # The leaf itself or a wider copy of it may be written to, unless a direction is read from it.
+    writes = in_place and not _lies_in(result, (*minus, *plus))
     for sign, terms in ((-1, minus), (1, plus)):
         for coefficient, direction in terms:
+            # Fused, so that a term that nobody reads is never a tensor of its own.
             if isinstance(coefficient, Tensor):
                 coefficient = tree.expand_right(coefficient, leaf)
-                total = torch.addcmul(total, direction, coefficient, value=sign)
+                result = torch.addcmul(result, direction, coefficient, value=sign)
             elif writes:
-                total.add_(direction, alpha=sign * coefficient)
+                result.add_(direction, alpha=sign * coefficient)
             else:
-                total = torch.add(total, direction, alpha=sign * coefficient)
+                result = torch.add(result, direction, alpha=sign * coefficient)
     if in_place:
-        return leaf if total is leaf else leaf.copy_(total)
-    return total if total.dtype == leaf.dtype else total.to(leaf.dtype)
+        return leaf if result is leaf else leaf.copy_(result)
+    return result if result.dtype == leaf.dtype else result.to(leaf.dtype)
 
 
 def _lies_in(memory: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a direction lies in some memory."""
     storage = memory.untyped_storage().data_ptr()
-    for _, direction in terms:
-        if cast(Tensor, direction).untyped_storage().data_ptr() == storage:
-            return True
-    return False
+    return any(term.direction.untyped_storage().data_ptr() == storage for term in terms)
 
 
-def total(terms: Sequence[Term]) -> MaybeTerm:
-    """Add terms up to one; `()` for none."""
-    if len(terms) < 2:
-        return terms[0] if terms else ()
-    first, *rest = terms
-    return Term(1.0, move(first.value(), (), rest))
+def _present(*terms: Term | None) -> list[Term]:
+    return [term for term in terms if term is not None]

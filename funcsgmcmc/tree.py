@@ -10,7 +10,7 @@ so the updates of `samplers` serve one parameter of an optimizer without any tre
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast, overload
 
 import torch
@@ -18,7 +18,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import random
+from funcsgmcmc import checks, random
 
 Name = str | tuple[str, ...]
 Tree = TensorDict | Tensor
@@ -46,6 +46,104 @@ def params_of(module: nn.Module) -> TensorDict:
     if not leaves:
         raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
     return TensorDict(leaves)
+
+
+def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "params") -> TensorDict:
+    """Take a parameter tree from a user.
+
+    Args:
+        params: A `TensorDict`, or a mapping of names to tensors (batch size `[]`).
+        name: What to call it in errors.
+
+    Returns:
+        A tree of its own (the tensors are shared, the tree is not).
+
+    Raises:
+        TypeError: It is not a tree of tensors, or a leaf is integer, boolean or complex.
+        ValueError: It is empty.
+    """
+    if isinstance(params, TensorDictBase):
+        taken = cast(TensorDict, params.copy())
+    elif isinstance(params, Mapping):
+        _check_named_tensors(params, name)
+        taken = TensorDict(dict(params))
+    else:
+        raise TypeError(
+            f"{name} must be a TensorDict or a mapping of names to tensors "
+            f"(funcsgmcmc.params_of(module) makes one), got {type(params).__name__}"
+        )
+    for key, leaf in leaves(taken):
+        if not leaf.is_floating_point():
+            raise TypeError(
+                f"{name}[{dotted(key)!r}] must be real floating point, got {leaf.dtype}"
+            )
+    if not size(taken):
+        raise ValueError(f"{name} must hold at least one parameter, got {taken}")
+    return taken
+
+
+def _check_named_tensors(params: Mapping[Any, Any], name: str) -> None:
+    """Refuse a mapping, nested or not, of something else than names to tensors."""
+    for key, value in params.items():
+        if not isinstance(key, str):
+            raise TypeError(f"{name} must be keyed by strings, got {key!r}")
+        if isinstance(value, Mapping):
+            _check_named_tensors(value, f"{name}[{key!r}]")
+        elif not isinstance(value, Tensor):
+            raise TypeError(f"{name}[{key!r}] must be a tensor, got {type(value).__name__}")
+
+
+def check_same_structure(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
+    """Refuse a tree whose names or shapes are not those of the parameters.
+
+    Args:
+        name: What to call the tree, for instance `mask`.
+        other: Tree of batch size `[]` or of the batch size of `params`.
+        params: Tree of batch size `[*chains]`.
+
+    Raises:
+        ValueError: A name is unknown or missing, or a shape differs.
+    """
+    if other.batch_size not in (torch.Size(), params.batch_size):
+        raise ValueError(
+            f"{name} must have the batch size of the parameters {tuple(params.batch_size)} or none,"
+            f" got {tuple(other.batch_size)}"
+        )
+    wanted, given = dict(leaves(params)), dict(leaves(other))
+    for key in given.keys() - wanted.keys():
+        known = ", ".join(map(dotted, wanted))
+        raise ValueError(f"{name} has unknown key {dotted(key)!r}; parameters are {known}")
+    for key, leaf in wanted.items():
+        label = f"{name}[{dotted(key)!r}]"
+        if key not in given:
+            raise ValueError(f"{label} is missing: {name} needs one leaf for each parameter")
+        shape = tuple(given[key].shape[other.batch_dims :])
+        expected = tuple(leaf.shape[params.batch_dims :])
+        if shape != expected:
+            raise ValueError(f"{label} has shape {shape}, parameter has {expected}")
+
+
+def check_same_dtypes(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
+    """Refuse a tree whose dtypes are not those of the parameters.
+
+    Raises:
+        ValueError: A dtype differs.
+    """
+    for key, leaf in leaves(params):
+        if other[key].dtype != leaf.dtype:
+            raise ValueError(
+                f"{name}[{dotted(key)!r}] has dtype {other[key].dtype}, parameter has {leaf.dtype}"
+            )
+
+
+def check_finite(name: str, params: TensorDictBase) -> None:
+    """Refuse a tree with NaN or infinite entries.
+
+    Raises:
+        ValueError: A leaf is not finite.
+    """
+    for key, leaf in leaves(params):
+        checks.finite_values(f"{name}[{dotted(key)!r}]", leaf)
 
 
 def leaves(tree: TensorDictBase) -> Iterator[tuple[Name, Tensor]]:

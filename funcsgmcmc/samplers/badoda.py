@@ -32,19 +32,19 @@ Scientific Computing 38 (2016), section 3, with unit masses, their σ_A²/2 = A 
 thermal mass, and the order of parts changed so that a step needs one gradient.
 """
 
-from collections.abc import Mapping
-from typing import cast
+from typing import Unpack
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
-from funcsgmcmc.samplers.momentum import ThermostatSampler, ThermostatState, bounced
-from funcsgmcmc.samplers.splitting import damp, drift, kick, position_terms
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.momentum import ThermostatSampler, ThermostatState, check_interval
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
+from funcsgmcmc.samplers.splitting import damp, kick, position_terms
 from funcsgmcmc.schedules import Schedule
-from funcsgmcmc.terms import Terms
+from funcsgmcmc.terms import Term, Terms, add, step_terms
 
 
 class BADODA(ThermostatSampler, frozen=True):
@@ -58,39 +58,38 @@ class BADODA(ThermostatSampler, frozen=True):
 
     def momentum_variance(self) -> Tensor:
         """T."""
-        return cast(Tensor, self.temperature)
+        return self.temperature
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: ThermostatState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[ThermostatState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        state, lr = cast(ThermostatState, state), cast(Tensor, self.lr)
-        kicked = kick(self.parts(state, evaluation, noise), state.momentum, lr)
-        friction = state.thermostat + self.half_step(state, kicked.momentum)
-        remaining, noise_scale = ornstein_uhlenbeck(friction, self.diffusion_factor, lr)
-        refreshed = self.refreshes(state.step)
-        if refreshed is not None:
-            remaining = torch.where(refreshed, 0.0, remaining)
-            noise_scale = torch.where(refreshed, 1.0, noise_scale)
-        momentum = damp(kicked, remaining, noise_scale)
+        """Make one step, by the equation in the module's docstring."""
+        shock = Term(self.temperature**0.5, noise)
+        force = step_terms(self.slope(state, evaluation), self.masked(), shock, drift=self.lr)
+        kicked = kick(state.momentum, force)
+        friction = state.thermostat + self.half_step(state, kicked)
+        remaining, renewal = ornstein_uhlenbeck(friction, self.diffusion_factor, self.lr)
+        remaining, renewal = self.with_refresh(state.step, remaining, renewal)
+        momentum = damp(kicked, force, remaining, renewal)
         thermostat = friction + self.half_step(state, momentum)
-        moved = drift(state.params, kicked, momentum, lr)
-        terms = position_terms(kicked, state.momentum, remaining, noise_scale, lr)
-        arrived = self.arrived(state, *bounced(moved, momentum, self.walls(state)))
-        return self.regulated(arrived, thermostat), terms
+        params = add(state.params, Term(self.lr / 2, kicked), Term(self.lr / 2, momentum))
+        terms = position_terms(force, state.momentum, remaining, renewal, self.lr)
+        params, momentum = self.reflect_at_box(state, params, momentum)
+        state = state.replace(params=params, momentum=momentum, step=state.step + 1)
+        return state.replace(thermostat=thermostat), terms
 
-    def half_step(self, state: State, momentum: TensorDict) -> Tensor:
+    def half_step(self, state: ThermostatState, momentum: TensorDict) -> Tensor:
         """D: (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if nothing is sampled."""
-        lr, temperature = cast(Tensor, self.lr), cast(Tensor, self.temperature)
-        sampled = tree.count(state.params, self.mask)
-        excess = tree.dot(momentum, momentum) / sampled.clamp(min=1) - temperature
-        return torch.where(sampled > 0, lr / 2 * excess / self.thermostat_mass, 0.0)
+        num_sampled = tree.count(state.params, self.mask)
+        energy = tree.dot(momentum, momentum) / num_sampled.clamp(min=1)
+        change = self.lr / 2 * (energy - self.temperature) / self.thermostat_mass
+        return torch.where(num_sampled > 0, change, 0.0)
 
 
 def ornstein_uhlenbeck(
     friction: Tensor, diffusion_factor: Tensor, lr: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What dp = −ξ p dt + √(2A) dB keeps of p in a time h, and the scale of its noise.
+    """Solve dp = −ξ p dt + √(2A) dB for a time h.
 
     Args:
         friction: ξ, of either sign, `[*chains]`.
@@ -98,27 +97,23 @@ def ornstein_uhlenbeck(
         lr: h.
 
     Returns:
-        e^(−ξh), and √(A (1 − e^(−2ξh))/ξ), which is √(2Ah) at ξ = 0.
+        The share of p that remains, e^(−ξh); and the variance of the noise, A (1 − e^(−2ξh))/ξ,
+        which is 2Ah at ξ = 0.
     """
     at_rest = friction == 0
     divisor = torch.where(at_rest, 1.0, friction)
     time = torch.where(at_rest, 2 * lr, -torch.expm1(-2 * friction * lr) / divisor)
-    return torch.exp(-friction * lr), (diffusion_factor * time) ** 0.5
+    return torch.exp(-friction * lr), diffusion_factor * time
 
 
+@takes_shared_settings
 def badoda(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
     diffusion_factor: float | Tensor,
     thermostat_mass: float | Tensor = 1.0,
     refresh_interval: int | Tensor | None = None,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> BADODA:
     """Make a sampler of Langevin dynamics with a thermostat, by the splitting BADODA.
 
@@ -133,40 +128,22 @@ def badoda(
 
     Args:
         lr: Step size h ≥ 0 of the dynamics, in units of w; about the square root of SGLD's ε.
-        nbeta: As for `sgld`.
         diffusion_factor: A ≥ 0, the friction without minibatch noise and first value of the
             thermostat, a rate in units of 1/h.
         thermostat_mass: μ > 0, in units of h²T: the larger, the slower the thermostat adapts.
         refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
             never is).
-        temperature: As for `sgld`.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError: A setting is not of the type above.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "diffusion_factor": checks.hyperparameter("diffusion_factor", diffusion_factor),
-            "thermostat_mass": checks.hyperparameter(
-                "thermostat_mass", thermostat_mass, exclusive=True
-            ),
-            "refresh_interval": checks.interval("refresh_interval", refresh_interval),
-        }
+    return build(
+        BADODA,
+        lr,
+        shared,
+        diffusion_factor=checks.hyperparameter("diffusion_factor", diffusion_factor),
+        thermostat_mass=checks.hyperparameter("thermostat_mass", thermostat_mass, exclusive=True),
+        refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
-    return BADODA(**fields, batch_size=chains, lock=False)

@@ -30,19 +30,19 @@ molecular sampling", AMRX 2013 (the splitting, and its order); "Molecular Dynami
 section 7.3, with unit masses.
 """
 
-from collections.abc import Mapping
-from typing import cast
+from typing import Unpack
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
-from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState, bounced
-from funcsgmcmc.samplers.splitting import damp, drift, kick, position_terms
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState, check_interval
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
+from funcsgmcmc.samplers.splitting import damp, kick, position_terms
 from funcsgmcmc.schedules import Schedule
-from funcsgmcmc.terms import Terms
+from funcsgmcmc.terms import Term, Terms, add, step_terms
 
 
 class BAOA(MomentumSampler, frozen=True):
@@ -56,38 +56,32 @@ class BAOA(MomentumSampler, frozen=True):
 
     def momentum_variance(self) -> Tensor:
         """T."""
-        return cast(Tensor, self.temperature)
+        return self.temperature
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: MomentumState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[MomentumState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        state, lr = cast(MomentumState, state), cast(Tensor, self.lr)
-        remaining = torch.exp(-self.friction * lr)
-        noise_scale = (-torch.expm1(-2 * self.friction * lr)) ** 0.5
-        refreshed = self.refreshes(state.step)
-        if refreshed is not None:
-            remaining = torch.where(refreshed, 0.0, remaining)
-            noise_scale = torch.where(refreshed, 1.0, noise_scale)
-        kicked = kick(self.parts(state, evaluation, noise), state.momentum, lr)
-        momentum = damp(kicked, remaining, noise_scale)
-        moved = drift(state.params, kicked, momentum, lr)
-        terms = position_terms(kicked, state.momentum, remaining, noise_scale, lr)
-        return self.arrived(state, *bounced(moved, momentum, self.walls(state))), terms
+        """Make one step, by the equation in the module's docstring."""
+        remaining = torch.exp(-self.friction * self.lr)
+        renewal = -torch.expm1(-2 * self.friction * self.lr)
+        remaining, renewal = self.with_refresh(state.step, remaining, renewal)
+        shock = Term(self.temperature**0.5, noise)
+        force = step_terms(self.slope(state, evaluation), self.masked(), shock, drift=self.lr)
+        kicked = kick(state.momentum, force)
+        momentum = damp(kicked, force, remaining, renewal)
+        params = add(state.params, Term(self.lr / 2, kicked), Term(self.lr / 2, momentum))
+        terms = position_terms(force, state.momentum, remaining, renewal, self.lr)
+        params, momentum = self.reflect_at_box(state, params, momentum)
+        return state.replace(params=params, momentum=momentum, step=state.step + 1), terms
 
 
+@takes_shared_settings
 def baoa(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
     friction: float | Tensor,
     refresh_interval: int | Tensor | None = None,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> BAOA:
     """Make a sampler of Langevin dynamics by the splitting BAOA.
 
@@ -101,37 +95,21 @@ def baoa(
     Args:
         lr: Step size h ≥ 0 of the dynamics, in units of w; about the square root of SGLD's ε.
             Stable for h < 2/√(largest curvature of U).
-        nbeta: As for `sgld`.
         friction: Rate ζ ≥ 0, in units of 1/h: a step keeps e^(−ζh) of the momentum. Of the order of
             the square root of U's curvature it mixes fastest; with noisy gradients more is needed,
             to take out the energy that their noise puts in.
         refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
             never is).
-        temperature: As for `sgld`.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError: A setting is not of the type above.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "friction": checks.hyperparameter("friction", friction),
-            "refresh_interval": checks.interval("refresh_interval", refresh_interval),
-        }
+    return build(
+        BAOA,
+        lr,
+        shared,
+        friction=checks.hyperparameter("friction", friction),
+        refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
-    return BAOA(**fields, batch_size=chains, lock=False)

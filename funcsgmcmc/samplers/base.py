@@ -1,13 +1,14 @@
-"""What every sampler is: data with two pure methods.
+"""The contract of a sampler: data with two pure methods.
 
     init(params, noise) -> state
-    update(state, grads, noise, prior_pull) -> (state, terms)
+    update(state, evaluation, noise) -> (state, terms)
 
-`update` is deterministic: gradients and noise are arguments, and nothing is drawn, written in place
-or read from anywhere else. It looks up what is scheduled, and hands over to `advance`, which is the
-algorithm. That is written for any batch size `[*chains]`, `[]` or `[C]`: values of a chain are
-expanded on the right to a leaf's shape, and reductions run over the other dimensions. So the same
-lines serve one chain, a user's `torch.vmap`, and the batched chains of `sample`.
+`update` is deterministic: the evaluation of the potential and the noise are arguments, and nothing
+is drawn, written in place or read from anywhere else. It looks up scheduled settings and hands over
+to `advance`, the sampler's algorithm. `advance` is written for any batch size `[*chains]`, `[]` or
+`[C]`: values of a chain are expanded on the right to a leaf's shape, and reductions run over the
+other dimensions. So the same lines serve one chain, a user's `torch.vmap`, and the batched chains
+of `sample`.
 
 Shapes: hyperparameters `[]`, shared by all chains, or `[C]`; leaves of parameters, gradients, noise
 and terms `[*chains, *shape]`; leaves of the anchor and the mask `[*shape]` or `[C, *shape]`.
@@ -15,7 +16,7 @@ and terms `[*chains, *shape]`; leaves of the anchor and the mask `[*shape]` or `
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self
 
 import torch
 from tensordict import TensorClass, TensorDict, TensorDictBase
@@ -23,14 +24,15 @@ from torch import Tensor
 
 from funcsgmcmc import checks, tree
 from funcsgmcmc.curvature import HessianDiagonal
+from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.priors import displacement, gaussian_pull
-from funcsgmcmc.schedules import Schedule, setting
-from funcsgmcmc.terms import Parts, Term, Terms, gains
+from funcsgmcmc.schedules import Schedule
+from funcsgmcmc.terms import Slope, Term, Terms
 from funcsgmcmc.tree import AnyTree, Scalar
 
 
 class State(TensorClass, frozen=True):
-    """What evolves along a chain.
+    """The part of a chain that evolves.
 
     Attributes:
         params: w, leaves `[*chains, *shape]`.
@@ -43,34 +45,19 @@ class State(TensorClass, frozen=True):
     anchor: TensorDict | None
 
 
-class Evaluation(NamedTuple):
-    """What is known of the potential at a chain's parameters, before the step.
-
-    Attributes:
-        grads: g = ∇L(w), raw: without nβ.
-        prior_pull: −∇log p(w) of a user's log-prior, or None.
-        loss: L(w), `[*chains]`, for samplers that look at the energy.
-        log_prior: log p(w), `[*chains]`, for those too; None for 0.
-        hessian_diagonal: h, the diagonal of ∇²L, for preconditioners with the term Γ.
-    """
-
-    grads: TensorDict
-    prior_pull: TensorDict | None = None
-    loss: Tensor | None = None
-    log_prior: Tensor | None = None
-    hessian_diagonal: TensorDict | None = None
-
-
 class Sampler(TensorClass, frozen=True):
     """Settings that every sampler shares.
 
     A sampler has batch size `[]`, shared by all chains, or `[C]`, one for each chain;
     `torch.stack` of samplers gives the latter, and `sampler[i]` is chain i's own.
 
+    Any setting that is annotated as a tensor may be a `Schedule` if `schedulable` names it; `update`
+    looks it up, so that `advance` sees tensors only.
+
     Attributes:
-        lr: Step size ε, or h; may be a `Schedule`.
-        nbeta: Inverse temperature nβ, which multiplies the mean loss; may be a `Schedule`.
-        temperature: T, of the whole posterior; may be a `Schedule`.
+        lr: Step size ε, or h.
+        nbeta: Inverse temperature nβ, which multiplies the mean loss.
+        temperature: T, of the whole posterior.
         localization: Precision γ of the pull to the anchor.
         weight_decay: Precision λ of the pull to zero.
         anchor: w₀; None means the parameters given to `init`.
@@ -78,9 +65,9 @@ class Sampler(TensorClass, frozen=True):
         bounding_box_size: b; None means no box.
     """
 
-    lr: Tensor | Schedule
-    nbeta: Tensor | Schedule
-    temperature: Tensor | Schedule
+    lr: Tensor
+    nbeta: Tensor
+    temperature: Tensor
     localization: Tensor
     weight_decay: Tensor
     anchor: TensorDict | None
@@ -89,7 +76,7 @@ class Sampler(TensorClass, frozen=True):
 
     @abstractmethod
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> State:
-        """State before the first step, at `params`, which are copied.
+        """Make the state before the first step, at `params`, which are copied.
 
         Args:
             params: w, a tree of batch size `[*chains]`.
@@ -114,74 +101,62 @@ class Sampler(TensorClass, frozen=True):
             The next state, and the terms of the update.
         """
 
-    def update(
-        self,
-        state: State,
-        grads: TensorDict,
-        noise: TensorDict,
-        prior_pull: TensorDict | None = None,
-        *,
-        loss: Tensor | None = None,
-        log_prior: Tensor | None = None,
-        hessian_diagonal: TensorDict | None = None,
-    ) -> tuple[Any, Terms]:
-        """Make one step, from gradients and noise.
+    def update(self, state: State, evaluation: Evaluation, noise: TensorDict) -> tuple[Any, Terms]:
+        """Make one step, from what is known of the potential and from noise.
 
         Args:
             state: State of batch size `[*chains]`.
-            grads: g = ∇L(w), raw: without nβ.
-            noise: η, entries N(0, 1).
-            prior_pull: −∇log p(w) of a user's log-prior, or None.
-            loss: L(w), for samplers that look at the energy.
-            log_prior: log p(w), for those too.
-            hessian_diagonal: The diagonal of ∇²L, for preconditioners with the term Γ.
+            evaluation: The potential at the state's parameters: its gradient; for some samplers its
+                loss and log-prior, or the diagonal of its Hessian.
+            noise: η, a tree like the parameters with entries N(0, 1).
 
         Returns:
             The next state, and the terms of the update.
+
+        Raises:
+            ValueError: The evaluation lacks something that this sampler needs.
         """
-        evaluation = Evaluation(grads, prior_pull, loss, log_prior, hessian_diagonal)
         return self.at(state.step).advance(state, evaluation, noise)
 
     def at(self, step: Tensor) -> Self:
         """The sampler with its schedules looked up at a step's index, `[*chains]`."""
-        settings = {name: getattr(self, name) for name in self.schedulable()}
-        values = {
-            name: setting(step)
-            for name, setting in settings.items()
-            if isinstance(setting, Schedule)
-        }
-        if not values:
-            return self
-        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return type(self)(**{**fields, **values}, batch_size=self.shape, lock=False)
+        values = {}
+        for name in self.schedulable():
+            setting = getattr(self, name)
+            if isinstance(setting, Schedule):
+                values[name] = setting(step)
+        return self.replace(**values) if values else self
 
     def schedulable(self) -> tuple[str, ...]:
         """Names of the settings that may be schedules."""
         return ("lr", "nbeta", "temperature")
 
-    def curvature(self) -> HessianDiagonal | None:
-        """How to find the diagonal of the Hessian that `advance` needs; None if it needs none."""
+    def hessian_estimator(self) -> HessianDiagonal | None:
+        """The estimator of the Hessian's diagonal, where `advance` needs it; else None."""
         return None
 
-    def log_weight(self, state: State) -> Tensor | tuple[()]:
+    def log_weight(self, state: State) -> Tensor | None:
         """Log of the importance weight of the parameters that the last step started from.
 
         Args:
             state: The state after that step.
 
         Returns:
-            `[*chains]`; `()` for samplers whose draws all count alike.
+            `[*chains]`; None for samplers whose draws all count alike.
         """
-        return ()
+        return None
 
-    def start(self, given: TensorDictBase | Mapping[str, Tensor]) -> State:
-        """Check parameters against the sampler, and make the part of a state that all share.
+    def start(self, given: TensorDictBase | Mapping[str, Tensor]) -> dict[str, Any]:
+        """Check parameters against the sampler, and make the fields that all states share.
+
+        Returns:
+            The arguments of `State`.
 
         Raises:
             TypeError, ValueError: The parameters are no tree of real floating tensors, the anchor
                 or the mask does not have their structure, or the chains do not agree.
         """
-        params = checks.parameters(given).detach()
+        params = tree.parameters(given).detach()
         if self.shape and self.shape != params.shape:
             raise ValueError(
                 f"a sampler of {self.shape[0]} chains needs params of batch size "
@@ -189,20 +164,20 @@ class Sampler(TensorClass, frozen=True):
             )
         for name, other in (("anchor", self.anchor), ("mask", self.mask)):
             if other is not None:
-                checks.same_structure(name, other, params)
+                tree.check_same_structure(name, other, params)
         if self.anchor is not None:
-            checks.same_dtypes("anchor", self.anchor, params)
-        step = torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params))
-        return State(
-            params=params.clone(),
-            step=step,
-            anchor=params.clone() if self.anchor is None else None,
-            batch_size=params.batch_size,
-            lock=False,
-        )
+            tree.check_same_dtypes("anchor", self.anchor, params)
+        return {
+            "params": params.clone(),
+            "step": torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params)),
+            "anchor": params.clone() if self.anchor is None else None,
+            "batch_size": params.batch_size,
+            # Locking would lock the caller's own tree, and warns inside a compiled graph.
+            "lock": False,
+        }
 
-    def anchored(self, params: TensorDict) -> Self:
-        """Give the sampler `params` as its anchor, if it was made without one.
+    def with_anchor(self, params: TensorDict) -> Self:
+        """The sampler with `params` as its anchor; itself, if it was made with one.
 
         Args:
             params: Tree of batch size `[]`, or `[C]` for an anchor per chain.
@@ -220,44 +195,28 @@ class Sampler(TensorClass, frozen=True):
             raise ValueError("the state holds no anchor: make it with this sampler's init")
         return center
 
-    def parts(
-        self,
-        state: State,
-        evaluation: Evaluation,
-        noise: TensorDict,
-        preconditioner: TensorDict | None = None,
-    ) -> Parts:
-        """Collect what this sampler's update is made of.
-
-        Args:
-            state: The state before the step, of batch size `[*chains]`.
-            evaluation: The potential at its parameters.
-            noise: η, which is multiplied by √T.
-            preconditioner: G, or None for 1.
-        """
+    def slope(self, state: State, evaluation: Evaluation) -> Slope:
+        """∇U(w) term by term: nβ g, γ (w − w₀) − ∇log p, λ w."""
         one = torch.ones_like(self.localization)
         distance = Term(one, displacement(state.params, self.center(state)))
         localization = Term(self.localization, distance.direction)
         if evaluation.prior_pull is not None:
             pull = gaussian_pull(distance.direction, self.localization)
-            both = tree.map_leaves(torch.add, pull, evaluation.prior_pull)
-            localization = Term(one, both)
-        return Parts(
-            grad=Term(cast(Tensor, self.nbeta), evaluation.grads),
+            localization = Term(one, tree.map_leaves(torch.add, pull, evaluation.prior_pull))
+        return Slope(
+            grad=Term(self.nbeta, evaluation.grads),
             localization=localization,
             weight_decay=Term(self.weight_decay, state.params),
-            noise=Term(cast(Tensor, self.temperature) ** 0.5, noise),
             distance=distance,
-            gains=gains(preconditioner, self.mask),
         )
 
     def boxed(self, params: TensorDict, center: TensorDict) -> TensorDict:
         """Clamp w to [w₀ − b, w₀ + b]; without a box, return it as it is."""
-        box = self.bounding_box_size
-        return params if box is None else boxed(params, center, box)
+        half_width = self.bounding_box_size
+        return params if half_width is None else clamp_to_box(params, center, half_width)
 
 
-def boxed(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTree:
+def clamp_to_box(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTree:
     """Clamp w to [w₀ − b, w₀ + b].
 
     Args:
@@ -273,32 +232,14 @@ def boxed(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTree:
     return tree.map_leaves(clamp_leaf, params, center)
 
 
-def shared_settings(
-    *,
-    lr: float | Tensor | Schedule,
-    nbeta: float | Tensor | Schedule,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-) -> dict[str, Tensor | TensorDict | Schedule | None]:
-    """Validate the settings of `Sampler`; one factory a sampler passes them on.
+def check_sampler(value: Any) -> None:
+    """Refuse a value that is not a sampler.
 
     Raises:
-        TypeError, ValueError: A setting is of the wrong type or out of its range.
+        TypeError: It is none; a factory that was not called is named.
     """
-    box = bounding_box_size
-    return {
-        "lr": setting("lr", lr),
-        "nbeta": setting("nbeta", nbeta),
-        "temperature": setting("temperature", temperature),
-        "localization": checks.hyperparameter("localization", localization),
-        "weight_decay": checks.hyperparameter("weight_decay", weight_decay),
-        "anchor": None if anchor is None else checks.anchor(anchor),
-        "mask": None if mask is None else checks.mask(mask),
-        "bounding_box_size": None
-        if box is None
-        else checks.hyperparameter("bounding_box_size", box, exclusive=True),
-    }
+    if not isinstance(value, Sampler):
+        given = value.__name__ if callable(value) and hasattr(value, "__name__") else value
+        raise TypeError(
+            f"sampler must be one made by a factory such as sgld(lr=..., nbeta=...), got {given!r}"
+        )

@@ -29,19 +29,20 @@ and above the range the chain is SGLD, where their slope of the last part goes o
 end while θ(m) is small.
 """
 
-from collections.abc import Mapping
-from typing import cast
+import math
+from typing import Any, Unpack
 
 import torch
-from tensordict import TensorClass, TensorDict, TensorDictBase
+from tensordict import TensorClass, TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.preconditioners import Preconditioner, identity
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.preconditioners import Preconditioner, check_preconditioner, identity
 from funcsgmcmc.samplers.langevin import LangevinSampler, LangevinState
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.schedules import Schedule, polynomial_decay, setting
-from funcsgmcmc.terms import Parts, Term, Terms, decompose, move
+from funcsgmcmc.terms import Slope, Term, Terms, move, step_terms
 
 
 class EnergyPartition(TensorClass, frozen=True):
@@ -94,54 +95,47 @@ class ContourSGLD(LangevinSampler, frozen=True):
     """
 
     flatness: Tensor
-    weight_lr: Tensor | Schedule
+    weight_lr: Tensor
     partition: EnergyPartition
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> ContourState:
         """State at `params`, which are copied, with θ uniform; no noise is needed."""
-        start = super().init(params, noise)
+        fields = self.start(params)
+        start = fields["params"]
         shape = (*start.shape, self.partition.start.shape[-1])
-        theta = self.partition.start.to(tree.device(start.params)).expand(shape).clone()
-        return self.weighted(start, theta, torch.zeros_like(theta[..., 0]))
-
-    def weighted(self, arrived: LangevinState, theta: Tensor, log_weight: Tensor) -> ContourState:
-        """The state that a chain has arrived at, with its θ."""
+        theta = self.partition.start.to(tree.device(start)).expand(shape).clone()
         return ContourState(
-            params=arrived.params,
-            step=arrived.step,
-            anchor=arrived.anchor,
-            preconditioner=arrived.preconditioner,
+            **fields,
+            preconditioner=self.preconditioner.init(start),
             theta=theta,
-            log_weight=log_weight,
-            batch_size=arrived.shape,
-            lock=False,
+            log_weight=torch.zeros_like(theta[..., 0]),
         )
 
     def schedulable(self) -> tuple[str, ...]:
         """θ has a step size of its own."""
         return (*super().schedulable(), "weight_lr")
 
-    def log_weight(self, state: State) -> Tensor:
+    def log_weight(self, state: ContourState) -> Tensor:
         """Log of the weight of the parameters that the last step started from."""
-        return cast(ContourState, state).log_weight
+        return state.log_weight
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: ContourState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[ContourState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        state = cast(ContourState, state)
-        lr, temperature = cast(Tensor, self.lr), cast(Tensor, self.temperature)
-        parts, averages = self.preconditioned(state, evaluation, noise)
-        part, share = self.partition.locate(self.energy(state, parts, evaluation))
-        theta = reweighted(state.theta, part, cast(Tensor, self.weight_lr), self.flatness)
+        """Make one step, by the equation in the module's docstring."""
+        slope = self.slope(state, evaluation)
+        factors, averages = self.factors(state, evaluation)
+        part, share = self.partition.locate(self.energy(state, slope, evaluation))
+        theta = next_theta(state.theta, part, self.weight_lr, self.flatness)
         log_psi, rise = log_density(theta, part, share)
-        slope = self.flatness * temperature * rise / self.partition.width
-        terms = decompose(parts, drift=lr / 2 * (1 + slope), diffusion=lr**0.5)
-        moved = move(state.params, minus=terms.down(), plus=terms.up())
-        arrived = self.arrived(state, moved, averages)
-        return self.weighted(arrived, theta, self.flatness * log_psi), terms
+        multiplier = 1 + self.flatness * self.temperature * rise / self.partition.width
+        shock = Term((self.lr * self.temperature) ** 0.5, noise)
+        terms = step_terms(slope, factors, shock, drift=self.lr / 2 * multiplier)
+        params = self.boxed(move(state.params, terms), self.center(state))
+        state = state.replace(params=params, preconditioner=averages, step=state.step + 1)
+        return state.replace(theta=theta, log_weight=self.flatness * log_psi), terms
 
-    def energy(self, state: State, parts: Parts, evaluation: Evaluation) -> Tensor:
+    def energy(self, state: ContourState, slope: Slope, evaluation: Evaluation) -> Tensor:
         """U(w) = nβ L + (γ/2)‖w − w₀‖² + (λ/2)‖w‖² − log p, `[*chains]`.
 
         Raises:
@@ -149,16 +143,20 @@ class ContourSGLD(LangevinSampler, frozen=True):
         """
         loss, log_prior = evaluation.loss, evaluation.log_prior
         if loss is None or (evaluation.prior_pull is not None and log_prior is None):
-            raise ValueError(checks.no_energy("loss" if loss is None else "log_prior"))
-        distance = cast(Term, parts.distance).direction
+            missing = "loss" if loss is None else "log_prior"
+            raise ValueError(
+                f"this sampler looks at the energy: update needs {missing}=…, got None"
+            )
+        assert slope.distance is not None  # the slope of a sampler has it always
+        distance = slope.distance.direction
         # In float64, so that the part does not depend on how the loss's dtype meets a chain's.
         pulls = self.localization * tree.dot(distance, distance).double()
         pulls = pulls + self.weight_decay * tree.dot(state.params, state.params).double()
-        potential = cast(Tensor, self.nbeta) * loss.double() + pulls / 2
+        potential = self.nbeta * loss.double() + pulls / 2
         return potential if log_prior is None else potential - log_prior.double()
 
 
-def reweighted(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Tensor:
+def next_theta(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Tensor:
     """θ'(i) = θ(i) + ω θ(J)^ζ (1[i = J] − θ(i)).
 
     Args:
@@ -192,21 +190,35 @@ def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Ten
     return start + rise * share, rise
 
 
+def check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
+    """Take the bounds of a range of energies, each shared or one a chain.
+
+    Raises:
+        TypeError: They are no pair of real numbers or tensors.
+        ValueError: A bound is not finite, or the first is not below the second.
+    """
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise TypeError(f"energy_range must be a pair (low, high), got {value!r}")
+    names = ("low energy", "high energy")
+    bounds = (checks.hyperparameter("energy_range", each, minimum=-math.inf) for each in value)
+    low, high = checks.per_chain(dict(zip(names, bounds, strict=True)))[0].values()
+    if checks.has_values(low) and not bool((low < high).all() & low.isfinite().all()):
+        raise ValueError(
+            f"energy_range must be finite with low < high, got {low.tolist()} and {high.tolist()}"
+        )
+    return low, high
+
+
+@takes_shared_settings
 def contour_sgld(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
     energy_range: tuple[float | Tensor, float | Tensor],
     num_partitions: int = 100,
     flatness: float | Tensor = 1.0,
     weight_lr: float | Tensor | Schedule | None = None,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
     preconditioner: Preconditioner | None = None,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> ContourSGLD:
     """Make a sampler of contour SGLD, which crosses barriers between modes (Deng et al. 2020).
 
@@ -218,7 +230,6 @@ def contour_sgld(
 
     Args:
         lr: Step size ε ≥ 0, in units of w².
-        nbeta: As for `sgld`.
         energy_range: The energies U(w) between which the range is cut into parts: from some T
             above the lowest minimum (parts that hold no energies make θ, and with it the drift,
             jump), to above the barriers.
@@ -228,42 +239,27 @@ def contour_sgld(
         weight_lr: ω_t in [0, 1), the step size of θ (default: 10/(1000 + t)). For the weights to
             be right θ must change slowly: at the default, 5,000 steps left 3 % in the second
             moment of a Gaussian.
-        temperature: As for `sgld`.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        preconditioner: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        preconditioner: G (default: `identity()`).
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError: A setting is not of the type above.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
     preconditioner = identity() if preconditioner is None else preconditioner
-    checks.preconditioner(preconditioner, Preconditioner)
-    low, high = checks.energy_range(energy_range)
+    check_preconditioner(preconditioner)
+    low, high = check_energy_range(energy_range)
     num_inner = checks.count("num_partitions", num_partitions, minimum=3) - 2
     bounds, chains = checks.per_chain({"low": low, "width": (high - low) / num_inner})
     start = torch.full((*chains, num_partitions), 1 / num_partitions, dtype=torch.float64)
     if weight_lr is None:
         weight_lr = polynomial_decay(10.0, offset=1000.0, power=1.0)
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "preconditioner": preconditioner,
-            "flatness": checks.hyperparameter("flatness", flatness),
-            "weight_lr": setting("weight_lr", weight_lr, below=1.0),
-            "partition": EnergyPartition(**bounds, start=start, batch_size=chains, lock=False),
-        }
+    return build(
+        ContourSGLD,
+        lr,
+        shared,
+        preconditioner=preconditioner,
+        flatness=checks.hyperparameter("flatness", flatness),
+        weight_lr=setting("weight_lr", weight_lr, below=1.0),
+        partition=EnergyPartition(**bounds, start=start, batch_size=chains, lock=False),
     )
-    return ContourSGLD(**fields, batch_size=chains, lock=False)

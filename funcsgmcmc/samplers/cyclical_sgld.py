@@ -18,30 +18,26 @@ Source: Zhang, Li, Zhang, Chen and Wilson, "Cyclical stochastic gradient MCMC fo
 learning", ICLR 2020, eq. 1 and algorithm 1.
 """
 
-from collections.abc import Mapping
+from typing import Unpack
 
-from tensordict import TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.preconditioners import Preconditioner
+from funcsgmcmc.samplers.settings import SharedSettings, takes_shared_settings
 from funcsgmcmc.samplers.sgld import SGLD, sgld
-from funcsgmcmc.schedules import Schedule, cyclical, sampling_phases
+from funcsgmcmc.schedules import cyclical, sampling_phases
 
 
+@takes_shared_settings
 def cyclical_sgld(
     lr: float | Tensor,
     *,
-    nbeta: float | Tensor | Schedule,
     num_steps_per_cycle: float | Tensor,
     exploration: float | Tensor = 0.25,
     temperature: float | Tensor = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
     preconditioner: Preconditioner | None = None,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> SGLD:
     """Make a sampler of SGLD whose step size and temperature go in cycles (Zhang et al. 2020).
 
@@ -51,30 +47,17 @@ def cyclical_sgld(
 
     Args:
         lr: ε₀ ≥ 0, the first step size of each cycle, in units of w².
-        nbeta: As for `sgld`.
         num_steps_per_cycle: K ≥ 1. A run of `num_burnin_steps` = 0 begins with a whole cycle.
         exploration: β in [0, 1), the share of a cycle without noise.
         temperature: T ≥ 0 while a cycle samples.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        preconditioner: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        preconditioner: G (default: `identity()`).
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError, ValueError: As for `sgld`, `cyclical` and `sampling_phases`.
     """
-    return sgld(
-        cyclical(checks.hyperparameter("lr", lr), num_steps_per_cycle=num_steps_per_cycle),
-        nbeta=nbeta,
-        temperature=sampling_phases(
-            temperature, num_steps_per_cycle=num_steps_per_cycle, exploration=exploration
-        ),
-        localization=localization,
-        weight_decay=weight_decay,
-        preconditioner=preconditioner,
-        anchor=anchor,
-        bounding_box_size=bounding_box_size,
-        mask=mask,
+    step_size = cyclical(checks.hyperparameter("lr", lr), num_steps_per_cycle=num_steps_per_cycle)
+    shared["temperature"] = sampling_phases(
+        temperature, num_steps_per_cycle=num_steps_per_cycle, exploration=exploration
     )
+    return sgld(step_size, preconditioner=preconditioner, **shared)

@@ -1,28 +1,31 @@
-"""What samplers with a momentum share: their state, its refreshment, walls, the Euler step.
+"""The shared part of samplers with a momentum: state, refreshment, walls, the Euler step.
 
 The Euler step (SGHMC, SGNHT) is
 
-    p' = (1 − ξ) p − scaled_grad − localization − weight_decay + noise
+    p' = c p − scaled_grad − localization − weight_decay + noise,    c = 1 − ξ
     w' = w + p'
 
 with ξ the friction; the samplers differ in where it comes from. The other step, a splitting, stands
 in `samplers/splitting.py`.
 
-With a box, entries that leave it are clamped and their momentum changes sign. Every R-th step, if
-that is asked for, the momentum is drawn afresh from N(0, m² M T), M = ε in the variables of the
-Euler step and 1 in those of the splitting: friction and its noise give way to one that forgets all.
+Every step keeps the share c of the momentum and draws the share q of its variance M T anew: the
+noise is √(q M T) m η. M is ε in the variables of the Euler step and 1 in those of the splitting.
+Every R-th step, if that is asked for, has c = 0 and q = 1: a fresh momentum from N(0, m² M T).
+
+With a box, entries that leave it are clamped and their momentum changes sign.
 """
 
 from abc import abstractmethod
-from typing import cast
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import tree
-from funcsgmcmc.samplers.base import Evaluation, Sampler, State, boxed
-from funcsgmcmc.terms import Parts, Term, Terms, decompose, move, scaled
+from funcsgmcmc import checks, tree
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.base import Sampler, State, clamp_to_box
+from funcsgmcmc.terms import Factors, Slope, Term, Terms, diagonal_factors, scaled, step_terms
 from funcsgmcmc.tree import AnyTree, Scalar
 
 
@@ -61,42 +64,35 @@ class MomentumSampler(Sampler, frozen=True):
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> MomentumState:
         """State at `params`, which are copied, with momenta √(M T) m η₀."""
+        return MomentumState(**self.start_moving(params, noise))
+
+    def start_moving(self, params: TensorDict, noise: TensorDict | None) -> dict[str, Any]:
+        """Make the fields of a state with a momentum.
+
+        Raises:
+            ValueError: There is no noise for the momenta.
+        """
         if noise is None:
             name = type(self).__name__.lower()
             raise ValueError(f"{name} needs noise for its momenta: init(params, noise), got None")
-        start = self.start(params)
-        variance = self.at(start.step).momentum_variance()
-        return MomentumState(
-            params=start.params,
-            step=start.step,
-            anchor=start.anchor,
-            momentum=first_momentum(noise, variance, self.mask),
-            batch_size=start.shape,
-            lock=False,
-        )
+        fields = self.start(params)
+        variance = self.at(fields["step"]).momentum_variance()
+        return {**fields, "momentum": fresh_momentum(noise, variance, self.mask)}
 
-    def refreshes(self, step: Tensor) -> Tensor | None:
-        """Whether a step draws the momentum afresh, bool `[*chains]`; None if none does."""
-        interval = self.refresh_interval
-        return None if interval is None else (step + 1) % interval == 0
+    def with_refresh(
+        self, step: Tensor, remaining: Tensor, renewal: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """c and q of a step: 0 and 1 if it draws the momentum afresh, else as they are."""
+        if self.refresh_interval is None:
+            return remaining, renewal
+        refreshes = (step + 1) % self.refresh_interval == 0
+        return torch.where(refreshes, 0.0, remaining), torch.where(refreshes, 1.0, renewal)
 
-    def walls(self, state: State) -> tuple[TensorDict, Tensor] | None:
-        """w₀ and b of the box, if there is one."""
-        half_width = self.bounding_box_size
-        return None if half_width is None else (self.center(state), half_width)
+    def masked(self) -> Factors:
+        """The factors of a step without preconditioner: the mask."""
+        return diagonal_factors(None, self.mask)
 
-    def arrived(self, state: State, params: TensorDict, momentum: TensorDict) -> MomentumState:
-        """The next state."""
-        return MomentumState(
-            params=params,
-            step=state.step + 1,
-            anchor=state.anchor,
-            momentum=momentum,
-            batch_size=state.shape,
-            lock=False,
-        )
-
-    def pushed(
+    def euler_terms(
         self,
         state: MomentumState,
         evaluation: Evaluation,
@@ -104,29 +100,30 @@ class MomentumSampler(Sampler, frozen=True):
         *,
         friction: Tensor,
         diffusion_factor: Tensor,
-    ) -> tuple[TensorDict, TensorDict, Terms]:
-        """Make the Euler step.
+    ) -> Terms:
+        """Terms of the Euler step, whose sum is p'.
 
         Args:
             state: State of batch size `[*chains]`.
             evaluation: The potential at its parameters.
             noise: η.
             friction: ξ, `[*chains]` or `[]`.
-            diffusion_factor: A, likewise.
-
-        Returns:
-            w', p' and the terms of the update.
+            diffusion_factor: A, likewise: q = 2A.
         """
-        parts = self.parts(state, evaluation, noise)
-        refreshed = self.refreshes(state.step)
-        if refreshed is not None:
-            # With friction 1 and A = ½ the noise is √(εT) m η: a momentum of its own.
-            friction = torch.where(refreshed, 1.0, friction)
-            diffusion_factor = torch.where(refreshed, 0.5, diffusion_factor)
-        slowed = Term(friction, state.momentum)
-        terms = underdamped(parts, slowed, cast(Tensor, self.lr), diffusion_factor)
-        params, momentum = push(state.params, slowed, terms, self.walls(state))
-        return params, momentum, terms
+        remaining, renewal = self.with_refresh(state.step, 1 - friction, 2 * diffusion_factor)
+        shock = Term((renewal * self.momentum_variance()) ** 0.5, noise)
+        slope = self.slope(state, evaluation)
+        return euler_terms(
+            slope, self.masked(), shock, Term(remaining, state.momentum), drift=self.lr
+        )
+
+    def reflect_at_box(
+        self, state: State, params: TensorDict, momentum: TensorDict
+    ) -> tuple[TensorDict, TensorDict]:
+        """Clamp what left the box, and turn its momentum round; without a box, change nothing."""
+        if self.bounding_box_size is None:
+            return params, momentum
+        return reflect_at_box(params, momentum, self.center(state), self.bounding_box_size)
 
 
 class ThermostatSampler(MomentumSampler, frozen=True):
@@ -140,78 +137,76 @@ class ThermostatSampler(MomentumSampler, frozen=True):
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> ThermostatState:
         """State at `params`, which are copied, with momenta √(M T) m η₀ and thermostats A."""
-        start = super().init(params, noise)
-        return self.regulated(start, self.diffusion_factor.expand(start.shape).clone())
-
-    def regulated(self, arrived: MomentumState, thermostat: Tensor) -> ThermostatState:
-        """The state that a chain has arrived at, with its thermostat."""
-        return ThermostatState(
-            params=arrived.params,
-            step=arrived.step,
-            anchor=arrived.anchor,
-            momentum=arrived.momentum,
-            thermostat=thermostat,
-            batch_size=arrived.shape,
-            lock=False,
-        )
+        fields = self.start_moving(params, noise)
+        thermostat = self.diffusion_factor.expand(fields["step"].shape).clone()
+        return ThermostatState(**fields, thermostat=thermostat)
 
 
-def first_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
-    """p₀ = √variance m η₀."""
-    root = variance**0.5
-    return tree.map_leaves(lambda leaf: tree.expand_right(root, leaf) * leaf, scaled(noise, mask))
+def fresh_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
+    """p = √variance m η."""
+    momentum: AnyTree = Term(variance**0.5, scaled(noise, mask)).value()
+    return momentum
 
 
-def underdamped(
-    parts: Parts, friction: Term, lr: Scalar, diffusion_factor: Scalar, *, split: bool = False
+def euler_terms(
+    slope: Slope,
+    factors: Factors,
+    shock: Term,
+    momentum: Term,
+    *,
+    drift: Scalar,
+    force_first: bool = False,
 ) -> Terms:
-    """Terms of an Euler step: drift ε, noise √(2Aε), friction ξ · p on the momentum.
+    """Terms of an Euler step: momentum' = c p − drift · m ∇U + shock.
 
     Args:
-        parts: What the update is made of.
-        friction: ξ · p.
-        lr: ε.
-        diffusion_factor: A.
-        split: Whether friction acts on the momentum after the force has, which multiplies the
-            drift by 1 − ξ: p' = (1 − ξ) (p − ε ∇U) + noise. It is the same to first order in ε.
+        slope: ∇U(w), term by term.
+        factors: Preconditioner and mask.
+        shock: √(2Aε) · η.
+        momentum: c · p.
+        drift: ε.
+        force_first: Whether friction acts on the momentum after the force has, which multiplies the
+            drift by c: p' = c (p − ε ∇U) + noise. It is the same up to an error of first order in ε.
     """
-    remaining = 1 - friction.coefficient
-    momentum = Term(remaining, friction.direction)
-    drift = lr * remaining if split else lr
-    diffusion = (2 * diffusion_factor * lr) ** 0.5
-    return decompose(parts, drift=drift, diffusion=diffusion, momentum=momentum)
+    if force_first:
+        drift = drift * momentum.coefficient
+    return step_terms(slope, factors, shock, drift=drift, momentum=momentum)
 
 
-def push(
-    params: AnyTree, friction: Term, terms: Terms, box: tuple[AnyTree, Scalar] | None
+def reflect_at_box(
+    params: AnyTree, momentum: AnyTree, center: AnyTree, half_width: Scalar
 ) -> tuple[AnyTree, AnyTree]:
-    """Change the momentum by the terms, then the parameters by the momentum.
+    """Clamp entries that left the box, and turn their momentum round.
 
     Args:
         params: w.
-        friction: ξ · p.
-        terms: The step's.
-        box: w₀ and b; None for no box.
-
-    Returns:
-        w' and p'.
+        momentum: p.
+        center: w₀.
+        half_width: b.
     """
-    start = cast(AnyTree, friction.direction)
-    momentum = move(start, (friction, *terms.down()), terms.up())
-    return bounced(move(params, (), (Term(1.0, momentum),)), momentum, box)
-
-
-def bounced(
-    params: AnyTree, momentum: AnyTree, box: tuple[AnyTree, Scalar] | None
-) -> tuple[AnyTree, AnyTree]:
-    """Clamp what left the box, and turn its momentum round; without a box, change nothing."""
-    if box is None:
-        return params, momentum
-    center, half_width = box
 
     def reflect(momentum: Tensor, leaf: Tensor, middle: Tensor) -> Tensor:
         inside = (leaf - middle).abs() < tree.expand_right(half_width, leaf)
         return torch.where(inside, momentum, -momentum)
 
     reflected = tree.map_leaves(reflect, momentum, params, center)
-    return boxed(params, center, half_width), reflected
+    return clamp_to_box(params, center, half_width), reflected
+
+
+def check_interval(name: str, value: int | Tensor | None) -> Tensor | None:
+    """Take a number of steps >= 1, shared or one a chain.
+
+    Returns:
+        int64, `[]` or `[C]`; None for None.
+
+    Raises:
+        TypeError: It does not hold integers.
+        ValueError: It is less than 1, or has more than one dimension.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        checks.count(name, value, minimum=1)
+    elif value.is_floating_point():
+        raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
+    return checks.hyperparameter(name, value, minimum=1.0).to(torch.int64)

@@ -30,17 +30,17 @@ Source: Chen, Fox and Guestrin, "Stochastic gradient Hamiltonian Monte Carlo", I
 with their learning rate η = ε.
 """
 
-from collections.abc import Mapping
-from typing import cast
+from typing import Unpack
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
-from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.momentum import MomentumSampler, MomentumState, check_interval
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.schedules import Schedule
-from funcsgmcmc.terms import Terms
+from funcsgmcmc.terms import Term, Terms, add
 
 
 class SGHMC(MomentumSampler, frozen=True):
@@ -56,35 +56,33 @@ class SGHMC(MomentumSampler, frozen=True):
 
     def momentum_variance(self) -> Tensor:
         """εT."""
-        return cast(Tensor, self.lr) * cast(Tensor, self.temperature)
+        return self.lr * self.temperature
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: MomentumState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[MomentumState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        params, momentum, terms = self.pushed(
-            cast(MomentumState, state),
+        """Make one step, by the equation in the module's docstring."""
+        terms = self.euler_terms(
+            state,
             evaluation,
             noise,
             friction=self.friction,
             diffusion_factor=self.friction - self.noise_estimate,
         )
-        return self.arrived(state, params, momentum), terms
+        momentum = terms.total()
+        params = add(state.params, Term(1.0, momentum))
+        params, momentum = self.reflect_at_box(state, params, momentum)
+        return state.replace(params=params, momentum=momentum, step=state.step + 1), terms
 
 
+@takes_shared_settings
 def sghmc(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
     friction: float | Tensor = 0.1,
     noise_estimate: float | Tensor = 0.0,
     refresh_interval: int | Tensor | None = None,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> SGHMC:
     """Make a sampler of stochastic gradient Hamiltonian Monte Carlo.
 
@@ -96,40 +94,25 @@ def sghmc(
 
     Args:
         lr: ε ≥ 0, in units of w²: the square of the step size of the dynamics.
-        nbeta: As for `sgld`.
         friction: α in [0, 2), the fraction of the momentum lost in a step; near 1 the chain walks
             as SGLD does, near 0 it coasts for about 1/α steps.
         noise_estimate: β̂ in [0, α], what the minibatches' noise gives: ε V/(2T) for a variance V
             of nβ g.
         refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
             never is).
-        temperature: As for `sgld`.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError: A setting is not of the type above.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "friction": checks.hyperparameter("friction", friction, below=2.0),
-            "noise_estimate": checks.hyperparameter("noise_estimate", noise_estimate),
-            "refresh_interval": checks.interval("refresh_interval", refresh_interval),
-        }
+    sampler = build(
+        SGHMC,
+        lr,
+        shared,
+        friction=checks.hyperparameter("friction", friction, below=2.0),
+        noise_estimate=checks.hyperparameter("noise_estimate", noise_estimate),
+        refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
-    checks.at_most("noise_estimate", fields["noise_estimate"], "friction", fields["friction"])
-    return SGHMC(**fields, batch_size=chains, lock=False)
+    checks.at_most("noise_estimate", sampler.noise_estimate, "friction", sampler.friction)
+    return sampler

@@ -29,18 +29,18 @@ coefficient: a singularity-aware complexity measure", 2023 (arXiv:2308.12108); p
 Li, Chen, Carlson and Carin, AAAI 2016, eqs. 4 to 6.
 """
 
-from collections.abc import Mapping
-from typing import Literal, cast
+from typing import Literal, Unpack
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.preconditioners import Preconditioner, identity, rmsprop
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
-from funcsgmcmc.samplers.langevin import LangevinSampler, LangevinState, langevin
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.preconditioners import Preconditioner, check_preconditioner, identity, rmsprop
+from funcsgmcmc.samplers.langevin import LangevinSampler, LangevinState
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.schedules import Schedule
-from funcsgmcmc.terms import Term, Terms, move
+from funcsgmcmc.terms import Term, Terms, move, step_terms
 
 
 class SGLD(LangevinSampler, frozen=True):
@@ -53,30 +53,24 @@ class SGLD(LangevinSampler, frozen=True):
     noise_level: Tensor
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: LangevinState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[LangevinState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        state = cast(LangevinState, state)
-        parts, averages = self.preconditioned(state, evaluation, noise)
-        coefficient, direction = parts.noise
-        parts = parts._replace(noise=Term(self.noise_level * coefficient, direction))
-        terms = langevin(parts, cast(Tensor, self.lr))
-        moved = move(state.params, minus=terms.down(), plus=terms.up())
-        return self.arrived(state, moved, averages), terms
+        """Make one step, by the equation in the module's docstring."""
+        slope = self.slope(state, evaluation)
+        factors, averages = self.factors(state, evaluation)
+        shock = Term((self.lr * self.temperature) ** 0.5 * self.noise_level, noise)
+        terms = step_terms(slope, factors, shock, drift=self.lr / 2)
+        params = self.boxed(move(state.params, terms), self.center(state))
+        return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms
 
 
+@takes_shared_settings
 def sgld(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
     noise_level: float | Tensor = 1.0,
     preconditioner: Preconditioner | None = None,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> SGLD:
     """Make a sampler of localized, tempered, preconditioned SGLD.
 
@@ -87,19 +81,9 @@ def sgld(
 
     Args:
         lr: Step size ε ≥ 0, in units of w². Stable for ε < 4/(largest curvature of U).
-        nbeta: Inverse temperature nβ ≥ 0 of the loss, in units of the number of examples, since
-            the loss is a mean; `default_nbeta(n)` = n/log n for local learning coefficients, n for
-            a posterior.
-        temperature: T ≥ 0 of the whole posterior: the chain samples e^(−U/T). 0 is gradient descent
-            on U with step ε/2.
-        localization: Precision γ ≥ 0 of the pull to the anchor, in units of 1/w².
-        weight_decay: Precision λ ≥ 0 of the pull to zero, in units of 1/w².
         noise_level: Scale σ ≥ 0 of the noise. For G = 1 it is the same as temperature σ².
         preconditioner: G (default: `identity()`).
-        anchor: w₀, a tree like the parameters (default: the parameters given to `init`).
-        bounding_box_size: Half-width b > 0 of the box around w₀ (default: none).
-        mask: m, a tree like the parameters: 0 keeps an entry where it is, 1 samples it; other
-            values scale its drift and its noise alike.
+        **shared: The settings that all samplers share.
 
     Every number may be a tensor `[C]`, one value a chain; `anchor` and `mask` may have batch size
     `[C]`; `lr`, `nbeta` and `temperature` may be schedules.
@@ -112,40 +96,25 @@ def sgld(
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
     preconditioner = identity() if preconditioner is None else preconditioner
-    checks.preconditioner(preconditioner, Preconditioner)
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "noise_level": checks.hyperparameter("noise_level", noise_level),
-            "preconditioner": preconditioner,
-        }
+    check_preconditioner(preconditioner)
+    return build(
+        SGLD,
+        lr,
+        shared,
+        noise_level=checks.hyperparameter("noise_level", noise_level),
+        preconditioner=preconditioner,
     )
-    return SGLD(**fields, batch_size=chains, lock=False)
 
 
+@takes_shared_settings
 def rmsprop_sgld(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
-    temperature: float | Tensor | Schedule = 1.0,
     alpha: float | Tensor = 0.99,
     eps: float | Tensor = 0.1,
     curvature: Literal["exact", "hutchinson"] | None = None,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
     noise_level: float | Tensor = 1.0,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> SGLD:
     """Make a sampler of SGLD preconditioned by RMSprop (pSGLD; Li et al. 2016).
 
@@ -155,32 +124,16 @@ def rmsprop_sgld(
     biases the stationary law where G varies over the posterior.
 
     Args:
-        lr: As for `sgld`.
-        nbeta: As for `sgld`.
-        temperature: As for `sgld`.
+        lr: Step size ε ≥ 0, in units of w²/G.
         alpha: α in [0, 1), memory of the running average of g².
         eps: eps > 0, in units of the gradient.
         curvature: `"exact"` or `"hutchinson"`, how to find h for Γ; None for no Γ. As for
             `rmsprop`.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        noise_level: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        noise_level: Scale σ ≥ 0 of the noise.
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError, ValueError: As for `sgld` and `rmsprop`.
     """
-    return sgld(
-        lr,
-        nbeta=nbeta,
-        temperature=temperature,
-        localization=localization,
-        weight_decay=weight_decay,
-        noise_level=noise_level,
-        preconditioner=rmsprop(alpha, eps, curvature=curvature),
-        anchor=anchor,
-        bounding_box_size=bounding_box_size,
-        mask=mask,
-    )
+    preconditioner = rmsprop(alpha, eps, curvature=curvature)
+    return sgld(lr, noise_level=noise_level, preconditioner=preconditioner, **shared)

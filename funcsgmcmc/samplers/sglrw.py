@@ -23,50 +23,48 @@ Sources: Mensch et al., 2026 (arXiv:2602.15925), for stochastic gradients; Duffi
 random walk discretisations of stochastic differential equations", 2025 (arXiv:2508.20883).
 """
 
-from collections.abc import Mapping
-from typing import cast
+from typing import Unpack
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
-from funcsgmcmc.preconditioners import Preconditioner, identity
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
-from funcsgmcmc.samplers.langevin import LangevinSampler, LangevinState, langevin
+from funcsgmcmc import tree
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.preconditioners import Preconditioner, check_preconditioner, identity
+from funcsgmcmc.samplers.langevin import LangevinSampler, LangevinState
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.schedules import Schedule
-from funcsgmcmc.terms import Parts, Term, Terms, move, scaled
+from funcsgmcmc.terms import Term, Terms, add, combine, scaled, step_terms
 
 
 class SGLRW(LangevinSampler, frozen=True):
     """Settings of the lattice random walk; made by `sglrw`."""
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: LangevinState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[LangevinState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        state = cast(LangevinState, state)
-        parts, averages = self.preconditioned(state, evaluation, noise)
-        terms = langevin(parts, cast(Tensor, self.lr))
+        """Make one step, by the equation in the module's docstring."""
+        slope = self.slope(state, evaluation)
+        factors, averages = self.factors(state, evaluation)
+        shock = Term((self.lr * self.temperature) ** 0.5, noise)
+        terms = step_terms(slope, factors, shock, drift=self.lr / 2)
         fall = mean_fall(terms)
-        moves = tree.map_leaves(lattice_move, fall, spacing(parts, terms, state.params), noise)
-        moved = move(state.params, (), (Term(torch.ones_like(self.localization), moves),))
+        ones = tree.map_leaves(torch.ones_like, state.params)
+        spacing = Term(shock.coefficient, scaled(ones, factors.noise)).value()
+        moves = tree.map_leaves(lattice_move, fall, spacing, noise)
+        params = self.boxed(add(state.params, Term(1.0, moves)), self.center(state))
         surplus = tree.map_leaves(torch.add, moves, fall)
-        terms = terms._replace(noise=Term(torch.ones_like(self.localization), surplus))
-        return self.arrived(state, moved, averages), terms
+        terms = terms.with_noise(Term(torch.ones_like(self.localization), surplus))
+        return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms
 
 
 def mean_fall(terms: Terms) -> TensorDict:
-    """d, what a step goes down in the mean."""
+    """d = scaled_grad + localization + weight_decay − correction: minus the mean of a move."""
     first, *rest = terms.down()
-    correction = [terms.correction] if terms.correction else []
-    return move(cast(TensorDict, first.value()), correction, rest)
-
-
-def spacing(parts: Parts, terms: Terms, params: TensorDict) -> TensorDict:
-    """δ = √(εT) m √G."""
-    gain = scaled(tree.map_leaves(torch.ones_like, params), cast(TensorDict, parts.gains.noise))
-    return cast(TensorDict, Term(terms.noise.coefficient, gain).value())
+    correction = [] if terms.correction is None else [terms.correction]
+    fall: TensorDict = combine(first.value(), minus=correction, plus=rest)
+    return fall
 
 
 def lattice_move(fall: Tensor, spacing: Tensor, noise: Tensor) -> Tensor:
@@ -76,17 +74,12 @@ def lattice_move(fall: Tensor, spacing: Tensor, noise: Tensor) -> Tensor:
     return torch.where(up, spacing, -spacing)
 
 
+@takes_shared_settings
 def sglrw(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
     preconditioner: Preconditioner | None = None,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> SGLRW:
     """Make a sampler of the stochastic gradient lattice random walk.
 
@@ -94,39 +87,18 @@ def sglrw(
         d  = (ε/2) m (G [nβ g + γ (w − w₀) + λ w − ∇log p(w)] − T Γ)
 
     followed by clamp(w', w₀ − b, w₀ + b) if b is given (Duffield et al. 2025; Mensch et al. 2026).
-    No move is larger than δ, however large the gradient. The module's docstring gives the exact
-    law.
+    No move is larger than δ, however large the gradient; at temperature 0 nothing moves. The
+    module's docstring gives the exact law.
 
     Args:
         lr: Step size ε ≥ 0, in units of w², that of SGLD. Moves follow the potential as long as
             |d| ≤ δ: for a coordinate of curvature Λ, up to 2/√(εΛ) standard deviations.
-        nbeta: As for `sgld`.
-        temperature: As for `sgld`; at 0 nothing moves.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        preconditioner: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        preconditioner: G (default: `identity()`).
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError, ValueError: As for `sgld`.
     """
     preconditioner = identity() if preconditioner is None else preconditioner
-    checks.preconditioner(preconditioner, Preconditioner)
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "preconditioner": preconditioner,
-        }
-    )
-    return SGLRW(**fields, batch_size=chains, lock=False)
+    check_preconditioner(preconditioner)
+    return build(SGLRW, lr, shared, preconditioner=preconditioner)

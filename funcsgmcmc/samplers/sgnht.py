@@ -28,17 +28,17 @@ Source: Ding, Fang, Babbush, Chen, Skeel and Neven, "Bayesian sampling using sto
 thermostats", NeurIPS 2014, algorithm 2, with their step size √ε and p = √ε · (their momentum).
 """
 
-from collections.abc import Mapping
-from typing import cast
+from typing import Unpack
 
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.base import Evaluation, State, shared_settings
-from funcsgmcmc.samplers.momentum import ThermostatSampler, ThermostatState
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.momentum import ThermostatSampler, ThermostatState, check_interval
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.schedules import Schedule
-from funcsgmcmc.terms import Terms
+from funcsgmcmc.terms import Term, Terms, add
 from funcsgmcmc.tree import Scalar
 
 
@@ -47,48 +47,53 @@ class SGNHT(ThermostatSampler, frozen=True):
 
     def momentum_variance(self) -> Tensor:
         """εT."""
-        return cast(Tensor, self.lr) * cast(Tensor, self.temperature)
+        return self.lr * self.temperature
 
     def advance(
-        self, state: State, evaluation: Evaluation, noise: TensorDict
+        self, state: ThermostatState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[ThermostatState, Terms]:
-        """Make one step; the equation stands in the module's docstring."""
-        state = cast(ThermostatState, state)
-        params, momentum, terms = self.pushed(
+        """Make one step, by the equation in the module's docstring."""
+        terms = self.euler_terms(
             state,
             evaluation,
             noise,
             friction=state.thermostat,
             diffusion_factor=self.diffusion_factor,
         )
-        thermostat = regulated(
+        momentum = terms.total()
+        params = add(state.params, Term(1.0, momentum))
+        params, momentum = self.reflect_at_box(state, params, momentum)
+        thermostat = next_thermostat(
             state.thermostat,
-            tree.dot(momentum, momentum),
-            tree.count(state.params, self.mask).clamp(min=1),
-            self.momentum_variance(),
+            energy=tree.dot(momentum, momentum),
+            num_sampled=tree.count(state.params, self.mask).clamp(min=1),
+            variance=self.momentum_variance(),
         )
-        return self.regulated(self.arrived(state, params, momentum), thermostat), terms
+        state = state.replace(params=params, momentum=momentum, step=state.step + 1)
+        return state.replace(thermostat=thermostat), terms
 
 
-def regulated(
-    thermostat: Tensor, energy: Tensor, sampled: int | Tensor, variance: Scalar
+def next_thermostat(
+    thermostat: Tensor, *, energy: Tensor, num_sampled: int | Tensor, variance: Scalar
 ) -> Tensor:
-    """ξ' = ξ + ‖p'‖²/d − εT, from the energy ‖p'‖² and the number d ≥ 1 of sampled entries."""
-    return thermostat + energy / sampled - variance
+    """ξ' = ξ + ‖p'‖²/d − εT.
+
+    Args:
+        thermostat: ξ.
+        energy: ‖p'‖².
+        num_sampled: d ≥ 1, the number of sampled entries.
+        variance: εT.
+    """
+    return thermostat + energy / num_sampled - variance
 
 
+@takes_shared_settings
 def sgnht(
     lr: float | Tensor | Schedule,
     *,
-    nbeta: float | Tensor | Schedule,
     diffusion_factor: float | Tensor = 0.01,
     refresh_interval: int | Tensor | None = None,
-    temperature: float | Tensor | Schedule = 1.0,
-    localization: float | Tensor = 0.0,
-    weight_decay: float | Tensor = 0.0,
-    anchor: TensorDictBase | Mapping[str, Tensor] | None = None,
-    bounding_box_size: float | Tensor | None = None,
-    mask: TensorDictBase | Mapping[str, Tensor] | None = None,
+    **shared: Unpack[SharedSettings],
 ) -> SGNHT:
     """Make a sampler of the stochastic gradient Nosé–Hoover thermostat.
 
@@ -102,36 +107,20 @@ def sgnht(
 
     Args:
         lr: ε ≥ 0, in units of w²: the square of the step size of the dynamics.
-        nbeta: As for `sgld`.
         diffusion_factor: A ≥ 0, the friction without minibatch noise and first value of the
             thermostat, a fraction of the momentum lost in a step.
         refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
             never is).
-        temperature: As for `sgld`.
-        localization: As for `sgld`.
-        weight_decay: As for `sgld`.
-        anchor: As for `sgld`.
-        bounding_box_size: As for `sgld`.
-        mask: As for `sgld`.
+        **shared: The settings that all samplers share.
 
     Raises:
         TypeError: A setting is not of the type above.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
-    fields, chains = checks.per_chain(
-        {
-            **shared_settings(
-                lr=lr,
-                nbeta=nbeta,
-                temperature=temperature,
-                localization=localization,
-                weight_decay=weight_decay,
-                anchor=anchor,
-                mask=mask,
-                bounding_box_size=bounding_box_size,
-            ),
-            "diffusion_factor": checks.hyperparameter("diffusion_factor", diffusion_factor),
-            "refresh_interval": checks.interval("refresh_interval", refresh_interval),
-        }
+    return build(
+        SGNHT,
+        lr,
+        shared,
+        diffusion_factor=checks.hyperparameter("diffusion_factor", diffusion_factor),
+        refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
-    return SGNHT(**fields, batch_size=chains, lock=False)

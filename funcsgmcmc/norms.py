@@ -1,18 +1,18 @@
 """Norms and inner products of the terms of an update."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.terms import MaybeTerm, Terms, total
-from funcsgmcmc.tree import Scalar, Tree
+from funcsgmcmc.terms import Term, Terms, sum_terms
+from funcsgmcmc.tree import Scalar
 
-# The first fields of `Terms`, the sum of both pulls, and the pairs of these whose inner products
-# make the metrics. The sum takes two products fewer, and nothing cancels between products.
+# The measured terms, and the pairs of these whose inner products make the metrics. The sum of both
+# pulls stands for itself: it takes two products fewer, and nothing cancels between products.
 _GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE, _PRIOR = range(7)
 _SMALL = 16_384  # entries
 _PAIRS = (
@@ -75,7 +75,7 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     measured = _measured(terms)
     directions, places = _distinct(measured)
     dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in _pairs(places)}
-    numel = tree.count(cast(TensorDict, terms.noise.direction), mask)
+    numel = tree.count(terms.noise.direction, mask)
     values = [dots[places[a], places[b]] for a, b in _PAIRS]
     return _from_products(_coefficients(measured), values, numel)
 
@@ -98,15 +98,14 @@ class PartialMetrics:
         measured = _measured(terms)
         self._coefficients = _coefficients(measured)
         directions, places = _distinct(measured)
-        tensors = cast(list[Tensor], directions)
-        entries = tensors[0].numel()
-        if entries > _SMALL or not tensors[0].is_cpu:
-            flat = tree.flat(tensors)
+        entries = directions[0].numel()
+        if entries > _SMALL or not directions[0].is_cpu:
+            flat = tree.flat(directions)
             dots = {(i, j): torch.dot(flat[i], flat[j]) for i, j in _pairs(places)}
             # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
             self._add(places, {k: dot.item() if dot.is_cpu else dot for k, dot in dots.items()})
             return
-        rows = torch.stack(tensors).reshape(len(tensors), -1)
+        rows = torch.stack(directions).reshape(len(directions), -1)
         self._waiting.setdefault(places, []).append(tree.widened(rows))
         self._entries_waiting += entries
         if self._entries_waiting > 4 * _SMALL:
@@ -140,28 +139,36 @@ def _pairs(places: tuple[int, ...]) -> list[tuple[int, int]]:
     return sorted({(places[a], places[b]) for a, b in _PAIRS})
 
 
-def _measured(terms: Terms) -> list[MaybeTerm]:
+def _measured(terms: Terms) -> list[Term | None]:
     """The terms that metrics are of, the sum of both pulls last."""
-    pulls = [term for term in (terms.localization, terms.weight_decay) if term]
-    return [*terms[:6], total(pulls)]
+    pulls = [term for term in (terms.localization, terms.weight_decay) if term is not None]
+    return [
+        terms.scaled_grad,
+        terms.unscaled_grad,
+        terms.localization,
+        terms.weight_decay,
+        terms.noise,
+        terms.distance,
+        sum_terms(pulls),
+    ]
 
 
-def _coefficients(terms: Sequence[MaybeTerm]) -> list[Scalar | None]:
-    """The terms' coefficients; None for one that is `()`."""
-    return [term.coefficient if term else None for term in terms]
+def _coefficients(terms: Sequence[Term | None]) -> list[Scalar | None]:
+    """The terms' coefficients; None for a term that is absent."""
+    return [None if term is None else term.coefficient for term in terms]
 
 
-def _distinct(terms: Sequence[MaybeTerm]) -> tuple[list[Tree], tuple[int, ...]]:
-    """The terms' directions without repetition, and which of them each term has.
+def _distinct(terms: Sequence[Term | None]) -> tuple[list[Any], tuple[int, ...]]:
+    """The terms' directions without repetition, and the place of each term's direction.
 
-    Without preconditioner, mask and log-prior several terms share one direction. A term that is
-    `()` is given the first one; nobody reads what comes of it.
+    Without preconditioner, mask and log-prior several terms share one direction. An absent term is
+    given the first place; nobody reads the products of that place for it.
     """
-    directions: list[Tree] = []
+    directions: list[Any] = []
     places: list[int] = []
     for term in terms:
         place = 0
-        if term:
+        if term is not None:
             direction = term.direction
             for place, other in enumerate(directions):  # noqa: B007
                 if other is direction:
@@ -177,7 +184,7 @@ def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: An
     """Norms and inner products of terms from those of their directions.
 
     Args:
-        coefficients: Of the terms and of the sum of pulls; None for one that is `()`.
+        coefficients: Of the terms and of the sum of pulls; None for one that is absent.
         values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if the coefficients are.
         numel: As in `Metrics`.
     """

@@ -1,0 +1,91 @@
+"""Batches: tensors with the examples along their first dimension, in any nesting.
+
+A batch is one tensor, or a tuple, dict or `TensorDict` of them. One pass over the data is made of
+pieces: a `Piece` is a batch with its number of examples, which weights what is summed over a pass.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from funcsgmcmc import checks
+
+Piece = tuple[Any, int]
+
+
+def map_examples(function: Callable[[Any], Any], batch: Any) -> Any:
+    """Apply a function to every leaf of a batch.
+
+    Raises:
+        ValueError: The batch is a `TensorDict` of batch size `[]`.
+    """
+    if isinstance(batch, TensorDictBase):
+        if not batch.batch_size:
+            raise ValueError(
+                "a TensorDict of data must have a batch size, the number of examples, got ()"
+            )
+        # A `TensorDict` takes its new batch size from what the function makes of the old one.
+        return batch.apply(function, batch_size=function(torch.empty(batch.batch_size)).shape)
+    return pytree.tree_map(function, batch)
+
+
+def num_examples(batch: Any) -> int:
+    """The first dimension of a batch's first tensor that has one; 0 if none has."""
+    leaves = pytree.tree_leaves(batch)
+    return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
+
+
+def check_examples(leaves: list[Any]) -> int:
+    """Check that the leaves of a batch are tensors that share their first dimension.
+
+    Returns:
+        The number of examples.
+
+    Raises:
+        TypeError: A leaf is not a tensor.
+        ValueError: There is no leaf or no example, or lengths differ.
+    """
+    for leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"data must hold tensors only, got {type(leaf).__name__}")
+        if leaf.ndim == 0:
+            raise ValueError("data must have a first dimension, over examples, got a 0-d tensor")
+    lengths = [leaf.shape[0] for leaf in leaves]
+    if len(set(lengths)) > 1:
+        raise ValueError(f"data must agree on the number of examples, got lengths {lengths}")
+    if not lengths or not lengths[0]:
+        raise ValueError("data must hold at least one example, got none")
+    return lengths[0]
+
+
+def check_batch_size(value: int | None, num_examples: int) -> int:
+    """Check a minibatch size against the data; None means all examples.
+
+    Raises:
+        TypeError, ValueError: It is not an integer in [1, num_examples].
+    """
+    if value is None:
+        return num_examples
+    if not checks.count("batch_size", value, minimum=1) <= num_examples:
+        raise ValueError(
+            f"batch_size must be at most the number of examples {num_examples}, got {value}"
+        )
+    return value
+
+
+def check_known_size(size: int) -> int:
+    """Check that a piece knows its number of examples, which weights its gradient.
+
+    Raises:
+        ValueError: It does not.
+    """
+    if not size:
+        raise ValueError(
+            "a batch must hold a tensor with the examples along its first dimension for its "
+            "gradient to be weighted by their number, got none"
+        )
+    return size

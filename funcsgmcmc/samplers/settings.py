@@ -1,0 +1,179 @@
+"""The settings that all samplers share, said once.
+
+A factory takes them as `**shared: Unpack[SharedSettings]` under the decorator
+`takes_shared_settings`, which puts each of them into its signature and its docstring, and hands
+them to `build` with its own. A further setting of all samplers is one line in each of
+`SharedSettings`, its docstring and `_CHECKS`, a field of `Sampler`, and its use in
+`samplers/base.py`.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, ParamSpec, Required, TypedDict, TypeVar, get_type_hints
+
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.schedules import Schedule, setting
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+GivenTree = TensorDictBase | Mapping[str, Tensor]
+
+
+class SharedSettings(TypedDict, total=False):
+    """The settings that all samplers share.
+
+    Every number may be a tensor `[C]`, one value a chain; `anchor` and `mask` may have batch size
+    `[C]`; `lr`, `nbeta` and `temperature` may be schedules (`funcsgmcmc.schedules`).
+
+    Attributes:
+        nbeta: Inverse temperature nβ ≥ 0 of the loss, in units of the number of examples, since
+            the loss is a mean; `default_nbeta(n)` = n/log n for local learning coefficients, n for
+            a posterior.
+        temperature: T ≥ 0 of the whole posterior: the chain samples e^(−U/T). At 0 a sampler is an
+            optimizer of U.
+        localization: Precision γ ≥ 0 of the pull to the anchor, in units of 1/w².
+        weight_decay: Precision λ ≥ 0 of the pull to zero, in units of 1/w².
+        anchor: w₀, a tree like the parameters (default: the parameters given to `init`).
+        bounding_box_size: Half-width b > 0 of the box around w₀ (default: none).
+        mask: m, a tree like the parameters: 0 keeps an entry where it is, 1 samples it; other
+            values scale its drift and its noise alike.
+    """
+
+    nbeta: Required[float | Tensor | Schedule]
+    temperature: float | Tensor | Schedule
+    localization: float | Tensor
+    weight_decay: float | Tensor
+    anchor: GivenTree | None
+    bounding_box_size: float | Tensor | None
+    mask: GivenTree | None
+
+
+class _Check(NamedTuple):
+    """How a setting is checked, and its default; no default means that it must be given."""
+
+    check: Callable[[str, Any], Any]
+    default: Any = inspect.Parameter.empty
+
+
+def _anchor(name: str, value: GivenTree | None) -> TensorDict | None:
+    """Take an anchor: a copy of a tree of finite parameters."""
+    if value is None:
+        return None
+    anchor = tree.parameters(value, name).detach().clone()
+    if all(checks.has_values(leaf) for _, leaf in tree.leaves(anchor)):
+        tree.check_finite(name, anchor)
+    return anchor
+
+
+def _mask(name: str, value: GivenTree | None) -> TensorDict | None:
+    """Take a mask: a tree of factors, where boolean and integer leaves count as 0 and 1."""
+    if value is None:
+        return None
+    if not isinstance(value, TensorDictBase | Mapping):
+        raise TypeError(f"{name} must be a TensorDict or a mapping, got {type(value).__name__}")
+    factors = tree.map_leaves(
+        lambda leaf: leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float(),
+        value if isinstance(value, TensorDictBase) else TensorDict(dict(value)),
+    )
+    return _anchor(name, factors)
+
+
+def _half_width(name: str, value: float | Tensor | None) -> Tensor | None:
+    return None if value is None else checks.hyperparameter(name, value, exclusive=True)
+
+
+_CHECKS = {
+    "nbeta": _Check(setting),
+    "temperature": _Check(setting, 1.0),
+    "localization": _Check(checks.hyperparameter, 0.0),
+    "weight_decay": _Check(checks.hyperparameter, 0.0),
+    "anchor": _Check(_anchor, None),
+    "bounding_box_size": _Check(_half_width, None),
+    "mask": _Check(_mask, None),
+}
+
+
+def build(
+    sampler: Callable[..., T],
+    lr: float | Tensor | Schedule,
+    shared: SharedSettings,
+    /,
+    **own: Any,
+) -> T:
+    """Check the shared settings, and make a sampler of them and of its own.
+
+    Args:
+        sampler: The sampler's class.
+        lr: Its step size.
+        shared: As the factory was given them.
+        **own: The sampler's own settings, checked: tensors, trees and nested `TensorClass`es of
+            batch size `[]` or `[C]`, or None.
+
+    Raises:
+        TypeError: A setting is of the wrong type.
+        ValueError: A value is out of its range, or per-chain settings differ in their number.
+    """
+    given: Mapping[str, Any] = shared
+    checked = {
+        name: each.check(name, given.get(name, each.default)) for name, each in _CHECKS.items()
+    }
+    fields, chains = checks.per_chain({"lr": setting("lr", lr), **checked, **own})
+    return sampler(**fields, batch_size=chains, lock=False)
+
+
+def takes_shared_settings(factory: Callable[P, T]) -> Callable[P, T]:
+    """Put the shared settings into a factory's signature and docstring, in place of `**shared`.
+
+    A factory that names one of them itself keeps its own. A call with an unknown setting, or
+    without a required one, is a TypeError that names the factory.
+    """
+    signature = inspect.signature(factory)
+    *own, shared = signature.parameters.values()
+    annotations = get_type_hints(SharedSettings)  # without `Required`, which a signature shows
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=annotations[name]
+        )
+        for name, each in _CHECKS.items()
+        if name not in signature.parameters
+    ]
+    full = signature.replace(parameters=[*own, *added])
+    required = [each.name for each in added if each.default is each.empty]
+
+    @functools.wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> T:
+        # Python's own words for it, which `**shared` has no occasion to say.
+        for name in kwargs:
+            if name not in full.parameters:
+                raise TypeError(f"{factory.__name__}() got an unexpected keyword argument {name!r}")
+        for name in required:
+            if name not in kwargs:
+                raise TypeError(
+                    f"{factory.__name__}() missing 1 required keyword-only argument: {name!r}"
+                )
+        return factory(*args, **kwargs)
+
+    make.__signature__ = full  # type: ignore[attr-defined]
+    make.__doc__ = _with_sentences(
+        factory.__doc__ or "", shared.name, [each.name for each in added]
+    )
+    return make
+
+
+def _with_sentences(doc: str, shared: str, names: list[str]) -> str:
+    """A docstring whose entry for `**shared` has given way to one for each shared setting."""
+    sentences = inspect.getdoc(SharedSettings) or ""
+    entries = {
+        name: re.search(rf"^    {name}: .*?(?=^    \w+: |\Z)", sentences, re.MULTILINE | re.DOTALL)
+        for name in names
+    }
+    # The sentences stand at the class's indentation, an Args section one level deeper.
+    text = "".join(entry.group().rstrip() + "\n" for entry in entries.values() if entry)
+    indented = re.sub(r"^", "    ", text.rstrip("\n"), flags=re.MULTILINE)
+    return re.sub(rf"^ +\*\*{shared}:.*?$(?:\n {{12,}}.*$)*", indented, doc, flags=re.MULTILINE)

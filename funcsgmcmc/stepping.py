@@ -1,0 +1,288 @@
+"""From a loss and a sampler to one pure step, of one chain or of many.
+
+    key ─► normal(fold_in(key, state.step)) ─► noise ──────────┐
+    params, batch ─► L, ∇L, −∇log p, diag ∇²L ─► evaluation ───┼─► sampler.update ─► state, terms
+
+The noise of a step depends on the chain's key and the step's index only.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch._dynamo import config
+from torch.export import register_dataclass
+
+from funcsgmcmc import checks, random, tree
+from funcsgmcmc.curvature import HessianDiagonal
+from funcsgmcmc.gradients import Evaluation, GradientEstimator, LossFn, estimator_of
+from funcsgmcmc.memory import keep_freed_memory
+from funcsgmcmc.norms import Metrics
+from funcsgmcmc.norms import metrics as metrics_of
+from funcsgmcmc.priors import LogPrior, log_prior_pull
+from funcsgmcmc.samplers.base import Sampler, State, check_sampler
+
+_MAX_VERSIONS = 256
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Info:
+    """The report of a step; a pytree, which `torch.vmap` may return.
+
+    Attributes:
+        loss: L(w) on the batch at the parameters before the step, `[*chains]`.
+        metrics: Norms and inner products of the update's terms; None if not asked for.
+        aux: What the loss function returned beside the loss; None if nothing.
+        log_weight: Log of the importance weight of the parameters before the step, `[*chains]`;
+            None for samplers whose draws all count alike.
+    """
+
+    loss: Tensor
+    metrics: Metrics | None = None
+    aux: Any = None
+    log_weight: Tensor | None = None
+
+
+register_dataclass(Info)  # fields that are None drop out, so that a vmap may return it
+
+
+Step = Callable[[State, Any, Tensor], tuple[State, Info]]
+StepNoise = Callable[[Tensor, Tensor, int, torch.dtype], Tensor]
+SamplerStep = Callable[[Sampler, State, Any, Any, Tensor], tuple[State, Info]]
+FreezingStep = Callable[[Sampler, State, Any, Any, Tensor, Tensor], tuple[State, Info, Tensor]]
+
+
+def kernel(
+    sampler: Sampler,
+    loss_fn: LossFn,
+    *,
+    log_prior: LogPrior | None = None,
+    metrics: bool = False,
+) -> Step:
+    """Make the step of one chain.
+
+    The step is pure. Under `torch.vmap` it steps many chains (make the kernel inside the vmapped
+    function to vmap over samplers too), and it compiles with `torch.compile(fullgraph=True)`;
+    another `lr`, or any other setting of the same structure, does not compile again. `sample` does
+    the same for many chains, and is faster in eager code: there only gradients run under vmap.
+
+    Args:
+        sampler: For instance `sgld(…)`.
+        loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean over the batch. Or
+            an estimator of its gradient: `accumulated`, `control_variates`, `svrg`.
+        log_prior: log p(w) up to a constant; its gradient joins the localization.
+        metrics: Whether to compute `Info.metrics`.
+
+    Returns:
+        `step(state, batch, key) -> (state, info)`. `state` comes from `sampler.init(params)`;
+        `key`, `[2]`, is the chain's and stays the same at every step: the step's noise is drawn
+        from `fold_in(key, state.step)`.
+
+    Raises:
+        TypeError, ValueError: Now, if an argument is of the wrong type; when stepping, if `loss_fn`
+            or `log_prior` does not return a real scalar, or the state is that of many chains.
+    """
+    check_sampler(sampler)
+    unpack = estimator_of(loss_fn).unpack
+    sampler_step = chain_step(loss_fn, log_prior=log_prior, metrics=metrics)
+
+    def step(state: State, batch: Any, key: Tensor) -> tuple[State, Info]:
+        if state.shape != torch.Size() or key.shape != torch.Size((2,)):
+            raise ValueError(
+                f"a kernel steps one chain, got a state of batch size {tuple(state.shape)} and a "
+                f"key of shape {tuple(key.shape)}: for many chains, torch.vmap the step"
+            )
+        return sampler_step(sampler, state, *unpack(batch), key)
+
+    return step
+
+
+def step_noise(key: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    """Draw all noise of a step.
+
+    Args:
+        key: The chains' keys, `[*chains, 2]`.
+        step: Index of the step, `[*chains]`.
+        size: n, the number of parameters of a chain.
+        dtype: What to draw in.
+
+    Returns:
+        Independent N(0, 1), `[*chains, n]`.
+    """
+    # One flat draw: an instance of the generator for each leaf would multiply the time to compile.
+    return random.normal(random.fold_in(key, step), (size,), dtype)
+
+
+def chain_step(
+    loss_fn: LossFn,
+    *,
+    log_prior: LogPrior | None = None,
+    metrics: bool = False,
+    noise: StepNoise = step_noise,
+) -> SamplerStep:
+    """Make the step of one chain; arguments as for `chains_step`.
+
+    Returns:
+        `step(sampler, state, batch, memory, key) -> (state, info)`, all without a batch size.
+    """
+    return _assemble(loss_fn, log_prior, metrics, noise, lambda function: function)
+
+
+def chains_step(
+    loss_fn: LossFn,
+    *,
+    batch_dim: int | None,
+    memory_dim: int | None = None,
+    log_prior: LogPrior | None = None,
+    metrics: bool = False,
+    noise: StepNoise = step_noise,
+) -> SamplerStep:
+    """Make the step of many chains: the potential under vmap, everything else batched as it is.
+
+    Args:
+        loss_fn: As for `kernel`.
+        batch_dim: 0 if the batch's leaves are `[C, …]`, one batch for each chain; None if all
+            chains see one batch.
+        memory_dim: The same for the memory of the gradient's estimator.
+        log_prior: As for `kernel`.
+        metrics: As for `kernel`.
+        noise: `step_noise`, or a compiled version of it.
+
+    Returns:
+        `step(sampler, state, batch, memory, keys) -> (state, info)` for a state of batch size
+        `[C]`, keys `[C, 2]` and a sampler of batch size `[]` or `[C]`.
+    """
+
+    def over_chains(evaluate: Callable[..., Evaluation]) -> Callable[..., Evaluation]:
+        return torch.vmap(evaluate, in_dims=(0, batch_dim, memory_dim, 0, 0))
+
+    return _assemble(loss_fn, log_prior, metrics, noise, over_chains)
+
+
+def freezing(step: SamplerStep) -> FreezingStep:
+    """Make a step that keeps a chain where it is once its loss or parameters are not finite.
+
+    Returns:
+        `step(sampler, state, batch, memory, keys, frozen_at) -> (state, info, frozen_at)`, with
+        `frozen_at`, `[*chains]`, the step at which a chain failed, or −1.
+    """
+
+    def freezing_step(
+        sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor, frozen_at: Tensor
+    ) -> tuple[State, Info, Tensor]:
+        moved, info = step(sampler, state, batch, memory, key)
+        was_alive = frozen_at < 0
+        finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
+        frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)
+        info = replace(info, loss=torch.where(was_alive, info.loss, torch.nan))
+        alive = frozen_at < 0
+        # A compiled step chooses for free, and a CPU knows at once that there is nothing to choose.
+        if not torch.compiler.is_compiling() and alive.device.type == "cpu" and alive.all():
+            return moved, info, frozen_at
+        return tree.where(alive, moved, state), info, frozen_at
+
+    return freezing_step
+
+
+def compiled(function: Callable[P, T], *, cuda_graphs: bool = False) -> Callable[P, T]:
+    """Compile a function that draws noise, with `torch.compile`, without graph breaks.
+
+    Args:
+        function: For instance a kernel's step, or a `torch.vmap` of it. Compiled anew for every
+            shape, structure and loss that it meets.
+        cuda_graphs: Whether to replay its kernels as one CUDA graph, for small networks on a GPU,
+            where launching them takes longer than running them. A later call overwrites what
+            this one returns: clone what you keep. Without effect on a CPU.
+    """
+    keep_freed_memory()
+    options: dict[str, Any] = {
+        # Inline rounds of the generator into one another up to 28 operations, so that four of them
+        # make one loop. Left to its defaults, Inductor inlines a step's key into every value drawn
+        # from it as well, and takes several times as long; stopped earlier, it writes more words to
+        # memory, and the noise takes 1.2 times as long.
+        "realize_opcount_threshold": 28,
+        "max_pointwise_cat_inputs": 1,
+        "triton.cudagraphs": cuda_graphs,
+    }
+    run = torch.compile(function, fullgraph=True, dynamic=False, options=options)
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        # All kernels share one code object, so that a run finds what another has compiled. But
+        # torch allows it eight versions: a sweep over networks has more.
+        limit, config.recompile_limit = config.recompile_limit, _MAX_VERSIONS
+        try:
+            return run(*args, **kwargs)
+        finally:
+            config.recompile_limit = limit
+
+    return call
+
+
+def _assemble(
+    loss_fn: LossFn,
+    log_prior: LogPrior | None,
+    metrics: bool,
+    draw_noise: StepNoise,
+    over_chains: Callable[[Callable[..., Evaluation]], Callable[..., Evaluation]],
+) -> SamplerStep:
+    """Make a step, of one chain or of many.
+
+    Args:
+        loss_fn: As for `kernel`.
+        log_prior: As for `kernel`.
+        metrics: As for `kernel`.
+        draw_noise: `step_noise`, or a compiled version of it.
+        over_chains: Lifts the evaluation of one chain to the step's batch size.
+    """
+    estimator = estimator_of(loss_fn)
+    pull = None if log_prior is None else log_prior_pull(log_prior)
+
+    def step(
+        sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor
+    ) -> tuple[State, Info]:
+        params = state.params
+        flat = draw_noise(key, state.step, tree.size(params), tree.noise_dtype(params))
+        evaluate = _evaluation(estimator, pull, sampler.hessian_estimator())
+        evaluation = over_chains(evaluate)(params, batch, memory, key, state.step)
+        state, terms = sampler.update(state, evaluation, tree.unflatten(flat, params))
+        known = metrics_of(terms, sampler.mask) if metrics else None
+        return state, Info(evaluation.loss, known, evaluation.aux, sampler.log_weight(state))
+
+    return step
+
+
+def _evaluation(
+    estimator: GradientEstimator,
+    pull: Callable[[TensorDict], tuple[TensorDict, Tensor]] | None,
+    hessian: HessianDiagonal | None,
+) -> Callable[[TensorDict, Any, Any, Tensor, Tensor], Evaluation]:
+    """Make the function that evaluates the potential of one chain.
+
+    Args:
+        estimator: Of the gradient of L.
+        pull: w ↦ (−∇ log p(w), log p(w)).
+        hessian: Estimator of the diagonal of ∇²L.
+    """
+
+    def evaluate(
+        params: TensorDict, batch: Any, memory: Any, key: Tensor, step: Tensor
+    ) -> Evaluation:
+        evaluation = estimator.evaluate(params, batch, memory)
+        if pull is not None:
+            prior_pull, log_prior = pull(params)
+            evaluation = replace(evaluation, prior_pull=prior_pull, log_prior=log_prior)
+        if hessian is not None:
+            probe_key = random.fold_in(random.fold_in(key, step), 0)
+            diagonal = hessian.evaluate(estimator, params, batch, probe_key)
+            evaluation = replace(evaluation, hessian_diagonal=diagonal)
+        return evaluation
+
+    return evaluate
