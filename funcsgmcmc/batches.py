@@ -4,7 +4,7 @@ A batch is one tensor, or a tuple, dict or `TensorDict` of them. One pass over t
 pieces: a `Piece` is a batch with its number of examples, which weights what is summed over a pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +31,18 @@ def map_examples(function: Callable[[Any], Any], batch: Any) -> Any:
         # A `TensorDict` takes its new batch size from what the function makes of the old one.
         return batch.apply(function, batch_size=function(torch.empty(batch.batch_size)).shape)
     return pytree.tree_map(function, batch)
+
+
+def take_examples(batch: Any, index: Any) -> Any:
+    """Index every leaf of a batch along its examples."""
+    return map_examples(lambda leaf: leaf[index], batch)
+
+
+def pieces_of(data: Any, num_examples: int, piece_size: int) -> Iterator[Piece]:
+    """Cut a batch into pieces of some size; the last one may be smaller."""
+    for start in range(0, num_examples, piece_size):
+        stop = min(start + piece_size, num_examples)
+        yield take_examples(data, slice(start, stop)), stop - start
 
 
 def num_examples(batch: Any) -> int:

@@ -31,8 +31,9 @@ from funcsgmcmc.batches import (
     check_batch_size,
     check_examples,
     check_known_size,
-    map_examples,
     num_examples,
+    pieces_of,
+    take_examples,
 )
 
 LossFn = Callable[[TensorDict, Any], Tensor | tuple[Tensor, Any]]
@@ -228,6 +229,7 @@ def mean_evaluation(
     count, auxes = 0, []
     for piece, size in pieces:
         here = evaluate(params, piece, None)
+        assert here.loss is not None  # an estimator evaluates the loss
         count += check_known_size(size)
         auxes.append(here.aux)
         weighted = (tree.widened(here.loss) * size, _times(size, here.grads))
@@ -287,8 +289,7 @@ class Accumulated(GradientEstimator):
         number = min(self._num_microbatches, size)
         bounds = [size * i // number for i in range(number + 1)]
         for start, stop in itertools.pairwise(bounds):
-            part = slice(start, stop)
-            yield map_examples(lambda leaf, part=part: leaf[part], batch), stop - start
+            yield take_examples(batch, slice(start, stop)), stop - start
 
 
 class ControlPoint(NamedTuple):
@@ -446,10 +447,6 @@ def control_point(
     if not estimator.needs_memory:
         estimator = ControlVariates(loss_fn, None)
     size = check_examples(pytree.tree_leaves(data))
-    step = check_batch_size(batch_size, size)
-    pieces = (
-        (map_examples(lambda leaf, i=i: leaf[i : i + step], data), min(step, size - i))
-        for i in range(0, size, step)
-    )
+    pieces = pieces_of(data, size, check_batch_size(batch_size, size))
     point: ControlPoint = estimator.prepare(tree.parameters(params), pieces)
     return point

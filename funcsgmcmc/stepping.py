@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._dynamo import config
 from torch.export import register_dataclass
 
-from funcsgmcmc import checks, random, tree
+from funcsgmcmc import random, tree
 from funcsgmcmc.curvature import HessianDiagonal
 from funcsgmcmc.gradients import Evaluation, GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.memory import keep_freed_memory
@@ -252,6 +252,7 @@ def _assemble(
         flat = draw_noise(key, state.step, tree.size(params), tree.noise_dtype(params))
         evaluate = _evaluation(estimator, pull, sampler.hessian_estimator())
         evaluation = over_chains(evaluate)(params, batch, memory, key, state.step)
+        assert evaluation.loss is not None  # an estimator evaluates the loss
         state, terms = sampler.update(state, evaluation, tree.unflatten(flat, params))
         known = metrics_of(terms, sampler.mask) if metrics else None
         return state, Info(evaluation.loss, known, evaluation.aux, sampler.log_weight(state))

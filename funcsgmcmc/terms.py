@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 from torch.export import register_dataclass
 
@@ -261,7 +260,8 @@ def combine(
         A tree like `start`: sums are taken in float32 or better, and rounded once.
     """
     if isinstance(start, Tensor):
-        return _combine_leaf(start, minus, plus, in_place)
+        leaf: Any = _combine_leaf(start, minus, plus, in_place)
+        return leaf
     combined = {
         name: _combine_leaf(leaf, _at(name, minus), _at(name, plus))
         for name, leaf in tree.leaves(start)

@@ -50,7 +50,7 @@ class LangevinSampler(Sampler, frozen=True):
         return self.preconditioner.hessian_estimator()
 
     def factors(self, state: LangevinState, evaluation: Evaluation) -> tuple[Factors, TensorDict]:
-        """m G, m √G and T m Γ of this step, and the preconditioner's next averages."""
+        """M G, m √G and T m Γ of this step, and the preconditioner's next averages."""
         scaling = self.preconditioner.update(
             state.preconditioner, evaluation.grads, evaluation.hessian_diagonal
         )

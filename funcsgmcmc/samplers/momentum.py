@@ -82,7 +82,7 @@ class MomentumSampler(Sampler, frozen=True):
     def with_refresh(
         self, step: Tensor, remaining: Tensor, renewal: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """c and q of a step: 0 and 1 if it draws the momentum afresh, else as they are."""
+        """C and q of a step: 0 and 1 if it draws the momentum afresh, else as they are."""
         if self.refresh_interval is None:
             return remaining, renewal
         refreshes = (step + 1) % self.refresh_interval == 0
@@ -143,7 +143,7 @@ class ThermostatSampler(MomentumSampler, frozen=True):
 
 
 def fresh_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
-    """p = √variance m η."""
+    """P = √variance m η."""
     momentum: AnyTree = Term(variance**0.5, scaled(noise, mask)).value()
     return momentum
 

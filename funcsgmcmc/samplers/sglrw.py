@@ -60,7 +60,7 @@ class SGLRW(LangevinSampler, frozen=True):
 
 
 def mean_fall(terms: Terms) -> TensorDict:
-    """d = scaled_grad + localization + weight_decay − correction: minus the mean of a move."""
+    """D = scaled_grad + localization + weight_decay − correction: minus the mean of a move."""
     first, *rest = terms.down()
     correction = [] if terms.correction is None else [terms.correction]
     fall: TensorDict = combine(first.value(), minus=correction, plus=rest)
