@@ -11,10 +11,10 @@ from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
-from funcsgmcmc.gradients import gradient
-from funcsgmcmc.kernel import chain_kernel, chains_kernel, step_noise
+from funcsgmcmc.gradients import estimator_of
 from funcsgmcmc.memory import chunk_size
-from funcsgmcmc.samplers.base import Sampler
+from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.stepping import chain_step, chains_step, step_noise
 
 Wrap = Callable[..., Any]
 
@@ -35,30 +35,32 @@ class Ours:
             tree.device(self.params)
         )
         key = fs.key(0, tree.device(self.params))
-        self.keys = fs.fold_in(key, torch.arange(workload.chains))
+        self.keys = fs.random.fold_in(key, torch.arange(workload.chains))
         self.start = self.sampler.init(self.params.expand(workload.chains))
 
     def vmapped(self, wrap: Wrap, **settings: Any) -> Call:
         """A step with gradients under vmap, in the chunks that `sample` makes by default."""
-        kernel = wrap(chains_kernel(self.loss_fn, shared_batch=True, **settings))
+        kernel = wrap(chains_step(self.loss_fn, batch_dim=None, **settings))
         size = chunk_size(self.start.params)
         states, keys = list(self.start.split(size)), self.keys.split(size)
 
         def step() -> None:
             for chunk, state in enumerate(states):
-                states[chunk], _ = kernel(self.sampler, state, self.workload.batch, keys[chunk])
+                states[chunk], _ = kernel(
+                    self.sampler, state, self.workload.batch, None, keys[chunk]
+                )
 
         return step
 
     def looped(self, wrap: Wrap, **settings: Any) -> Call:
         """A step of one chain after the other."""
-        kernel = wrap(chain_kernel(self.loss_fn, **settings))
+        kernel = wrap(chain_step(self.loss_fn, **settings))
         states = list(self.start.unbind(0))
 
         def step() -> None:
             for chain, state in enumerate(states):
                 states[chain], _ = kernel(
-                    self.sampler, state, self.workload.batch, self.keys[chain]
+                    self.sampler, state, self.workload.batch, None, self.keys[chain]
                 )
 
         return step
@@ -86,15 +88,16 @@ class Ours:
     def parts(self, wrap: Wrap) -> dict[str, Call]:
         """Gradient, noise and update, each alone."""
         size, dtype = tree.size(self.params), tree.noise_dtype(self.params)
-        gradients = wrap(torch.vmap(gradient(self.loss_fn), in_dims=(0, None)))
+        evaluate = estimator_of(self.loss_fn).evaluate
+        evaluate = wrap(torch.vmap(evaluate, in_dims=(0, None, None)))
         draw, update = wrap(step_noise), wrap(Sampler.update)
         params, step = self.start.params, self.start.step
-        grads = gradients(params, self.workload.batch).grads
+        evaluation = evaluate(params, self.workload.batch, None)
         noise = tree.unflatten(draw(self.keys, step, size, dtype), params)
         return {
-            "gradient": lambda: gradients(params, self.workload.batch),
+            "gradient": lambda: evaluate(params, self.workload.batch, None),
             "noise": lambda: draw(self.keys, step, size, dtype),
-            "update": lambda: update(self.sampler, self.start, grads, noise),
+            "update": lambda: update(self.sampler, self.start, evaluation, noise),
         }
 
     def chosen(self) -> str:

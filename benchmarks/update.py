@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import compat
 import funcsgmcmc as fs
 from funcsgmcmc import tree
-from funcsgmcmc.kernel import step_noise
-from funcsgmcmc.samplers.base import State
+from funcsgmcmc.samplers import Evaluation, Sampler, State
+from funcsgmcmc.stepping import step_noise
 
 LEAVES, WIDTH = 10, 1024
 
@@ -40,14 +40,14 @@ def contenders(device: torch.device) -> dict[str, Call]:
     state, key = sampler.init(params), fs.key(0, device)
     noise = tree.normal_like(key, params)
 
-    def with_noise(sampler: fs.Sampler, state: State, grads: TensorDict, key: Tensor) -> State:
+    def with_noise(sampler: Sampler, state: State, grads: TensorDict, key: Tensor) -> State:
         flat = step_noise(key, state.step, tree.size(state.params), torch.float32)
-        return sampler.update(state, grads, tree.unflatten(flat, state.params))[0]
+        return sampler.update(state, Evaluation(grads), tree.unflatten(flat, state.params))[0]
 
     def given_noise(
-        sampler: fs.Sampler, state: State, grads: TensorDict, noise: TensorDict
+        sampler: Sampler, state: State, grads: TensorDict, noise: TensorDict
     ) -> State:
-        return sampler.update(state, grads, noise)[0]
+        return sampler.update(state, Evaluation(grads), noise)[0]
 
     found: dict[str, Call] = {"copy": params.clone}
     for how, wrap in (("eager", as_it_is), ("compiled", fs.compiled)):

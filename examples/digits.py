@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
-from funcsgmcmc.plots import plot_llc
+from funcsgmcmc.estimates.plots import plot_llc
 
 
 def load() -> tuple[Tensor, Tensor]:
@@ -70,8 +70,8 @@ def main() -> None:
     )
     seconds = time.perf_counter() - start
     print(f"sampled in {seconds:.1f} s: {samples.num_chains} chains, {samples.num_steps} steps\n")
-    print(samples.summary(), end="\n\n")
-    print(samples.llc())
+    print(fs.summary(samples), end="\n\n")
+    print(fs.llc(samples))
     plot_llc(samples).savefig("digits_llc.png", dpi=150)
     print("wrote digits_llc.png")
 

@@ -16,7 +16,7 @@ class Case:
     """A sampler with settings, made for given parameters."""
 
     name: str
-    make: Callable[[TensorDict], fs.Sampler]
+    make: Callable[[TensorDict], fs.samplers.Sampler]
 
     def __str__(self) -> str:
         return self.name
@@ -53,17 +53,17 @@ def plain_case(spec: SamplerSpec) -> Case:
 def full_case(spec: SamplerSpec) -> Case:
     """With everything, a schedule among it."""
 
-    def make(params: TensorDict) -> fs.Sampler:
+    def make(params: TensorDict) -> fs.samplers.Sampler:
         settings = dict(spec.settings) | everything(params)
         if spec.has_momentum:
             settings["refresh_interval"] = 3
-        lr = fs.cosine(1e-2, 5e-3, num_steps=4) if "lr" in spec.schedulable else 1e-2
+        lr = fs.schedules.cosine(1e-2, 5e-3, num_steps=4) if "lr" in spec.schedulable else 1e-2
         return spec.make(lr, nbeta=3.0, **settings)
 
     return Case(f"{spec.name} with everything", make)
 
 
-def preconditioned(name: str, make: Callable[[TensorDict], fs.Preconditioner]) -> Case:
+def preconditioned(name: str, make: Callable[[TensorDict], fs.preconditioners.Preconditioner]) -> Case:
     return Case(
         name,
         lambda params: fs.sgld(
@@ -75,19 +75,19 @@ def preconditioned(name: str, make: Callable[[TensorDict], fs.Preconditioner]) -
 CASES = [
     *(plain_case(spec) for spec in SPECS.values()),
     *(full_case(spec) for spec in SPECS.values()),
-    preconditioned("exact curvature", lambda params: fs.rmsprop(0.9, 0.2, curvature="exact")),
-    preconditioned("hutchinson", lambda params: fs.rmsprop(0.9, 0.2, curvature="hutchinson")),
-    preconditioned("adam", lambda params: fs.adam(0.8, 0.9, 0.2)),
+    preconditioned("exact curvature", lambda params: fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact")),
+    preconditioned("hutchinson", lambda params: fs.preconditioners.rmsprop(0.9, 0.2, curvature="hutchinson")),
+    preconditioned("adam", lambda params: fs.preconditioners.adam(0.8, 0.9, 0.2)),
     preconditioned(
         "composed, curvature first",
-        lambda params: fs.compose(fs.rmsprop(0.9, 0.2, curvature="exact"), fs.identity()),
+        lambda params: fs.preconditioners.compose(fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact"), fs.preconditioners.identity()),
     ),
     preconditioned(
         "composed",
-        lambda params: fs.compose(
-            fs.diagonal(params.apply(lambda leaf: leaf.square() + 0.1)),
-            fs.adam(0.8, 0.9, 0.2),
-            fs.rmsprop(0.9, 0.2, curvature="exact"),
+        lambda params: fs.preconditioners.compose(
+            fs.preconditioners.diagonal(params.apply(lambda leaf: leaf.square() + 0.1)),
+            fs.preconditioners.adam(0.8, 0.9, 0.2),
+            fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact"),
         ),
     ),
 ]

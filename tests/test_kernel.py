@@ -19,9 +19,9 @@ def problem():
     return fs.module_loss(model, cross_entropy), fs.params_of(model), data
 
 
-def start(sampler: fs.Sampler, params: TensorDict) -> fs.State:
+def start(sampler: fs.samplers.Sampler, params: TensorDict) -> fs.samplers.State:
     """The state before the first step, for samplers with and without momenta."""
-    return sampler.init(params, fs.normal_like(fs.key(5), params))
+    return sampler.init(params, fs.tree.normal_like(fs.key(5), params))
 
 
 def log_prior(params: TensorDict) -> torch.Tensor:
@@ -52,7 +52,7 @@ def test_vmapped_step_is_the_single_step(problem, case):
     loss_fn, params, data = problem
     sampler = case.make(params)
     step = fs.kernel(sampler, loss_fn, log_prior=log_prior, metrics=True)
-    keys = fs.fold_in(fs.key(1), torch.arange(4))
+    keys = fs.random.fold_in(fs.key(1), torch.arange(4))
     starts = TensorDict({k: v + torch.randn(4, *v.shape) for k, v in params.items()}, batch_size=4)
     alone = [step(start(sampler, starts[i]), data, keys[i]) for i in range(4)]
     states = torch.stack([start(sampler, starts[i]) for i in range(4)])
@@ -207,8 +207,8 @@ def test_aux_and_absent_metrics(problem):
     _, info = fs.kernel(sampler, with_aux)(start(sampler, params), data, fs.key(0))
     assert info.aux["twice"] == 2 * info.loss
     _, info = fs.kernel(sampler, loss_fn)(start(sampler, params), data, fs.key(0))
-    assert info.aux == ()
-    assert info.metrics == ()
+    assert info.aux is None
+    assert info.metrics is None
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_cyclical_sgld_visits_25_modes_where_sgld_stays_in_one():
     expected = (0.06 / (1 - sampler.lr(led_by[late]) / 0.03 / 4)).mean()
     assert abs(away.square().mean() / expected - 1) < 0.1
 
-    plain = run(fs.sgld(fs.polynomial_decay(0.1, power=0.55), nbeta=1.0), 4, 5_000)
+    plain = run(fs.sgld(fs.schedules.polynomial_decay(0.1, power=0.55), nbeta=1.0), 4, 5_000)
     assert plain.num_steps == 50_000
     assert max(modes_visited(plain.draws["w"])) == 1
 
@@ -105,4 +105,4 @@ def test_contour_sgld_crosses_a_barrier_and_its_weighted_moments_are_right():
     with pytest.raises(ValueError, match=r"the draws have weights .* use weighted_mean"):
         fs.llc(samples)
     with pytest.raises(ValueError, match="the draws have weights"):
-        samples.summary()
+        fs.summary(samples)

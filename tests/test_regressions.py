@@ -32,7 +32,7 @@ class Setting:
         sd_bias: Lowest and highest relative bias of a standard deviation, by the scheme's law.
     """
 
-    make: Callable[..., fs.Sampler]
+    make: Callable[..., fs.samplers.Sampler]
     num_burnin_steps: int
     sd_bias: tuple[float, float] = (0.0, 0.0)
 

@@ -41,13 +41,15 @@ def test_sketches_of_parts_add_up():
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_sketches_of_terms(case, params):
     sampler = case.make(params)
-    keys = fs.split(fs.key(0), 4)
+    keys = fs.random.split(fs.key(0), 4)
     batch = params.expand(4)
-    noise = fs.normal_like(keys, batch)
+    noise = fs.tree.normal_like(keys, batch)
     state = sampler.init(batch, noise)
-    grads = fs.normal_like(fs.split(fs.key(1), 4), batch)
-    known = {"loss": torch.zeros(4), "hessian_diagonal": params.expand(4)}
-    _, terms = sampler.update(state, grads, noise, **known)
+    grads = fs.tree.normal_like(fs.random.split(fs.key(1), 4), batch)
+    evaluation = fs.samplers.Evaluation(
+        grads, loss=torch.zeros(4), hessian_diagonal=params.expand(4)
+    )
+    _, terms = sampler.update(state, evaluation, noise)
     sketch = count_sketch(tree.size(params), 7)
     result = sketches(terms, sketch)
     for name in result._fields:

@@ -79,6 +79,6 @@ def test_where_chooses_whole_chains():
 
 def test_normals_have_the_precision_of_their_leaf():
     like = TensorDict({"a": torch.zeros(50), "b": torch.zeros(50, dtype=torch.float32)})
-    drawn = fs.normal_like(fs.key(0), like)
+    drawn = fs.tree.normal_like(fs.key(0), like)
     assert (drawn["a"].dtype, drawn["b"].dtype) == (torch.float64, torch.float32)
     assert not torch.equal(drawn["a"], drawn["a"].float().double())

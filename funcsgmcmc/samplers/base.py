@@ -51,8 +51,8 @@ class Sampler(TensorClass, frozen=True):
     A sampler has batch size `[]`, shared by all chains, or `[C]`, one for each chain;
     `torch.stack` of samplers gives the latter, and `sampler[i]` is chain i's own.
 
-    Any setting that is annotated as a tensor may be a `Schedule` if `schedulable` names it; `update`
-    looks it up, so that `advance` sees tensors only.
+    A setting that `schedulable` names may be a `Schedule`. It is annotated as the tensor that
+    `advance` sees, after `update` has looked it up.
 
     Attributes:
         lr: Step size ε, or h.

@@ -166,7 +166,7 @@ def euler_terms(
         momentum: c · p.
         drift: ε.
         force_first: Whether friction acts on the momentum after the force has, which multiplies the
-            drift by c: p' = c (p − ε ∇U) + noise. It is the same up to an error of first order in ε.
+            drift by c: p' = c (p − ε ∇U) + noise; the same up to an error of first order in ε.
     """
     if force_first:
         drift = drift * momentum.coefficient
