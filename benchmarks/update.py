@@ -44,9 +44,7 @@ def contenders(device: torch.device) -> dict[str, Call]:
         flat = step_noise(key, state.step, tree.size(state.params), torch.float32)
         return sampler.update(state, Evaluation(grads), tree.unflatten(flat, state.params))[0]
 
-    def given_noise(
-        sampler: Sampler, state: State, grads: TensorDict, noise: TensorDict
-    ) -> State:
+    def given_noise(sampler: Sampler, state: State, grads: TensorDict, noise: TensorDict) -> State:
         return sampler.update(state, Evaluation(grads), noise)[0]
 
     found: dict[str, Call] = {"copy": params.clone}

@@ -57,17 +57,17 @@ class PreconditionerCoefs(NamedTuple):
         """Coefficients of any number of preconditioners together."""
         return reduce(cls.combine_with, coefs, cls(1.0, 1.0, 1.0, 1.0))
 
-    def factors(self, param: Tensor) -> Factors:
-        """Elementwise factors of the update's terms, where None stands for 1."""
-        mask = self.mask(param)
-        grad, prior, noise = (
-            factor if mask is None else mask if factor is None else mask * factor
-            for factor in (_factor(coef, param) for coef in self[:3])
-        )
+    def factors(self, param: Tensor, mask: Tensor | None) -> Factors:
+        """Elementwise factors of the update's terms, where None stands for 1; `mask` is its own."""
+        grad, prior, noise = (_factor(coef, param) for coef in self[:3])
         correction = None
         if self.grad_correction is not None:
             drift = torch.as_tensor(self.grad_correction, device=param.device).expand_as(param)
             correction = Term(1.0, scaled(drift, mask))
+        if mask is not None:
+            grad, prior, noise = (
+                mask if factor is None else mask * factor for factor in (grad, prior, noise)
+            )
         return Factors(grad, prior, noise, correction)
 
     def mask(self, param: Tensor) -> Tensor | None:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from numbers import Real
 from typing import Any, Literal, NamedTuple, cast
 
@@ -169,16 +169,15 @@ class CompositePrior(Prior):
             result += prior.grad(param, cast(dict[str, Any], remembered))
         return result
 
-    def members(self, state: State) -> Iterator[tuple[Prior, State]]:
+    def members(self, state: State) -> list[tuple[Prior, State]]:
         """Every prior, with the state as it sees it: its compartment before all others."""
-        for compartment, prior in self._compartments():
-            if compartment in state:
-                yield prior, ChainMap(state[compartment], state)
-            else:
-                yield prior, state
+        return [
+            (prior, ChainMap(state[compartment], state) if compartment in state else state)
+            for compartment, prior in self._compartments()
+        ]
 
-    def _compartments(self) -> Iterator[tuple[str, Prior]]:
-        return ((f"{self.key}_{i}", prior) for i, prior in enumerate(self.priors))
+    def _compartments(self) -> list[tuple[str, Prior]]:
+        return [(f"{self.key}_{i}", prior) for i, prior in enumerate(self.priors)]
 
     def __repr__(self) -> str:
         return f"CompositePrior({self.priors})"
@@ -230,13 +229,16 @@ def share_initial(prior: Prior | None, state: dict[str, Any]) -> None:
                 remembered[each.key] = initial
 
 
-def leaves(prior: Prior | None, state: State) -> Iterator[tuple[Prior, State]]:
+def leaves(prior: Prior | None, state: State) -> list[tuple[Prior, State]]:
     """The priors in a composite, at any depth, with the state as each sees it."""
-    if prior is not None and _is_plain(prior, CompositePrior):
-        for member, remembered in cast(CompositePrior, prior).members(state):
-            yield from leaves(member, remembered)
-    elif prior is not None:
-        yield prior, state
+    if prior is None:
+        return []
+    if not _is_plain(prior, CompositePrior):
+        return [(prior, state)]
+    found: list[tuple[Prior, State]] = []
+    for member, remembered in cast(CompositePrior, prior).members(state):
+        found += leaves(member, remembered)
+    return found
 
 
 def _is_plain(prior: Prior, kind: type[Prior]) -> bool:

@@ -119,6 +119,7 @@ class SGLD(SamplingOptimizer):
         return Potential(
             slope=Slope(grad, localization, weight_decay, distance),
             factors=diagonal_factors(None, mask),
-            noise=Term(now["noise_level"], noise_like(param, generator)),
+            noise=noise_like(param, generator),
+            noise_level=now["noise_level"],
             mask=mask,
         )

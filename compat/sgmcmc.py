@@ -199,12 +199,13 @@ class SGMCMC(SamplingOptimizer):
         distance = pulled.from_initial
         if self.save_metrics and distance is None:
             distance = Term(1.0, displacement(param.data, state["initial_param"]))
-        force = Term(now["nbeta"], grad)
+        mask, force = coefs.mask(param), Term(now["nbeta"], grad)
         return Potential(
             slope=Slope(force, pulled.localization, pulled.weight_decay, distance),
-            factors=coefs.factors(param),
-            noise=Term(now["noise_level"], noise_like(param, generator)),
-            mask=coefs.mask(param),
+            factors=coefs.factors(param, mask),
+            noise=noise_like(param, generator),
+            noise_level=now["noise_level"],
+            mask=mask,
         )
 
     def get_params(self) -> Iterator[Tensor]:

@@ -106,7 +106,8 @@ class SGNHT(SamplingOptimizer):
                 potential = Potential(
                     slope=Slope(Term(now["nbeta"], dense_grad(param)), None, None, None),
                     factors=diagonal_factors(None, mask),
-                    noise=Term(1.0, noise_like(param)),
+                    noise=noise_like(param),
+                    noise_level=1.0,
                     mask=mask,
                 )
                 half_width = group["bounding_box_size"] or None
@@ -155,20 +156,21 @@ class Thermostat:
     ) -> None:
         """Update one parameter and its momentum, in place."""
         momentum, now = state["momentum"], self._now
+        scale = (2 * now["diffusion_factor"] * now["lr"]) ** 0.5
         terms = euler_terms(
             potential.slope,
             potential.factors,
-            potential.noise.times((2 * now["diffusion_factor"] * now["lr"]) ** 0.5),
+            Term(scale * potential.noise_level, potential.noise),
             Term(1 - self._friction, momentum),
             drift=now["lr"],
             force_first=True,
         )
         report.add(param, terms, potential.mask)
         pushed = terms.total()
-        moved = add(param.data, Term(1.0, pushed))
+        w = add(param.data, Term(1.0, pushed), in_place=True)
         if half_width is not None:
-            moved, pushed = reflect_at_box(moved, pushed, state["initial_param"], half_width)
-        param.data.copy_(moved)
+            clamped, pushed = reflect_at_box(w, pushed, state["initial_param"], half_width)
+            w.copy_(clamped)
         momentum.copy_(pushed)
         self._energies.append(tree.dot(pushed, pushed))
         self._sampled += entries(param, potential.mask)

@@ -22,13 +22,15 @@ class Potential(NamedTuple):
     Attributes:
         slope: nβ g and the pulls.
         factors: Preconditioner and mask.
-        noise: σ · η.
+        noise: η.
+        noise_level: σ.
         mask: m; None means 1.
     """
 
     slope: Slope
     factors: Factors
-    noise: Term
+    noise: Tensor
+    noise_level: float
     mask: Tensor | None
 
 
@@ -76,9 +78,10 @@ def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tenso
 
 def dense_grad(param: Tensor) -> Tensor:
     """A parameter's gradient, zeros if it has none."""
-    if param.grad is None:
+    grad = param.grad
+    if grad is None:
         return torch.zeros_like(param)
-    return param.grad.to_dense() if param.grad.is_sparse else param.grad
+    return grad.to_dense() if grad.is_sparse else grad
 
 
 def entries(param: Tensor, mask: Tensor | None) -> int:
@@ -104,7 +107,8 @@ def langevin_step_(
         half_width: b, or None for no box.
         report: Where the step is reported.
     """
-    w, shock = param.data, potential.noise.times(lr**0.5)
+    w = param.data
+    shock = Term(lr**0.5 * potential.noise_level, potential.noise)
     terms = step_terms(potential.slope, potential.factors, shock, drift=lr / 2)
     report.add(param, terms, potential.mask)
     move(w, terms, in_place=True)

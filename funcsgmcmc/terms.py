@@ -41,14 +41,16 @@ class Term(NamedTuple):
 
     def value(self) -> Any:
         """The term itself, a tree in float32 or better."""
+        coefficient = self.coefficient
+        if not isinstance(coefficient, Tensor):
+            return tree.map_leaves(lambda leaf: tree.widened(leaf).mul(coefficient), self.direction)
         return tree.map_leaves(
-            lambda leaf: tree.expand_right(self.coefficient, leaf) * tree.widened(leaf),
-            self.direction,
+            lambda leaf: tree.expand_right(coefficient, leaf) * tree.widened(leaf), self.direction
         )
 
-    def times(self, factor: Scalar, factors: Tree | None = None) -> "Term":
-        """The term times a value of each chain, and elementwise times a tree; None means 1."""
-        return Term(factor * self.coefficient, scaled(self.direction, factors))
+    def times(self, factor: Scalar) -> "Term":
+        """The term times a value of each chain."""
+        return Term(factor * self.coefficient, self.direction)
 
 
 class Slope(NamedTuple):
@@ -85,7 +87,8 @@ class Factors(NamedTuple):
     drift_grad: Term | None = None
 
 
-@dataclass(frozen=True)
+# Not frozen: an optimizer makes one for each parameter, and a frozen one takes thrice as long.
+@dataclass(slots=True)
 class Terms:
     """The terms of one update, as applied: step size, preconditioner and mask included.
 
@@ -116,15 +119,17 @@ class Terms:
 
     def down(self) -> list[Term]:
         """The terms that the update subtracts."""
-        return _present(self.scaled_grad, self.localization, self.weight_decay)
+        terms = (self.scaled_grad, self.localization, self.weight_decay)
+        return [term for term in terms if term is not None]
 
     def up(self) -> list[Term]:
-        """The terms that the update adds, momentum aside."""
-        return _present(self.correction, self.noise)
+        """The terms that the update adds, the momentum first."""
+        terms = (self.momentum, self.correction, self.noise)
+        return [term for term in terms if term is not None]
 
     def total(self) -> Any:
         """The sum of the terms, w' − w without a box: a tree in float32 or better."""
-        first, *rest = [*_present(self.momentum), *self.up()]
+        first, *rest = self.up()
         return combine(first.value(), minus=self.down(), plus=rest)
 
     def rescaled(self, *, drift: Scalar, noise: Scalar, momentum: Term | None) -> "Terms":
@@ -194,24 +199,26 @@ def step_terms(
         drift: Step size of the drift: ε/2 for SGLD.
         momentum: As in `Terms`.
     """
-
-    def applied(term: Term | None, factor: Tree | None) -> Term | None:
-        return None if term is None else term.times(drift, factor)
-
-    unscaled_grad = applied(slope.grad, None)
+    unscaled_grad = _applied(drift, slope.grad, None)
     scaled_grad = unscaled_grad
     if factors.grad is not None or factors.drift_grad is not None:
-        scaled_grad = applied(factors.drift_grad or slope.grad, factors.grad)
+        scaled_grad = _applied(drift, factors.drift_grad or slope.grad, factors.grad)
     return Terms(
         scaled_grad=scaled_grad,
         unscaled_grad=unscaled_grad,
-        localization=applied(slope.localization, factors.prior),
-        weight_decay=applied(slope.weight_decay, factors.prior),
+        localization=_applied(drift, slope.localization, factors.prior),
+        weight_decay=_applied(drift, slope.weight_decay, factors.prior),
         noise=Term(shock.coefficient, scaled(shock.direction, factors.noise)),
         distance=slope.distance,
-        correction=applied(factors.correction, None),
+        correction=_applied(drift, factors.correction, None),
         momentum=momentum,
     )
+
+
+def _applied(drift: Scalar, term: Term | None, factor: Tree | None) -> Term | None:
+    if term is None:
+        return None
+    return Term(drift * term.coefficient, scaled(term.direction, factor))
 
 
 def move(params: AnyTree, terms: Terms, *, in_place: bool = False) -> AnyTree:
@@ -226,13 +233,12 @@ def move(params: AnyTree, terms: Terms, *, in_place: bool = False) -> AnyTree:
     Returns:
         A tree like `params`.
     """
-    up = [*_present(terms.momentum), *terms.up()]
-    return combine(params, minus=terms.down(), plus=up, in_place=in_place)
+    return combine(params, minus=terms.down(), plus=terms.up(), in_place=in_place)
 
 
-def add(params: AnyTree, *terms: Term) -> AnyTree:
-    """Add terms to a tree, and round the sum to its dtypes once."""
-    return combine(params, minus=(), plus=terms)
+def add(params: AnyTree, *terms: Term, in_place: bool = False) -> AnyTree:
+    """Add terms to a tree, and round the sum to its dtypes once; `in_place` as for `combine`."""
+    return combine(params, minus=(), plus=terms, in_place=in_place)
 
 
 def sum_terms(terms: Sequence[Term]) -> Term | None:
@@ -298,8 +304,8 @@ def _combine_leaf(
 def _lies_in(memory: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a direction lies in some memory."""
     storage = memory.untyped_storage().data_ptr()
-    return any(term.direction.untyped_storage().data_ptr() == storage for term in terms)
-
-
-def _present(*terms: Term | None) -> list[Term]:
-    return [term for term in terms if term is not None]
+    # A generator would cost an optimizer of small parameters a microsecond each.
+    for term in terms:  # noqa: SIM110
+        if term.direction.untyped_storage().data_ptr() == storage:
+            return True
+    return False

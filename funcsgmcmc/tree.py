@@ -327,6 +327,9 @@ def dot(a: Tree, b: Tree) -> Tensor:
         ⟨a, b⟩, `[*chains]`, accumulated in float32 or better.
     """
     if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if a is b:
+            vector = widened(cast(Tensor, a)).reshape(-1)
+            return torch.dot(vector, vector)
         return torch.dot(*flat([cast(Tensor, a), cast(Tensor, b)]))
     dots = []
     for name, leaf in leaves(a):

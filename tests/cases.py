@@ -63,7 +63,9 @@ def full_case(spec: SamplerSpec) -> Case:
     return Case(f"{spec.name} with everything", make)
 
 
-def preconditioned(name: str, make: Callable[[TensorDict], fs.preconditioners.Preconditioner]) -> Case:
+def preconditioned(
+    name: str, make: Callable[[TensorDict], fs.preconditioners.Preconditioner]
+) -> Case:
     return Case(
         name,
         lambda params: fs.sgld(
@@ -75,12 +77,18 @@ def preconditioned(name: str, make: Callable[[TensorDict], fs.preconditioners.Pr
 CASES = [
     *(plain_case(spec) for spec in SPECS.values()),
     *(full_case(spec) for spec in SPECS.values()),
-    preconditioned("exact curvature", lambda params: fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact")),
-    preconditioned("hutchinson", lambda params: fs.preconditioners.rmsprop(0.9, 0.2, curvature="hutchinson")),
+    preconditioned(
+        "exact curvature", lambda params: fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact")
+    ),
+    preconditioned(
+        "hutchinson", lambda params: fs.preconditioners.rmsprop(0.9, 0.2, curvature="hutchinson")
+    ),
     preconditioned("adam", lambda params: fs.preconditioners.adam(0.8, 0.9, 0.2)),
     preconditioned(
         "composed, curvature first",
-        lambda params: fs.preconditioners.compose(fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact"), fs.preconditioners.identity()),
+        lambda params: fs.preconditioners.compose(
+            fs.preconditioners.rmsprop(0.9, 0.2, curvature="exact"), fs.preconditioners.identity()
+        ),
     ),
     preconditioned(
         "composed",

@@ -43,7 +43,9 @@ def good_loss(params: TensorDict, batch: torch.Tensor) -> torch.Tensor:
     return ((params["w"] - batch.mean()) ** 2).sum()
 
 
-def run(sampler: fs.samplers.Sampler, params: TensorDict | None = None, **settings: Any) -> fs.Samples:
+def run(
+    sampler: fs.samplers.Sampler, params: TensorDict | None = None, **settings: Any
+) -> fs.Samples:
     """Sample the classification problem; settings replace the defaults."""
     model, data = classification()
     options: dict[str, Any] = {

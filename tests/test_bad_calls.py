@@ -153,7 +153,11 @@ BAD_CALLS = [
     ({"chunk_size": 0}, ValueError, "chunk_size must be >= 1, got 0"),
     ({"init_noise": -1.0}, ValueError, "init_noise must be >= 0, got -1"),
     ({"key": 3}, TypeError, r"key must be made by funcsgmcmc.key\(seed\), got int"),
-    ({"key": fs.random.split(fs.key(0), 2)}, ValueError, r"one key, of shape \(2,\), got shape \(2, 2\)"),
+    (
+        {"key": fs.random.split(fs.key(0), 2)},
+        ValueError,
+        r"one key, of shape \(2,\), got shape \(2, 2\)",
+    ),
     (
         {"chain_method": "pmap"},
         ValueError,

@@ -38,7 +38,10 @@ def test_values():
         (lambda: fs.schedules.polynomial_decay(1.0, offset=0.0), "offset must be > 0, got 0"),
         (lambda: fs.schedules.polynomial_decay(1.0, power=math.nan), "power must be >= 0, got nan"),
         (lambda: fs.schedules.cosine(1.0, num_steps=0), "num_steps must be > 0, got 0"),
-        (lambda: fs.schedules.cyclical(1.0, num_steps_per_cycle=0.5), "num_steps_per_cycle must be >= 1"),
+        (
+            lambda: fs.schedules.cyclical(1.0, num_steps_per_cycle=0.5),
+            "num_steps_per_cycle must be >= 1",
+        ),
         (
             lambda: fs.schedules.sampling_phases(num_steps_per_cycle=5, exploration=1.0),
             "exploration must be < 1, got 1",
@@ -73,7 +76,9 @@ def test_a_schedule_per_chain_is_each_chains_own():
         sampler = fs.sgld(fs.schedules.cosine(peak, num_steps=4), nbeta=3.0)
         alone = run(sampler, num_chains=1, chain_offset=chain)
         torch.testing.assert_close(alone.losses[0], swept.losses[chain])
-    stacked = torch.stack([fs.sgld(fs.schedules.cosine(p, num_steps=4), nbeta=3.0) for p in peaks.tolist()])
+    stacked = torch.stack(
+        [fs.sgld(fs.schedules.cosine(p, num_steps=4), nbeta=3.0) for p in peaks.tolist()]
+    )
     assert_same(swept, run(stacked, num_chains=3))
 
 
