@@ -12,9 +12,20 @@ import importlib
 from typing import Any
 
 from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch
+from funcsgmcmc.estimates import plots
+from funcsgmcmc.estimates.convergence import (
+    Diagnostics,
+    WeightedMean,
+    diagnostics,
+    weighted_mean,
+)
+from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc, llc_draws
+from funcsgmcmc.estimates.summary import Summary, summary, to_datatree
 from funcsgmcmc.gradients import accumulated, control_variates, module_loss, svrg
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.random import key
+from funcsgmcmc.runs.record import DivergenceError, Frozen, Samples, SamplingError
+from funcsgmcmc.runs.sampling import sample
 from funcsgmcmc.samplers.badoda import badoda
 from funcsgmcmc.samplers.baoa import baoa
 from funcsgmcmc.samplers.contour_sgld import contour_sgld
@@ -27,6 +38,14 @@ from funcsgmcmc.stepping import compiled, kernel
 from funcsgmcmc.tree import params_of
 
 __all__ = [
+    "LLC",
+    "Diagnostics",
+    "DivergenceError",
+    "Frozen",
+    "Samples",
+    "SamplingError",
+    "Summary",
+    "WeightedMean",
     "accumulated",
     "badoda",
     "baoa",
@@ -34,16 +53,22 @@ __all__ = [
     "contour_sgld",
     "control_variates",
     "cyclical_sgld",
+    "default_nbeta",
+    "diagnostics",
     "gradients",
     "keep_freed_memory",
     "kernel",
     "key",
+    "llc",
+    "llc_draws",
     "module_loss",
     "norms",
     "params_of",
+    "plots",
     "preconditioners",
     "random",
     "rmsprop_sgld",
+    "sample",
     "samplers",
     "schedules",
     "sghmc",
@@ -51,7 +76,10 @@ __all__ = [
     "sglrw",
     "sgnht",
     "sketch",
+    "summary",
     "svrg",
+    "to_datatree",
+    "weighted_mean",
 ]
 
 

@@ -26,7 +26,7 @@ from funcsgmcmc import checks, tree
 from funcsgmcmc.curvature import HessianDiagonal
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.priors import displacement, gaussian_pull
-from funcsgmcmc.schedules import Schedule
+from funcsgmcmc.schedules import Schedule, over_steps
 from funcsgmcmc.terms import Slope, Term, Terms
 from funcsgmcmc.tree import AnyTree, Scalar
 
@@ -145,6 +145,17 @@ class Sampler(TensorClass, frozen=True):
             `[*chains]`; None for samplers whose draws all count alike.
         """
         return None
+
+    def sampled_temperature(self, steps: Tensor) -> Tensor:
+        """T of the law e^(−U/T) that the chain samples at some steps.
+
+        Args:
+            steps: Indices, `[T]`.
+
+        Returns:
+            `[T]`, or `[C, T]` where settings are per chain.
+        """
+        return over_steps(self.temperature, steps)
 
     def start(self, given: TensorDictBase | Mapping[str, Tensor]) -> dict[str, Any]:
         """Check parameters against the sampler, and make the fields that all states share.

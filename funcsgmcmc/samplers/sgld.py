@@ -63,6 +63,10 @@ class SGLD(LangevinSampler, frozen=True):
         params = self.boxed(move(state.params, terms), self.center(state))
         return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms
 
+    def sampled_temperature(self, steps: Tensor) -> Tensor:
+        """σ² T: noise of scale σ is that of temperature σ² (exactly so for G = 1)."""
+        return super().sampled_temperature(steps) * self.noise_level.unsqueeze(-1) ** 2
+
 
 @takes_shared_settings
 def sgld(

@@ -6,29 +6,12 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.llc import llc_draws
-from funcsgmcmc.samples import Samples
+from funcsgmcmc.estimates.llc import running_llc
+from funcsgmcmc.runs.record import Samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def running_llc(samples: Samples) -> tuple[Tensor, Tensor]:
-    """The learning coefficient as it would be estimated from the first draws only.
-
-    Returns:
-        Mean over healthy chains of each chain's mean over draws 0 … d, `[D]`; and its standard
-        error over chains, sd/√C, `[D]` (NaN for one chain).
-
-    Raises:
-        ValueError: As `llc`.
-    """
-    checks.unweighted(samples.log_weights)
-    draws = llc_draws(samples)[checks.usable_chains(samples.healthy, samples.num_draws)]
-    chains = draws.cumsum(1) / torch.arange(1, draws.shape[1] + 1)
-    spread = chains.std(0) if len(chains) > 1 else torch.full_like(chains[0], torch.nan)
-    return chains.mean(0), spread / len(chains) ** 0.5
 
 
 def plot_llc(samples: Samples) -> "Figure":
@@ -67,8 +50,9 @@ def _plot_losses(axes: "Axes", samples: Samples) -> None:
     axes.plot(steps, losses.T, color="C0", lw=0.5, alpha=min(1.0, 8 / len(losses)), rasterized=True)
     axes.plot(steps, losses.mean(0), color="navy", lw=1, label="mean over chains")
     if samples.initial_loss is not None:
-        reference = float(samples.initial_loss.mean())
-        axes.axhline(reference, color="0.3", lw=1, ls="--", label=f"$L_n(w_0)$ = {reference:.3g}")
+        anchor_loss = float(samples.initial_loss.mean())
+        label = f"$L_n(w_0)$ = {anchor_loss:.3g}"
+        axes.axhline(anchor_loss, color="0.3", lw=1, ls="--", label=label)
     if samples.num_burnin_steps:
         axes.axvspan(0, samples.num_burnin_steps, color="0.5", alpha=0.2, lw=0, label="burn-in")
     axes.set_ylabel("minibatch loss")

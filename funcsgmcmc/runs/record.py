@@ -1,21 +1,16 @@
-"""What a run of `sample` returns."""
+"""The record that a run returns, and the errors that carry one."""
 
+import numbers
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc.metrics import Metrics
+from funcsgmcmc.norms import Metrics
 from funcsgmcmc.samplers.base import Sampler, State
-
-if TYPE_CHECKING:
-    from xarray import DataTree
-
-    from funcsgmcmc.diagnostics import Summary
-    from funcsgmcmc.llc import LLC
 
 
 @dataclass(frozen=True)
@@ -34,10 +29,6 @@ class Frozen:
 
     def __str__(self) -> str:
         return f"chain {self.chain} frozen at step {self.step}: {self.reason}"
-
-
-def _tensors(settings: list[Any]) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(settings) if isinstance(leaf, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -65,8 +56,8 @@ class Samples:
             could not be passed over.
         frozen_at: Step at which a chain was frozen, `[C]`; −1 for healthy chains.
         draw_steps: The step of each draw, `[D]`: the last of every `num_steps_between_draws` steps
-            after burn-in; where the temperature is scheduled, only those count that a step at T > 0
-            led to.
+            after burn-in. Where the temperature is scheduled, a step counts only if a step at T > 0
+            led to it.
         num_burnin_steps: Steps before the first draw's.
         num_steps_between_draws: Steps a draw.
         chain_method: How the chains were run, `"vmap"` or `"loop"`.
@@ -90,17 +81,17 @@ class Samples:
 
     @property
     def num_chains(self) -> int:
-        """C."""
+        """The number of chains, C."""
         return self.losses.shape[0]
 
     @property
     def num_steps(self) -> int:
-        """T, the number of steps made."""
+        """The number of steps made, T."""
         return self.losses.shape[1]
 
     @property
     def num_draws(self) -> int:
-        """D, the number of draws made."""
+        """The number of draws made, D."""
         return len(self.draw_steps)
 
     @property
@@ -127,40 +118,84 @@ class Samples:
 
     @property
     def is_sweep(self) -> bool:
-        """Whether chains have different settings, so that they do not sample one distribution.
-
-        Their anchors may differ, as those of chains with different starts do.
-        """
+        """Whether chains have different settings, so that they do not sample one distribution."""
         if not self.sampler.shape:
             return False
-        settings = [
-            getattr(self.sampler, name)
-            for name in self.sampler.__dataclass_fields__
-            if name != "anchor"
-        ]
-        return any(bool((leaf != leaf[:1]).any()) for leaf in _tensors(settings))
+        # Anchors may differ in one experiment, as those of chains with different starts do.
+        names = [name for name in self.sampler.__dataclass_fields__ if name != "anchor"]
+        settings = [getattr(self.sampler, name) for name in names]
+        leaves = [leaf for leaf in pytree.tree_leaves(settings) if isinstance(leaf, Tensor)]
+        return any(bool((leaf != leaf[:1]).any()) for leaf in leaves)
 
     def health(self) -> str:
-        """One line that says how many chains estimates use, and one for each frozen chain."""
+        """Say how many chains estimates use, in one line, and why others were frozen."""
         used = f"{int(self.healthy.sum())} of {self.num_chains} chains"
         if self.is_sweep:
             used += ", which have different settings: what is pooled over them mixes these"
         return "\n".join([used, *map(str, self.frozen)])
 
-    def llc(self) -> "LLC":
-        """Estimate the local learning coefficient; see `funcsgmcmc.llc.llc`."""
-        from funcsgmcmc.llc import llc
+    def usable_chains(self) -> Tensor:
+        """The chains that estimates use: the healthy ones, bool `[C]`.
 
-        return llc(self)
+        Raises:
+            ValueError: No draw was made, or no chain is healthy.
+        """
+        if self.num_draws < 1:
+            raise ValueError("estimates need at least one draw, got a run that stopped in burn-in")
+        if not self.healthy.any():
+            raise ValueError(
+                f"estimates need at least one healthy chain, got {self.num_chains} frozen ones: "
+                "lower lr, or see samples.frozen for the reasons"
+            )
+        return self.healthy
 
-    def summary(self) -> "Summary":
-        """Estimates and diagnostics as a table; see `funcsgmcmc.diagnostics.summary`."""
-        from funcsgmcmc.diagnostics import summary
+    def check_unweighted(self) -> None:
+        """Refuse draws that do not count alike, for a plain average.
 
-        return summary(self)
+        Raises:
+            ValueError: They have weights.
+        """
+        if self.log_weights is not None:
+            raise ValueError(
+                "the draws have weights (samples.log_weights), which a plain average would ignore: "
+                "use weighted_mean(values[samples.healthy], samples.log_weights[samples.healthy]), "
+                "with values from samples.observables or llc_draws(samples)"
+            )
 
-    def to_datatree(self) -> "DataTree":
-        """The record for ArviZ; see `funcsgmcmc.diagnostics.to_datatree`."""
-        from funcsgmcmc.diagnostics import to_datatree
 
-        return to_datatree(self)
+class SamplingError(RuntimeError):
+    """A run stopped before its end.
+
+    Attributes:
+        samples: What was recorded until then.
+    """
+
+    def __init__(self, message: str, samples: Samples) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+
+class DivergenceError(SamplingError):
+    """A chain became non-finite, and `on_divergence="raise"` was asked for."""
+
+
+def check_initial_loss(value: Any, num_chains: int) -> Tensor:
+    """Check L(w₀).
+
+    Returns:
+        float64, `[]` or `[num_chains]`, detached, on the CPU.
+
+    Raises:
+        TypeError: It is not a real number or tensor.
+        ValueError: It has another shape, or is not finite.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
+        raise TypeError(f"initial_loss must be a number or a tensor, got {type(value).__name__}")
+    loss = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    if loss.shape not in (torch.Size(), torch.Size((num_chains,))):
+        raise ValueError(
+            f"initial_loss must have shape () or ({num_chains},), got shape {tuple(loss.shape)}"
+        )
+    if not loss.isfinite().all():
+        raise ValueError(f"initial_loss must be finite, got {loss.tolist()}")
+    return loss

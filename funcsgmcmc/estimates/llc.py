@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.samplers.sgld import SGLD
-from funcsgmcmc.samples import Samples
+from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.runs.record import Samples, check_initial_loss
 from funcsgmcmc.schedules import over_steps
 
 
@@ -79,20 +79,22 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
     Raises:
         ValueError: Neither the run nor the argument gives L_n(w₀), or a temperature is 0.
     """
-    reference = samples.initial_loss if initial_loss is None else initial_loss
-    if reference is None:
+    anchor_loss = samples.initial_loss if initial_loss is None else initial_loss
+    if anchor_loss is None:
         raise ValueError(
             "initial_loss must be given: the run's data could not be passed over twice, "
             "so that L(w0) on all data is not known"
         )
-    baseline = checks.initial_loss(reference, samples.num_chains).reshape(-1, 1)
-    steps, sampler = (samples.draw_steps - 1).clamp(min=0), samples.sampler
-    nbeta = over_steps(sampler.nbeta.cpu(), steps).reshape(-1, len(steps))
-    temperature = over_steps(sampler.temperature.cpu(), steps).reshape(-1, len(steps))
-    if isinstance(sampler, SGLD):
-        temperature = temperature * sampler.noise_level.cpu().reshape(-1, 1) ** 2
-    checks.positive("temperature", temperature)
-    return nbeta / temperature * (samples.draw_losses.double() - baseline)
+    anchor_loss = check_initial_loss(anchor_loss, samples.num_chains).reshape(-1, 1)
+    sampler = samples.sampler
+    # A draw is where its step begins: the step before it made it.
+    steps = (samples.draw_steps - 1).clamp(min=0).to(sampler.localization.device)
+    nbeta = over_steps(sampler.nbeta, steps).cpu()
+    temperature = sampler.sampled_temperature(steps).cpu()
+    if not (temperature > 0).all():
+        raise ValueError(f"temperature must be > 0 at the draws, got {float(temperature.min()):g}")
+    # `[D]` where all chains share a setting, `[C, D]` where each has its own: both broadcast.
+    return nbeta / temperature * (samples.draw_losses.double() - anchor_loss)
 
 
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
@@ -118,11 +120,9 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         ValueError: L_n(w₀) is not known, no draw was made, no chain is healthy, or the draws have
             weights.
     """
-    from funcsgmcmc.diagnostics import diagnostics
-
-    checks.unweighted(samples.log_weights)
+    samples.check_unweighted()
     draws = llc_draws(samples, initial_loss)
-    used = draws[checks.usable_chains(samples.healthy, samples.num_draws)]
+    used = draws[samples.usable_chains()]
     mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)
     mcse_per_chain[samples.healthy] = torch.stack([diagnostics(d[None]).mcse_mean for d in used])
     return LLC(
@@ -132,3 +132,20 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         mcse_per_chain=mcse_per_chain,
         num_chains=len(used),
     )
+
+
+def running_llc(samples: Samples) -> tuple[Tensor, Tensor]:
+    """The learning coefficient as it would be estimated from the first draws only.
+
+    Returns:
+        Mean over healthy chains of each chain's mean over draws 0 … d, `[D]`; and its standard
+        error over chains, sd/√C, `[D]` (NaN for one chain).
+
+    Raises:
+        ValueError: As `llc`.
+    """
+    samples.check_unweighted()
+    draws = llc_draws(samples)[samples.usable_chains()]
+    chains = draws.cumsum(1) / torch.arange(1, draws.shape[1] + 1)
+    spread = chains.std(0) if len(chains) > 1 else torch.full_like(chains[0], torch.nan)
+    return chains.mean(0), spread / len(chains) ** 0.5

@@ -1,0 +1,159 @@
+"""Convergence of draws, diagnosed by ArviZ (the extra `diagnostics`).
+
+Shapes: values of a quantity are `[C, D, …]`, C chains of D draws; what is told of it is `[…]`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import checks
+
+# Tail ESS at the 5 % and 95 % quantiles, as in Vehtari et al. 2021, section 4.3.
+TAIL_QUANTILE = 0.95
+
+
+class Diagnostics(NamedTuple):
+    """Convergence of a quantity, each `[…]` for values `[C, D, …]`; NaN below four draws.
+
+    Attributes:
+        r_hat: Rank-normalized split R-hat; 1 at convergence, suspect above 1.01.
+        ess_bulk: Effective sample size for the centre of the distribution, in draws.
+        ess_tail: The smaller effective sample size of the 5 % and 95 % quantiles, in draws.
+        mcse_mean: Monte Carlo standard error of the mean, in units of the quantity.
+    """
+
+    r_hat: Tensor
+    ess_bulk: Tensor
+    ess_tail: Tensor
+    mcse_mean: Tensor
+
+
+class WeightedMean(NamedTuple):
+    """An average over draws that do not count alike.
+
+    Attributes:
+        mean: `[…]`.
+        mcse: Its Monte Carlo standard error, autocorrelation included, `[…]`.
+        ess_weights: Number of draws of equal weight that would estimate as well, were draws
+            independent: (Σ weight)²/Σ weight².
+    """
+
+    mean: Tensor
+    mcse: Tensor
+    ess_weights: float
+
+
+def diagnostics(values: Tensor) -> Diagnostics:
+    """Diagnose the convergence of one quantity.
+
+    Source: Vehtari, Gelman, Simpson, Carpenter and Bürkner, "Rank-normalization, folding, and
+    localization: an improved R-hat for assessing convergence of MCMC", Bayesian Analysis 16 (2021).
+
+    Args:
+        values: `[C, D, …]`, of healthy chains only (`samples.draw_losses[samples.healthy]`).
+
+    Returns:
+        Each diagnostic, `[…]`, float64.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: `values` has fewer than two dimensions, or no draw.
+    """
+    with needs_arviz():
+        from arviz_stats.base import array_stats
+    _check_draws(values)
+    array = values.double().cpu().numpy()
+    axes = {"chain_axis": 0, "draw_axis": 1}
+    return Diagnostics(
+        *(
+            torch.as_tensor(statistic, dtype=torch.float64)
+            for statistic in (
+                array_stats.rhat(array, **axes),
+                array_stats.ess(array, method="bulk", **axes),
+                array_stats.ess(array, method="tail", prob=TAIL_QUANTILE, **axes),
+                array_stats.mcse(array, method="mean", **axes),
+            )
+        )
+    )
+
+
+def weighted_mean(values: Tensor, log_weights: Tensor) -> WeightedMean:
+    """Average a quantity over weighted draws, as those of `contour_sgld` are.
+
+        E f ≈ Σ weight · f/Σ weight
+
+    Its error is that of the mean of weight · (f − E f), divided by the mean weight (the delta
+    method).
+
+    Args:
+        values: `[C, D, …]`, of healthy chains only.
+        log_weights: `[C, D]`, of the same chains; a constant added to all changes nothing.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: The shapes do not fit, or there is no draw.
+    """
+    _check_draws(values)
+    _check_weights(log_weights, values)
+    weights = (log_weights - log_weights.max()).exp().double()
+    weights = weights / weights.mean()  # so that the error needs no division by the mean weight
+    tall = weights.reshape(*weights.shape, *(1,) * (values.ndim - 2))
+    mean = (tall * values.double()).mean((0, 1))
+    return WeightedMean(
+        mean=mean,
+        mcse=diagnostics(tall * (values.double() - mean)).mcse_mean,
+        ess_weights=float(weights.numel() / weights.square().mean()),
+    )
+
+
+@contextlib.contextmanager
+def needs_arviz() -> Iterator[None]:
+    """Name the extra that is missing, where an import of ArviZ fails.
+
+    Raises:
+        ImportError: It does.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise checks.missing_extra(
+            "diagnostics", "arviz-stats with xarray", "this diagnostic"
+        ) from error
+
+
+def _check_draws(values: Tensor) -> None:
+    """Refuse values that are not `[C, D, …]`, or empty.
+
+    Raises:
+        ValueError: They are.
+    """
+    if values.ndim < 2 or not values.numel():
+        raise ValueError(
+            f"values must have shape [chains, draws, ...] and not be empty, "
+            f"got {tuple(values.shape)}"
+        )
+
+
+def _check_weights(log_weights: Any, values: Tensor) -> None:
+    """Refuse weights that are not one for each draw.
+
+    Raises:
+        TypeError: There are none.
+        ValueError: Their shape is another, or they are those of a frozen chain.
+    """
+    if not isinstance(log_weights, Tensor):
+        raise TypeError(
+            f"log_weights must be a tensor [chains, draws], got {type(log_weights).__name__}; "
+            "draws without weights have plain means"
+        )
+    if log_weights.shape != values.shape[:2]:
+        raise ValueError(
+            f"log_weights must have shape {tuple(values.shape[:2])}, one for each chain and draw, "
+            f"got shape {tuple(log_weights.shape)}"
+        )
+    if log_weights.isnan().any():
+        raise ValueError("log_weights must be those of healthy chains (samples.healthy), got NaN")

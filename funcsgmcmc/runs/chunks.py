@@ -1,0 +1,101 @@
+"""Chunks: the chains of a run that step together.
+
+A chunk is a slice of the run's chains, or one chain without a chain dimension, as a loop over
+chains takes it; the same rows pick either out of a state, of keys and of what is recorded.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from funcsgmcmc.gradients import GradientEstimator
+from funcsgmcmc.runs.data import Batches, pass_over
+from funcsgmcmc.runs.store import Rows
+from funcsgmcmc.samplers.base import Sampler, State
+
+
+@dataclass
+class Chunk:
+    """Chains that step together, `[*chains]` of them: c, or one without a chain dimension.
+
+    Attributes:
+        rows: Which of the run's chains they are.
+        sampler: Their sampler, of batch size `[]` or `[*chains]`.
+        state: Their state.
+        keys: Their keys of the noise, `[*chains, 2]`.
+        frozen_at: The step at which each failed, `[*chains]`; −1 for healthy chains.
+        memory: The memory of the gradient's estimator; None before it is due.
+    """
+
+    rows: Rows
+    sampler: Sampler
+    state: State
+    keys: Tensor
+    frozen_at: Tensor
+    memory: Any
+
+    def refresh_memory(self, step: int, estimator: GradientEstimator, batches: Batches) -> None:
+        """Make the memory of an estimator that needs one, if it is due at a step."""
+        interval = estimator.refresh_interval
+        if interval is None and self.memory is None:
+            anchor = self.sampler.center(self.state)
+            self.memory = estimator.prepare(anchor, pass_over(batches))
+        elif interval is not None and step % interval == 0:
+            self.memory = estimator.prepare(self.state.params, pass_over(batches))
+
+
+def make_shared_memory(estimator: GradientEstimator, anchor: TensorDict, batches: Batches) -> Any:
+    """Make the memory that all chains share: one that stays at an anchor that they share.
+
+    Returns:
+        None if the estimator needs none, or each chunk has its own.
+
+    Raises:
+        ValueError: The estimator needs passes over data that cannot be passed over.
+    """
+    if not estimator.needs_memory:
+        return None
+    pass_over(batches)  # refused now, and not in the first step
+    if estimator.refresh_interval is not None or anchor.batch_size:
+        return None
+    return estimator.prepare(anchor, pass_over(batches))
+
+
+def split(
+    sampler: Sampler, state: State, keys: Tensor, shared_memory: Any, size: int | None
+) -> list[Chunk]:
+    """Split a run's chains into chunks.
+
+    Args:
+        sampler: Of batch size `[]` or `[C]`.
+        state: Of batch size `[C]`.
+        keys: The chains' keys of the noise, `[C, 2]`.
+        shared_memory: The memory that all chains share, if they do.
+        size: Chains a chunk; None for single chains without a chain dimension.
+    """
+    num_chains = len(keys)
+    all_rows: list[Rows] = list(range(num_chains))
+    if size is not None:
+        all_rows = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
+    healthy = torch.full((num_chains,), -1, dtype=torch.int64, device=keys.device)
+    return [
+        Chunk(
+            rows,
+            sampler[rows] if sampler.shape else sampler,
+            state[rows],
+            keys[rows],
+            healthy[rows],
+            shared_memory,
+        )
+        for rows in all_rows
+    ]
+
+
+def gather(parts: list[Any]) -> Any:
+    """Put the parts of all chunks back together, tensors or states, `[C, …]`."""
+    if not parts[0].shape:
+        return torch.stack(parts)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

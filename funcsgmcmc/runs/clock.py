@@ -1,0 +1,100 @@
+"""The clock of a run: how far it is, and which of its steps make draws."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc.schedules import Schedule, over_steps
+
+_LONGEST_EXPLORATION = 1 << 20  # steps
+
+
+@dataclass
+class Clock:
+    """The steps of a run, T in all, of which D make draws.
+
+    Attributes:
+        draw_steps: The step of each draw, `[D]`; the last one ends the run.
+        steps_done: Steps that all chains have made; the index of the next one.
+    """
+
+    draw_steps: Tensor
+    steps_done: int = 0
+    _draw_at: dict[int, int] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._draw_at = {step: draw for draw, step in enumerate(self.draw_steps.tolist())}
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return int(self.draw_steps[-1]) + 1
+
+    @property
+    def draws_done(self) -> int:
+        """Draws that all chains have made."""
+        return int((self.draw_steps < self.steps_done).sum())
+
+    def due_draw(self) -> int | None:
+        """Index of the draw that the next step makes; None if it makes none."""
+        return self._draw_at.get(self.steps_done)
+
+    def tick(self) -> None:
+        """Count a step that all chains have made."""
+        self.steps_done += 1
+
+
+def steps_of_draws(
+    temperature: Tensor | Schedule,
+    num_draws: int,
+    num_burnin_steps: int,
+    num_steps_between_draws: int,
+) -> Tensor:
+    """Choose the steps that make draws.
+
+    Args:
+        temperature: The sampler's. Where it is scheduled, a step counts only if a step at a
+            temperature > 0 led to it.
+        num_draws: D.
+        num_burnin_steps: Steps before those that count.
+        num_steps_between_draws: Of each so many steps that count, the last one makes a draw.
+
+    Returns:
+        `[D]`.
+
+    Raises:
+        ValueError: Chains sample at different steps, or the temperature stays at 0.
+    """
+    every = num_steps_between_draws
+    if not isinstance(temperature, Schedule):
+        return torch.arange(num_draws) * every + num_burnin_steps + every - 1
+    wanted, found = num_draws * every, torch.empty(0, dtype=torch.int64)
+    first, last, block = num_burnin_steps, num_burnin_steps - 1, max(wanted, 1024)
+    while len(found) < wanted:
+        steps = torch.arange(first, first + block)
+        # The parameters that step t evaluates were made by step t − 1.
+        samples = over_steps(temperature.cpu(), (steps - 1).clamp(min=0)) > 0
+        found = torch.cat([found, steps[_same_for_all_chains(samples.reshape(-1, block))]])
+        last = int(found[-1]) if len(found) else last
+        first, block = first + block, 2 * block
+        if first - last > _LONGEST_EXPLORATION:
+            raise ValueError(
+                "the temperature's schedule must be > 0 at some steps, where draws are made, got 0 "
+                f"at steps {last + 1} to {first - 1}"
+            )
+    return found[every - 1 : num_draws * every : every]
+
+
+def _same_for_all_chains(samples: Tensor) -> Tensor:
+    """The steps at which chains sample, `[T]`, of those at which each does, `[1, T]` or `[C, T]`.
+
+    Raises:
+        ValueError: They differ.
+    """
+    if not (samples == samples[:1]).all():
+        raise ValueError(
+            "chains must sample and explore at the same steps, got temperature schedules that are "
+            "0 at different ones"
+        )
+    return samples[0]

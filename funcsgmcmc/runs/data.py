@@ -1,0 +1,253 @@
+"""The data of a run: the batch that each step sees, and passes over all batches.
+
+Tensors are held in memory, and each chain draws minibatches of its own, chosen by its key: a chain
+sees the same examples whatever runs beside it. Any other iterable (a `DataLoader`, a list of
+batches) gives one batch a step to all chains, in its own order, and is started again at its end.
+
+Shapes: n examples; C chains; a minibatch's leaves are `[C, batch_size, …]`, a shared batch's
+`[batch, …]`.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset, TensorDataset
+
+from funcsgmcmc import checks, random
+from funcsgmcmc.batches import (
+    Piece,
+    check_batch_size,
+    check_examples,
+    map_examples,
+    num_examples,
+    pieces_of,
+    take_examples,
+)
+from funcsgmcmc.runs.store import Rows
+
+# Choosing the examples of many steps at once costs little more than those of one.
+_BLOCK_SIZE = 1 << 18
+
+
+class TensorData:
+    """Examples in memory; each chain's minibatches are chosen by its key.
+
+    Args:
+        data: Tensors `[n, …]`, in any nesting.
+        batch_size: Examples a minibatch; None means all n.
+        epochs: Whether minibatches are drawn by permutations, not independently.
+        keys: The chains' keys for minibatches, `[C, 2]`.
+        device: Where the examples are held.
+
+    Attributes:
+        batch_dim: 0, for the chains; None if all chains see one batch, which is all the data.
+    """
+
+    def __init__(
+        self,
+        data: Any,
+        *,
+        batch_size: int | None,
+        epochs: bool,
+        keys: Tensor,
+        device: torch.device,
+    ) -> None:
+        self._n = check_examples(pytree.tree_leaves(data))
+        self._batch_size = check_batch_size(batch_size, self._n)
+        self._epochs = epochs
+        self._keys = keys
+        self._steps_per_block = self._n // self._batch_size
+        if not epochs:
+            self._steps_per_block = max(1, _BLOCK_SIZE // (len(keys) * self._batch_size))
+        self._block = (-1, torch.empty(0))
+        self._data = map_examples(lambda leaf: leaf.to(device), data)
+        self.batch_dim: int | None = None if batch_size is None else 0
+
+    def batch(self, step: int, rows: Rows) -> Any:
+        """The batch of some chains at a step: the data's structure, with leaves
+        `[batch_size, …]` of one chain or `[c, batch_size, …]` of a slice.
+        """
+        if self.batch_dim is None:
+            return self._data
+        block, position = divmod(step, self._steps_per_block)
+        # Chunks of one step share a block, and so do many steps: keep the last one.
+        if self._block[0] != block:
+            examples = self._permutations(block) if self._epochs else self._draws(block)
+            self._block = (block, examples)
+        return take_examples(self._data, self._block[1][rows, position])
+
+    def one_pass(self) -> Iterator[Piece]:
+        """All examples, in pieces of `batch_size`."""
+        return pieces_of(self._data, self._n, self._batch_size)
+
+    def _draws(self, block: int) -> Tensor:
+        """Choose examples uniformly with replacement, for the steps of a block.
+
+        Returns:
+            `[C, steps, batch_size]`.
+        """
+        first = block * self._steps_per_block
+        steps = torch.arange(first, first + self._steps_per_block, device=self._keys.device)
+        words = random.bits(random.fold_in(self._keys[:, None], steps), (self._batch_size,))
+        # The high word of the product word · n: uniform up to a relative n/2**32.
+        return ((words.to(torch.int64) & 0xFFFFFFFF) * self._n) >> 32
+
+    def _permutations(self, epoch: int) -> Tensor:
+        """Permute the examples of each chain, for the steps of an epoch.
+
+        Returns:
+            `[C, steps, batch_size]`; the incomplete batch at the end of an epoch is left out.
+        """
+        words = random.bits(random.fold_in(self._keys, epoch), (2, self._n)).to(torch.int64)
+        high, low = words.unbind(-2)
+        # Sorting 64 bits: two examples would share a sort key once in 2**64 pairs.
+        order = ((high << 32) | (low & 0xFFFFFFFF)).argsort(-1)
+        used = self._steps_per_block * self._batch_size
+        return order[:, :used].reshape(len(order), self._steps_per_block, self._batch_size)
+
+
+class IterableData:
+    """Batches of an iterable; all chains see the same one at a step.
+
+    Attributes:
+        batch_dim: Always None.
+    """
+
+    batch_dim: int | None = None
+
+    def __init__(self, data: Iterable[Any], *, device: torch.device) -> None:
+        self._iterable = data
+        self._iterator = iter(data)
+        self._device = device
+        self._latest: tuple[int, Any] = (-1, None)
+
+    def batch(self, step: int, rows: Rows) -> Any:
+        """The batch of a step, on the run's device; steps are asked for in order.
+
+        Raises:
+            ValueError: The iterable is empty, or an iterator that has ended.
+        """
+        # Each chunk asks for the step's batch: only the first of them takes a new one.
+        while self._latest[0] < step:
+            self._latest = (self._latest[0] + 1, self._to_device(self._next(step)))
+        return self._latest[1]
+
+    def one_pass(self) -> Iterator[Piece] | None:
+        """One pass over the batches, each with its number of examples: 0 for a batch that holds no
+        tensor with a first dimension.
+
+        Returns:
+            None if the data cannot be passed over twice (an iterator), or has no known length.
+        """
+        if isinstance(self._iterable, Iterator) or not _has_length(self._iterable):
+            return None
+        return ((self._to_device(batch), num_examples(batch)) for batch in self._iterable)
+
+    def _next(self, step: int) -> Any:
+        with contextlib.suppress(StopIteration):
+            return next(self._iterator)
+        if not isinstance(self._iterable, Iterator):
+            self._iterator = iter(self._iterable)
+            with contextlib.suppress(StopIteration):
+                return next(self._iterator)
+        if step == 0:
+            raise ValueError("data must give at least one batch, got none")
+        raise ValueError(
+            f"data must give a batch for every step, but it ended at step {step}: "
+            "pass something that can be iterated again, or enough batches"
+        )
+
+    def _to_device(self, batch: Any) -> Any:
+        return map_examples(
+            lambda leaf: leaf.to(self._device) if isinstance(leaf, Tensor) else leaf, batch
+        )
+
+
+Batches = TensorData | IterableData
+
+
+def stream(
+    data: Any,
+    *,
+    batch_size: int | None,
+    minibatches: str,
+    keys: Tensor,
+    device: torch.device,
+) -> Batches:
+    """Take the data given to `sample`.
+
+    Args:
+        data: Tensors `[n, …]` in memory: one, or a tuple, dict, `TensorDict` or `TensorDataset` of
+            them. Or any other iterable, of batches.
+        batch_size: Examples a minibatch, for tensors; None means all n.
+        minibatches: `"replacement"` or `"epochs"`, for tensors.
+        keys: The chains' keys for minibatches, `[C, 2]`.
+        device: Where batches go.
+
+    Raises:
+        TypeError: The data is neither tensors nor an iterable of batches.
+        ValueError: It is empty, its tensors differ in length, or an option does not fit it.
+    """
+    checks.choice("minibatches", minibatches, ("replacement", "epochs"))
+    if isinstance(data, TensorDataset):
+        data = data.tensors
+    if isinstance(data, Tensor | TensorDictBase | tuple | Mapping):
+        epochs = minibatches == "epochs"
+        return TensorData(data, batch_size=batch_size, epochs=epochs, keys=keys, device=device)
+    _check_iterable(data)
+    if batch_size is not None:
+        raise ValueError(
+            f"batch_size must be None for an iterable, which makes its own batches, "
+            f"got {batch_size}"
+        )
+    if minibatches != "replacement":
+        raise ValueError(
+            f"minibatches must not be set for an iterable, which makes its own batches, "
+            f"got {minibatches!r}"
+        )
+    return IterableData(data, device=device)
+
+
+def pass_over(batches: Batches) -> Iterator[Piece]:
+    """One pass over all data, for an estimator of the gradient.
+
+    Raises:
+        ValueError: It cannot be passed over twice.
+    """
+    pieces = batches.one_pass()
+    if pieces is None:
+        raise ValueError(
+            "control variates need data that can be passed over: tensors, or an iterable with a "
+            "length, such as a DataLoader or a list; got an iterator, or an iterable without length"
+        )
+    return pieces
+
+
+def _check_iterable(data: Any) -> None:
+    """Refuse data that is neither tensors nor an iterable of batches.
+
+    Raises:
+        TypeError: It is a data set of examples, a string, or no iterable.
+    """
+    if isinstance(data, Dataset):
+        raise TypeError(
+            f"data must be tensors or an iterable of batches, got the data set "
+            f"{type(data).__name__}: wrap it in a torch.utils.data.DataLoader"
+        )
+    if isinstance(data, str) or not isinstance(data, Iterable):
+        raise TypeError(
+            f"data must be tensors or an iterable of batches, got {type(data).__name__}"
+        )
+
+
+def _has_length(data: Any) -> bool:
+    try:
+        len(data)
+    except TypeError:
+        return False
+    return True

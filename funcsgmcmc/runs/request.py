@@ -1,0 +1,144 @@
+"""What a run is asked, and the keys that follow from it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from funcsgmcmc import checks, random
+from funcsgmcmc.gradients import GradientEstimator, LossFn, estimator_of
+from funcsgmcmc.priors import LogPrior
+
+ChainMethod = Literal["vmap", "loop"]
+Observable = Callable[[TensorDict], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Request:
+    """The settings of a run, checked; each is the argument of `sample` of that name.
+
+    Raises:
+        TypeError, ValueError: A setting is of another type, or out of its range.
+    """
+
+    loss_fn: LossFn
+    log_prior: LogPrior | None
+    observables: Mapping[str, Observable]
+    key: Tensor
+    num_chains: int
+    num_draws: int
+    num_burnin_steps: int
+    num_steps_between_draws: int
+    chain_offset: int
+    save_draws: bool
+    save_metrics: bool
+    chain_method: Literal["vmap", "loop", "auto"]
+    chunk_size: int | None
+    compile: bool | Literal["noise"] | None
+    on_divergence: Literal["freeze", "raise"]
+
+    def __post_init__(self) -> None:
+        checks.function("loss_fn", self.loss_fn)
+        if self.log_prior is not None:
+            checks.function("log_prior", self.log_prior)
+        checks.count("num_chains", self.num_chains, minimum=1)
+        checks.count("num_draws", self.num_draws, minimum=1)
+        checks.count("num_burnin_steps", self.num_burnin_steps, minimum=0)
+        checks.count("num_steps_between_draws", self.num_steps_between_draws, minimum=1)
+        checks.count("chain_offset", self.chain_offset, minimum=0)
+        if self.chunk_size is not None:
+            checks.count("chunk_size", self.chunk_size, minimum=1)
+        checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
+        if self.compile is not None and not isinstance(self.compile, bool):
+            checks.choice("compile", self.compile, ("noise",))
+        checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
+        _check_one_key(self.key)
+        _check_functions_by_name(self.observables)
+
+    @cached_property
+    def estimator(self) -> GradientEstimator:
+        """The estimator of the loss's gradient."""
+        return estimator_of(self.loss_fn)
+
+    def keys(self, device: torch.device) -> "RunKeys":
+        """The keys of the run's chains."""
+        first, stop = self.chain_offset, self.chain_offset + self.num_chains
+        return RunKeys(self.key.to(device), torch.arange(first, stop, device=device))
+
+
+@dataclass(frozen=True, eq=False)
+class RunKeys:
+    """The keys of a run's chains: each purpose has a key of its own for each chain.
+
+    They depend on the run's key and a chain's index only, so that a chain is the same whatever
+    runs beside it. Where a key is for many steps, the step's index is folded in when it is used.
+
+    Attributes:
+        key: The run's key.
+        chains: Indices of the chains, `[C]`.
+    """
+
+    key: Tensor
+    chains: Tensor
+
+    @property
+    def noise(self) -> Tensor:
+        """Keys of the steps' noise, `[C, 2]`; a step's Hessian probes have a child of its key."""
+        return random.fold_in(self.key, self.chains)
+
+    @property
+    def minibatches(self) -> Tensor:
+        """Keys that choose minibatches, `[C, 2]`."""
+        return self._children(0)
+
+    @property
+    def starts(self) -> Tensor:
+        """Keys of the noise added to starts, `[C, 2]`."""
+        return self._children(1)
+
+    @property
+    def momenta(self) -> Tensor:
+        """Keys of the first momenta, `[C, 2]`."""
+        return self._children(2)
+
+    def _children(self, purpose: int) -> Tensor:
+        return random.fold_in(random.split(self.key, 3)[purpose], self.chains)
+
+
+def check_observable(name: str, value: Any) -> None:
+    """Refuse an observable's value that is not a tensor.
+
+    Raises:
+        TypeError: It is none.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"observable {name!r} must return a tensor, got {type(value).__name__}")
+
+
+def _check_one_key(key: Any) -> None:
+    """Refuse what is not one key.
+
+    Raises:
+        TypeError, ValueError: It is no key, or a batch of keys.
+    """
+    random.check_key(key)
+    if key.shape != torch.Size((2,)):
+        raise ValueError(f"key must be one key, of shape (2,), got shape {tuple(key.shape)}")
+
+
+def _check_functions_by_name(observables: Any) -> None:
+    """Refuse observables that are not a mapping of names to functions.
+
+    Raises:
+        TypeError: They are none.
+    """
+    if not isinstance(observables, Mapping):
+        raise TypeError(
+            f"observables must map names to functions of params, got {type(observables).__name__}"
+        )
+    for name, function in observables.items():
+        checks.function(f"observables[{name!r}]", function)

@@ -1,0 +1,220 @@
+"""A run in progress, as a value: its request, its clock, its chunks of chains, its record.
+
+Time is the outer loop and chunks of chains the inner one. So an iterable gives every chunk the same
+batch, and a run can stop at any step with everything recorded until then.
+"""
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import InitVar, dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import memory, tree
+from funcsgmcmc.runs.chunks import Chunk, gather, split
+from funcsgmcmc.runs.clock import Clock
+from funcsgmcmc.runs.data import Batches
+from funcsgmcmc.runs.progress import progress_bar
+from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
+from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
+from funcsgmcmc.runs.store import Recorder
+from funcsgmcmc.samplers.base import Sampler, State
+from funcsgmcmc.stepping import (
+    FreezingStep,
+    chain_step,
+    chains_step,
+    compiled,
+    freezing,
+    step_noise,
+)
+
+_TIMED_STEPS = 4
+
+
+@dataclass
+class Run:
+    """A run in progress: all that its next step depends on, and what it has recorded.
+
+    Attributes:
+        request: What it was asked.
+        chain_method: How it steps its chains.
+        clock: How far it is.
+        keys: Its chains' keys.
+        sampler: The sampler, with its anchor.
+        start: State of all chains before the first step.
+        batches: Its data.
+        shared_memory: The memory of the gradient's estimator, where all chains share one.
+        initial_loss: L(w₀) on all data, if known.
+        recorder: Writes its record.
+        step: Makes a step of a chunk; made here.
+        chunks: Its chains; made here.
+    """
+
+    request: Request
+    chain_method: ChainMethod
+    clock: Clock
+    keys: RunKeys
+    sampler: Sampler
+    start: InitVar[State]
+    batches: Batches
+    shared_memory: Any
+    initial_loss: Tensor | None
+    recorder: Recorder
+    step: FreezingStep = field(init=False)
+    chunks: list[Chunk] = field(init=False)
+
+    def __post_init__(self, start: State) -> None:
+        self.step = self._make_step(tree.device(start.params))
+        size = None
+        if self.chain_method == "vmap":
+            size = self.request.chunk_size or memory.chunk_size(start.params)
+        self.chunks = split(self.sampler, start, self.keys.noise, self.shared_memory, size)
+
+    def go(self, *, progress: bool) -> Samples:
+        """Make all steps; whatever ends them early, hand over what was recorded.
+
+        Raises:
+            DivergenceError, SamplingError: As `sample`.
+        """
+        clock, stop_at_divergence = self.clock, self.request.on_divergence == "raise"
+        with torch.no_grad(), progress_bar(clock.num_steps, enabled=progress) as advance:
+            try:
+                while clock.steps_done < clock.num_steps:
+                    self.make_step()
+                    advance(self.status)
+                    if stop_at_divergence and self.num_healthy < self.request.num_chains:
+                        samples = self.samples()
+                        raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
+            except KeyboardInterrupt:
+                warnings.warn(
+                    f"interrupted after {clock.steps_done} of {clock.num_steps} steps; "
+                    "what they recorded is returned",
+                    stacklevel=3,
+                )
+            except SamplingError:
+                raise
+            except Exception as error:
+                message = f"sampling stopped in step {clock.steps_done}: {error}"
+                raise SamplingError(message, self.samples()) from error
+        return self.samples()
+
+    def make_step(self) -> None:
+        """Make one step of every chunk, and record it."""
+        step, draw = self.clock.steps_done, self.clock.due_draw()
+        for chunk in self.chunks:
+            # A draw is where its step begins: it belongs to the loss that the step evaluates.
+            if draw is not None:
+                self.recorder.write_draw(chunk.rows, draw, chunk.state.params)
+            batch = self._next_batch(chunk)
+            chunk.state, info, chunk.frozen_at = self.step(
+                chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys, chunk.frozen_at
+            )
+            self.recorder.write_step(chunk.rows, step, draw, info)
+        # Only a step of all chunks counts: one that fails half way leaves a record of equal length.
+        self.clock.tick()
+
+    def seconds_per_chain(self) -> float:
+        """Time the next step of a chain, at best of a few; nothing is recorded or changed."""
+        chunk, seconds = self.chunks[0], []
+        kept = chunk.memory
+        # What a pass over the data draws from torch's generator is drawn again by the run.
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            batch = self._next_batch(chunk)
+            for _ in range(_TIMED_STEPS):
+                start = time.perf_counter()
+                _, info, _ = self.step(
+                    chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys, chunk.frozen_at
+                )
+                info.loss.tolist()  # waits for the device
+                seconds.append(time.perf_counter() - start)
+        chunk.memory = kept
+        return min(seconds) / chunk.frozen_at.numel()
+
+    @property
+    def num_healthy(self) -> int:
+        """Number of chains that were not frozen."""
+        return sum(int((chunk.frozen_at < 0).sum()) for chunk in self.chunks)
+
+    def status(self) -> str:
+        """The text beside the progress bar."""
+        loss = self.recorder.mean_loss(self.clock.steps_done - 1)
+        return f"loss {loss:.4g}, {self.num_healthy}/{self.request.num_chains} chains healthy"
+
+    def samples(self) -> Samples:
+        """The record of the steps done."""
+        clock, recorder = self.clock, self.recorder
+        draw_steps = clock.draw_steps[: clock.draws_done]
+        frozen_at = gather([chunk.frozen_at for chunk in self.chunks]).cpu()
+        # A run that stops within a step has not recorded what some chains did in it.
+        frozen_at = frozen_at.where(frozen_at < clock.steps_done, -1)
+        return Samples(
+            losses=recorder.losses(clock.steps_done),
+            draws=recorder.draws(clock.draws_done),
+            observables=recorder.observables(clock.draws_done),
+            log_weights=recorder.log_weights(draw_steps, frozen_at),
+            metrics=recorder.metrics(clock.steps_done),
+            state=gather([chunk.state for chunk in self.chunks]),
+            sampler=self.sampler,
+            key=self.keys.key,
+            chains=self.keys.chains.cpu(),
+            initial_loss=self.initial_loss,
+            frozen_at=frozen_at,
+            draw_steps=draw_steps,
+            num_burnin_steps=self.request.num_burnin_steps,
+            num_steps_between_draws=self.request.num_steps_between_draws,
+            chain_method=self.chain_method,
+        )
+
+    def _next_batch(self, chunk: Chunk) -> Any:
+        """The batch of a chunk's next step; before it, its memory is made where it is due."""
+        batch = self.batches.batch(self.clock.steps_done, chunk.rows)
+        if self.request.estimator.needs_memory:
+            chunk.refresh_memory(self.clock.steps_done, self.request.estimator, self.batches)
+        return batch
+
+    def _make_step(self, device: torch.device) -> FreezingStep:
+        """Make the step of one chain or of many, compiled as asked."""
+        asked, estimator = self.request, self.request.estimator
+        compile = asked.compile
+        # On a GPU, in eager code, each operation of the generator is a launch of its own.
+        if compile is None and device.type == "cuda" and find_spec("triton"):
+            compile = "noise"
+        settings: dict[str, Any] = {
+            "log_prior": asked.log_prior,
+            "metrics": asked.save_metrics,
+            "noise": compiled(step_noise) if compile == "noise" else step_noise,
+        }
+        if self.chain_method == "loop":
+            step = chain_step(estimator, **settings)
+        else:
+            is_shared = not estimator.needs_memory or self.shared_memory is not None
+            step = chains_step(
+                estimator,
+                batch_dim=self.batches.batch_dim,
+                memory_dim=None if is_shared else 0,
+                **settings,
+            )
+        # Chains freeze inside the compiled step, so that no step waits for a look at their health.
+        freezing_step = freezing(step)
+        return compiled(freezing_step) if compile is True else freezing_step
+
+
+def fastest(runs: Sequence[Run]) -> Run:
+    """The run whose next step takes the least time a chain.
+
+    One that cannot make the step is left out, with a warning. If none can, it is the first: going
+    on with it raises its error.
+    """
+    if len(runs) == 1:
+        return runs[0]
+    seconds: dict[int, float] = {}
+    for index, run in enumerate(runs):
+        try:
+            seconds[index] = run.seconds_per_chain()
+        except Exception as error:
+            warnings.warn(f"chain_method {run.chain_method!r} fails: {error}", stacklevel=3)
+    return runs[min(seconds, key=lambda index: seconds[index], default=0)]

@@ -1,0 +1,249 @@
+"""`sample`: check what is asked, make the run, let it go."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.gradients import LossFn, mean_loss
+from funcsgmcmc.memory import keep_freed_memory
+from funcsgmcmc.priors import LogPrior
+from funcsgmcmc.runs.chunks import make_shared_memory
+from funcsgmcmc.runs.clock import Clock, steps_of_draws
+from funcsgmcmc.runs.data import Batches, stream
+from funcsgmcmc.runs.record import Samples, check_initial_loss
+from funcsgmcmc.runs.request import Observable, Request
+from funcsgmcmc.runs.run import Run, fastest
+from funcsgmcmc.runs.store import MemoryStore, Recorder
+from funcsgmcmc.runs.trial import usable_methods
+from funcsgmcmc.samplers.base import Sampler, check_sampler
+from funcsgmcmc.terms import scaled
+
+# Names of the record's own quantities and dimensions.
+_TAKEN = {"loss", "llc", "chain", "draw", "step"}
+
+
+def sample(
+    loss_fn: LossFn,
+    params: TensorDictBase | Mapping[str, Tensor],
+    data: Any,
+    sampler: Sampler,
+    *,
+    num_chains: int,
+    num_draws: int,
+    num_burnin_steps: int = 0,
+    num_steps_between_draws: int = 1,
+    batch_size: int | None = None,
+    minibatches: Literal["replacement", "epochs"] = "replacement",
+    key: Tensor,
+    chain_offset: int = 0,
+    init_noise: float = 0.0,
+    log_prior: LogPrior | None = None,
+    observables: Mapping[str, Observable] | None = None,
+    save_draws: bool = False,
+    save_metrics: bool = False,
+    chain_method: Literal["vmap", "loop", "auto"] = "vmap",
+    chunk_size: int | None = None,
+    compile: bool | Literal["noise"] | None = None,
+    on_divergence: Literal["freeze", "raise"] = "freeze",
+    initial_loss: float | Tensor | None = None,
+    progress: bool = False,
+) -> Samples:
+    """Run many chains of a sampler.
+
+    Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps; where the
+    sampler's temperature is scheduled, steps at temperature 0 come on top, which explore: where
+    they lead to, no draw is made. Chain c at step t adds noise from the key
+    `fold_in(fold_in(key, chain_offset + c), t)`, and its minibatches are chosen by keys of the same
+    form. So a chain does not depend on how many run beside it, on `chunk_size`, `chain_method` or
+    `compile`, except for rounding in the gradients of batches of another shape.
+
+    No argument is changed. Draws and other records are kept on the CPU.
+
+    Args:
+        loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean loss over the batch
+            of one chain; `module_loss(model, criterion)` makes one. `aux` is not recorded. Or an
+            estimator of its gradient: `accumulated`, `control_variates`, `svrg`.
+        params: Where to start: a tree of batch size `[]` for all chains (`params_of(model)`), or
+            `[C]`.
+        data: Tensors `[n, …]` (one, or a tuple, dict, `TensorDict` or `TensorDataset` of them):
+            each chain draws minibatches of its own. Or any other iterable of batches, such as a
+            `DataLoader` or a list: all chains see one batch a step, so that their gradient noise is
+            common, and it is started again when it ends. (A `DataLoader` that shuffles does so by
+            torch's global generator, not by `key`.)
+        sampler: For instance `sgld(…)`, of batch size `[]` or `[num_chains]`.
+        num_chains: C ≥ 1.
+        num_draws: D ≥ 1, for each chain.
+        num_burnin_steps: Steps before draws are made.
+        num_steps_between_draws: Steps a draw, ≥ 1.
+        batch_size: Examples a minibatch, for tensors; None means all of them at every step.
+        minibatches: `"replacement"`: uniform, independent at every step. `"epochs"`: a new
+            permutation each epoch, without the incomplete batch at its end; its losses are biased
+            (see `llc_draws`).
+        key: `funcsgmcmc.key(seed)`.
+        chain_offset: Index of the first chain: `num_chains=1, chain_offset=17` runs chain 17 alone.
+        init_noise: Standard deviation of normal noise added to each chain's start, in units of w;
+            masked and clamped as the sampler's steps are. The anchor stays at `params`.
+        log_prior: log p(w) of one chain's parameters, up to a constant: a further pull.
+        observables: Name to a function of one chain's parameters, evaluated at each draw.
+        save_draws: Whether to record parameters.
+        save_metrics: Whether to record metrics at every step.
+        chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
+            after the other, for models that do not vmap. `"auto"`: a few steps of each are timed,
+            and the faster one is taken; with `compile`, both are compiled. One that fails is left
+            out, with a warning. Which one was taken stands in the record.
+        chunk_size: Chains in one vmapped computation. Bounds memory. Default: all; on the CPU, as
+            many as make one buffer of parameters of up to 32 MiB, since larger ones are slower, if
+            that is 16 or more.
+        compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
+            takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
+            to three times as fast. `"noise"` compiles the noise only, for losses that do not
+            compile. Default: the noise on CUDA with Triton, where each operation would be a
+            launch, and nothing elsewhere.
+        on_divergence: What to do with a chain whose loss or parameters become non-finite:
+            `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
+        initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
+            data, where the data can be passed over twice.
+        progress: Whether to show a progress bar (needs the extra `progress`).
+
+    Returns:
+        The record of the run. After an interrupt from the keyboard, what was recorded until then,
+        with a warning.
+
+    Raises:
+        TypeError, ValueError: An argument breaks a rule; nothing has run yet.
+        DivergenceError: A chain diverged and `on_divergence` is `"raise"`.
+        SamplingError: The loss, the data or an observable raised an error during the run. Both
+            carry what was recorded, in `samples`.
+    """
+    request = Request(
+        loss_fn=loss_fn,
+        log_prior=log_prior,
+        observables={} if observables is None else observables,
+        key=key,
+        num_chains=num_chains,
+        num_draws=num_draws,
+        num_burnin_steps=num_burnin_steps,
+        num_steps_between_draws=num_steps_between_draws,
+        chain_offset=chain_offset,
+        save_draws=save_draws,
+        save_metrics=save_metrics,
+        chain_method=chain_method,
+        chunk_size=chunk_size,
+        compile=compile,
+        on_divergence=on_divergence,
+    )
+    check_sampler(sampler)
+    params = tree.parameters(params)
+    _check_tree_and_sampler(request, params, sampler)
+    clock = Clock(
+        steps_of_draws(sampler.temperature, num_draws, num_burnin_steps, num_steps_between_draws)
+    )
+    keep_freed_memory()
+    device = tree.device(params)
+    keys = request.keys(device)
+    # The sampler's own anchor would be expanded to one for each chain of a sweep.
+    anchor = (params if sampler.anchor is None else sampler.anchor).to(device)
+    sampler = sampler.to(device).with_anchor(params)
+    starts = _starts(params, sampler, init_noise, keys.starts)
+    state = sampler.init(starts, tree.normal_like(keys.momenta, starts))
+    batches = stream(
+        data,
+        batch_size=batch_size,
+        minibatches=minibatches,
+        keys=keys.minibatches,
+        device=device,
+    )
+    methods = usable_methods(request, state.params, batches)
+    loss_at_anchor = _anchor_loss(request, initial_loss, anchor, batches)
+    memory = make_shared_memory(request.estimator, sampler.center(state), batches)
+    store = MemoryStore(num_chains, {"step": clock.num_steps, "draw": num_draws})
+    recorder = Recorder(store, request.observables, save_draws=save_draws)
+    runs = [
+        Run(request, method, clock, keys, sampler, state, batches, memory, loss_at_anchor, recorder)
+        for method in methods
+    ]
+    return fastest(runs).go(progress=progress)
+
+
+def _check_tree_and_sampler(request: Request, params: TensorDict, sampler: Sampler) -> None:
+    """Check the parameters and the sampler against the request.
+
+    Raises:
+        ValueError: A parameter is not finite, their chains are not those of the run, or an
+            observable is named like a quantity, a dimension or a parameter of the record.
+    """
+    tree.check_finite("params", params)
+    for name, batch_size in (("params", params.batch_size), ("sampler", sampler.shape)):
+        if batch_size not in (torch.Size(), torch.Size((request.num_chains,))):
+            raise ValueError(
+                f"{name} must have batch size () or ({request.num_chains},), one for each of "
+                f"num_chains, got {tuple(batch_size)}"
+            )
+    taken = _TAKEN | {tree.dotted(name) for name in tree.names(params)}
+    for name in request.observables:
+        if name in taken:
+            raise ValueError(
+                f"an observable must not be named {name!r}, which the record has already"
+            )
+
+
+def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor) -> TensorDict:
+    """Place the chains with some keys at `params`, plus normal noise times the mask.
+
+    Raises:
+        TypeError, ValueError: `init_noise` is no number ≥ 0, or a chain is outside its box.
+    """
+    scale = checks.number("init_noise", init_noise).to(keys.device)
+    params = params if params.batch_size else params.expand(len(keys))
+    center = sampler.anchor
+    assert center is not None  # the sampler of a run has its anchor
+    if sampler.bounding_box_size is not None:
+        _check_inside_box(params, sampler.boxed(params, center))
+    if not scale > 0:
+        return params
+    moved = tree.map_leaves(
+        lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
+        params,
+        scaled(tree.normal_like(keys, params), sampler.mask),
+    )
+    return sampler.boxed(moved, center)
+
+
+def _check_inside_box(params: TensorDict, boxed: TensorDict) -> None:
+    """Refuse parameters that start outside the bounding box.
+
+    Args:
+        params: Where chains start.
+        boxed: The same, clamped to the box.
+
+    Raises:
+        ValueError: They differ.
+    """
+    for key, leaf in tree.leaves(params):
+        excess = (leaf - boxed[key]).abs().max().item() if leaf.numel() else 0.0
+        if excess > 0:
+            raise ValueError(
+                f"params[{tree.dotted(key)!r}] must start within bounding_box_size of the anchor, "
+                f"got an entry {excess:g} outside"
+            )
+
+
+def _anchor_loss(
+    request: Request, given: float | Tensor | None, anchor: TensorDict, batches: Batches
+) -> Tensor | None:
+    """L(w₀) as given, or on all data, `[]` or `[C]`; None if the data cannot be passed over."""
+    if given is not None:
+        return check_initial_loss(given, request.num_chains)
+    chains = anchor.unbind(0) if anchor.batch_size else [anchor]
+    losses = []
+    with torch.no_grad():
+        for chain in chains:
+            loss = mean_loss(request.estimator, chain, batches.one_pass())
+            if loss is None:
+                return None
+            losses.append(loss.cpu())
+    return torch.stack(losses) if anchor.batch_size else losses[0]

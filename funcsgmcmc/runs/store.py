@@ -1,0 +1,171 @@
+"""The store of a record: fields, written for one chunk of chains at a time, and their recorder.
+
+Shapes: C chains, T steps, D draws; a field holds `[C, T, …]` or `[C, D, …]`.
+"""
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from funcsgmcmc import tree
+from funcsgmcmc.norms import Metrics
+from funcsgmcmc.runs.request import Observable, check_observable
+from funcsgmcmc.stepping import Info
+
+Rows = int | slice
+"""The chains of a chunk, as rows of a run's tensors: a slice of them, or one without its axis."""
+
+Each = Literal["step", "draw"]
+
+
+class Field(NamedTuple):
+    """A quantity that a run records.
+
+    Attributes:
+        group: The kind of quantity; two groups may use one name.
+        name: Its name within the group.
+        schedule: Whether it is written at each step or at each draw.
+    """
+
+    group: Literal["loss", "metrics", "log_weight", "observables", "draws"]
+    name: tree.Name
+    schedule: Each
+
+    @property
+    def dimensions(self) -> tuple[str, str]:
+        """Names of its leading dimensions; those of a single value follow."""
+        return ("chain", self.schedule)
+
+
+class Store(Protocol):
+    """The contract of a store, which decides where the values of fields are kept."""
+
+    def write(self, field: Field, rows: Rows, index: int, value: Tensor) -> None:
+        """Keep the value of some chains, `[…]` of one or `[c, …]` of a slice, at a step or draw."""
+
+    def read(self, field: Field, start: int, stop: int) -> Tensor:
+        """Values of all chains at some steps or draws, `[C, stop - start, …]`, on the CPU."""
+
+    def fields(self, group: str) -> list[Field]:
+        """The fields of a group that have values, in the order of their first values."""
+
+
+class MemoryStore:
+    """A store in memory.
+
+    Args:
+        num_chains: C.
+        lengths: T and D, the number of values that a field may have, by its schedule.
+    """
+
+    def __init__(self, num_chains: int, lengths: Mapping[Each, int]) -> None:
+        self._num_chains = num_chains
+        self._lengths = lengths
+        self._values: dict[Field, Tensor] = {}
+
+    def write(self, field: Field, rows: Rows, index: int, value: Tensor) -> None:
+        """Keep the value of some chains; the first one fixes the field's shape and dtype."""
+        values = self._values.get(field)
+        if values is None:
+            shape = value.shape if isinstance(rows, int) else value.shape[1:]
+            # No step waits for a copy: values of each step stay on their device until they are
+            # read. Draws are as large as the parameters, and a device has no room for many.
+            values = torch.empty(
+                (self._num_chains, self._lengths[field.schedule], *shape),
+                dtype=value.dtype,
+                device=value.device if field.schedule == "step" else "cpu",
+            )
+            self._values[field] = values
+        values[rows, index] = value
+
+    def read(self, field: Field, start: int, stop: int) -> Tensor:
+        """Values of all chains; `[C, 0]` of a field that was never written."""
+        if field not in self._values:
+            return torch.empty(self._num_chains, 0)
+        return self._values[field][:, start:stop].cpu()
+
+    def fields(self, group: str) -> list[Field]:
+        """The fields of a group that have values."""
+        return [field for field in self._values if field.group == group]
+
+
+_LOSS = Field("loss", "loss", "step")
+_LOG_WEIGHT = Field("log_weight", "log_weight", "draw")
+_METRICS = [Field("metrics", name, "step") for name in Metrics._fields]
+
+
+class Recorder:
+    """Writes what chains report into a store, and reads it as `Samples` has it.
+
+    Args:
+        store: Where the record is kept.
+        observables: Functions of one chain's parameters, evaluated at each draw.
+        save_draws: Whether to record parameters.
+    """
+
+    def __init__(
+        self, store: Store, observables: Mapping[str, Observable], *, save_draws: bool
+    ) -> None:
+        self._store = store
+        self._functions = observables
+        self._save_draws = save_draws
+
+    def write_draw(self, rows: Rows, draw: int, params: TensorDict) -> None:
+        """Write a draw of some chains."""
+        for name, function in self._functions.items():
+            value = function(params) if isinstance(rows, int) else torch.vmap(function)(params)
+            check_observable(name, value)
+            self._store.write(Field("observables", name, "draw"), rows, draw, value)
+        if self._save_draws:
+            for key, leaf in tree.leaves(params):
+                self._store.write(Field("draws", key, "draw"), rows, draw, leaf)
+
+    def write_step(self, rows: Rows, step: int, draw: int | None, info: Info) -> None:
+        """Write the report of a step of some chains, which made a draw or none."""
+        self._store.write(_LOSS, rows, step, info.loss)
+        if info.metrics is not None:
+            for field, value in zip(_METRICS, info.metrics, strict=True):
+                self._store.write(field, rows, step, value)
+        if draw is not None and info.log_weight is not None:
+            self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight)
+
+    def mean_loss(self, step: int) -> float:
+        """Mean of a step's losses over healthy chains."""
+        return float(self._store.read(_LOSS, step, step + 1).nanmean())
+
+    def losses(self, num_steps: int) -> Tensor:
+        """Losses of the first steps, `[C, T]`."""
+        return self._store.read(_LOSS, 0, num_steps)
+
+    def metrics(self, num_steps: int) -> Metrics | None:
+        """Metrics of the first steps, each `[C, T]`; None if none were recorded."""
+        if not self._store.fields("metrics"):
+            return None
+        return Metrics(*(self._store.read(field, 0, num_steps) for field in _METRICS))
+
+    def observables(self, num_draws: int) -> dict[str, Tensor]:
+        """Observables of the first draws, each `[C, D, …]`."""
+        fields = self._store.fields("observables")
+        return {tree.dotted(field.name): self._store.read(field, 0, num_draws) for field in fields}
+
+    def draws(self, num_draws: int) -> TensorDict | None:
+        """Parameters of the first draws, leaves `[C, D, *shape]`; None if not asked for."""
+        fields = self._store.fields("draws")
+        if not fields:
+            return None
+        leaves = {field.name: self._store.read(field, 0, num_draws) for field in fields}
+        return tree.build(leaves, leaves[fields[0].name].shape[:2])
+
+    def log_weights(self, draw_steps: Tensor, frozen_at: Tensor) -> Tensor | None:
+        """Log weights of the draws at some steps, `[C, D]`; None if all count alike.
+
+        A frozen chain makes no more draws of its own: their weights are NaN.
+        """
+        if not self._store.fields("log_weight"):
+            return None
+        stopped = (frozen_at[:, None] >= 0) & (draw_steps >= frozen_at[:, None])
+        values = self._store.read(_LOG_WEIGHT, 0, len(draw_steps))
+        return values.masked_fill(stopped, torch.nan)
