@@ -5,26 +5,20 @@ Pure functions over `TensorDict` parameter trees compute a sampler's step and it
 for loops of your own.
 
 What a run needs stands here. The rest has a namespace that says what it is: `random`, `schedules`,
-`preconditioners`, `samplers`, `gradients`, `norms`, `sketch`, `plots`, `testing`.
+`preconditioners`, `samplers`, `gradients`, `tree`, `norms`, `sketch`, `plots`, `testing`.
 """
 
 import importlib
 from typing import Any
 
-from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch
+from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch, tree
 from funcsgmcmc.estimates import plots
-from funcsgmcmc.estimates.convergence import (
-    Diagnostics,
-    WeightedMean,
-    diagnostics,
-    weighted_mean,
-)
+from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
 from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc, llc_draws
-from funcsgmcmc.estimates.summary import Summary, summary, to_datatree
+from funcsgmcmc.estimates.summary import summary, to_datatree
 from funcsgmcmc.gradients import accumulated, control_variates, module_loss, svrg
-from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.random import key
-from funcsgmcmc.runs.record import DivergenceError, Frozen, Samples, SamplingError
+from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
 from funcsgmcmc.runs.sampling import sample
 from funcsgmcmc.samplers.badoda import badoda
 from funcsgmcmc.samplers.baoa import baoa
@@ -39,13 +33,9 @@ from funcsgmcmc.tree import params_of
 
 __all__ = [
     "LLC",
-    "Diagnostics",
     "DivergenceError",
-    "Frozen",
     "Samples",
     "SamplingError",
-    "Summary",
-    "WeightedMean",
     "accumulated",
     "badoda",
     "baoa",
@@ -56,7 +46,6 @@ __all__ = [
     "default_nbeta",
     "diagnostics",
     "gradients",
-    "keep_freed_memory",
     "kernel",
     "key",
     "llc",
@@ -79,6 +68,7 @@ __all__ = [
     "summary",
     "svrg",
     "to_datatree",
+    "tree",
     "weighted_mean",
 ]
 
