@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
-from funcsgmcmc.estimates.plots import plot_llc
 
 
 def load() -> tuple[Tensor, Tensor]:
@@ -72,7 +71,7 @@ def main() -> None:
     print(f"sampled in {seconds:.1f} s: {samples.num_chains} chains, {samples.num_steps} steps\n")
     print(fs.summary(samples), end="\n\n")
     print(fs.llc(samples))
-    plot_llc(samples).savefig("digits_llc.png", dpi=150)
+    fs.plots.plot_llc(samples).savefig("digits_llc.png", dpi=150)
     print("wrote digits_llc.png")
 
 

@@ -56,7 +56,7 @@ from test_memory import resident
 torch.set_default_device("meta")
 torch.use_deterministic_algorithms(True)
 start = resident()
-fs.keep_freed_memory()
+fs.memory.keep_freed_memory()
 assert resident() - start < 2
 torch.ones(5 << 20, device="cpu")
 assert resident() - start > 15, resident() - start
