@@ -7,7 +7,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import funcsgmcmc as fs
-from funcsgmcmc import gradients, tree
+from funcsgmcmc import gradients, random, tree
 from problems import assert_same, classification, run
 
 
@@ -22,17 +22,22 @@ def noisy(params: TensorDict, scale: float, seed: int = 0) -> TensorDict:
     return params.apply(lambda leaf: leaf + scale * torch.randn(leaf.shape, generator=generator))
 
 
+def evaluate(loss_fn, params: TensorDict, batch) -> gradients.Evaluation:
+    """Loss and gradient of one chain, by an estimator without memory or of a plain loss."""
+    return gradients.estimator_of(loss_fn).evaluate(params, batch, None)
+
+
 @pytest.mark.parametrize("num_microbatches", [1, 3, 7, 40])
 def test_accumulated_gradients_are_those_of_the_batch(problem, num_microbatches):
     loss_fn, params, data = problem
-    plain = gradients.gradient(loss_fn)(params, data)
+    plain = evaluate(loss_fn, params, data)
     estimator = fs.accumulated(loss_fn, num_microbatches)
-    ours = gradients.gradient(estimator)(params, data)
+    ours = evaluate(estimator, params, data)
     torch.testing.assert_close(ours.loss, plain.loss)
     torch.testing.assert_close(estimator(params, data), plain.loss)
     for name, leaf in plain.grads.items():
         torch.testing.assert_close(ours.grads[name], leaf)
-    assert ours.aux == ()
+    assert ours.aux is None
 
 
 def test_a_run_with_accumulated_gradients_is_the_plain_run(problem):
@@ -57,7 +62,7 @@ def test_accumulated_memory_is_that_of_a_microbatch():
         return hidden.square().mean()
 
     params, batch = TensorDict({"w": torch.ones(4, 5)}), torch.randn(512, 4)
-    fs.accumulated(loss_fn, 16).gradient(params, batch)
+    evaluate(fs.accumulated(loss_fn, 16), params, batch)
     assert largest == 32
 
 
@@ -101,20 +106,20 @@ def test_aux_of_microbatches(problem):
         loss = loss_fn(params, batch)
         return loss, {"size": torch.tensor(len(batch[0]))}
 
-    aux = fs.accumulated(with_aux, 3).gradient(params, data).aux
+    aux = evaluate(fs.accumulated(with_aux, 3), params, data).aux
     assert [int(part["size"]) for part in aux] == [13, 13, 14]
 
 
-def test_control_variates_are_unbiased_and_exact_at_the_reference(problem):
+def test_control_variates_are_unbiased_and_exact_at_their_point(problem):
     """Averaged over all minibatches of one example, the estimate is the gradient on all data."""
     loss_fn, params, data = problem
     near = noisy(params, 0.03)
-    reference = fs.reference(loss_fn, dict(params.items()), data, batch_size=7)
+    point = fs.gradients.control_point(loss_fn, dict(params.items()), data, batch_size=7)
     estimator = fs.control_variates(loss_fn)
-    full = gradients.gradient(loss_fn)(near, data)
+    full = evaluate(loss_fn, near, data)
     singles = [tuple(leaf[i : i + 1] for leaf in data) for i in range(40)]
-    ours = [estimator.gradient(near, (single, reference)) for single in singles]
-    plain = [gradients.gradient(loss_fn)(near, single) for single in singles]
+    ours = [estimator.evaluate(near, single, point) for single in singles]
+    plain = [evaluate(loss_fn, near, single) for single in singles]
     for name, leaf in full.grads.items():
         torch.testing.assert_close(torch.stack([g.grads[name] for g in ours]).mean(0), leaf)
     variances = [
@@ -124,10 +129,10 @@ def test_control_variates_are_unbiased_and_exact_at_the_reference(problem):
     assert variances[0] < 0.05 * variances[1]
     # The loss reported is the minibatch's own.
     torch.testing.assert_close(torch.stack([g.loss for g in ours]).mean(), full.loss)
-    at_reference = estimator.gradient(params, (singles[0], reference))
-    exact = gradients.gradient(loss_fn)(params, data)
+    at_point = estimator.evaluate(params, singles[0], point)
+    exact = evaluate(loss_fn, params, data)
     for name, leaf in exact.grads.items():
-        torch.testing.assert_close(at_reference.grads[name], leaf)
+        torch.testing.assert_close(at_point.grads[name], leaf)
 
 
 @pytest.mark.parametrize("kind", ["control variates", "svrg"])
@@ -154,15 +159,15 @@ def test_runs_do_not_depend_on_how_chains_are_run(problem, kind):
     for option in options[:2]:
         assert_same(many, fs.sample(estimator, starts, data, sampler, **settings, **option))
     # The same step by hand.
-    step = fs.kernel(sampler.anchored(params), estimator)
+    step = fs.kernel(sampler.with_anchor(params), estimator)
     state = whole.state[1].replace(step=torch.tensor(0), params=params)
     minibatch = tuple(leaf[:8] for leaf in data)
-    held = fs.reference(estimator, noisy(params, 0.02), data)
+    held = fs.gradients.control_point(estimator, noisy(params, 0.02), data)
     moved, info = step(state, (minibatch, held), fs.key(1))
-    grads = estimator.gradient(params, (minibatch, held))
+    grads = estimator.evaluate(params, minibatch, held)
     torch.testing.assert_close(info.loss, grads.loss)
-    noise = fs.normal_like(fs.fold_in(fs.key(1), 0), params)
-    by_hand, _ = sampler.anchored(params).update(state, grads.grads, noise)
+    noise = tree.normal_like(random.fold_in(fs.key(1), 0), params)
+    by_hand, _ = sampler.with_anchor(params).update(state, grads, noise)
     for name, leaf in by_hand.params.items():
         torch.testing.assert_close(moved.params[name], leaf)
 
@@ -205,9 +210,9 @@ def test_loaders_are_passed_over_and_iterators_refused(problem):
             "control variates must be the outermost estimator",
         ),
         (
-            lambda f: fs.svrg(f, 5).gradient(*problem_of(f)),
+            lambda f: step_without_point(fs.svrg(f, 5)),
             TypeError,
-            r"control variates take batches \(minibatch, reference\)",
+            r"control variates take batches \(minibatch, point\)",
         ),
     ],
 )
@@ -216,9 +221,11 @@ def test_bad_estimators_are_refused(problem, make, error, message):
         make(problem[0])
 
 
-def problem_of(_):
+def step_without_point(estimator):
+    """A kernel of control variates is given the minibatch alone."""
     model, data = classification()
-    return fs.params_of(model), data
+    sampler, params = fs.sgld(1e-3, nbeta=1.0), fs.params_of(model)
+    fs.kernel(sampler, estimator)(sampler.init(params), data, fs.key(0))
 
 
 def test_estimators_run_under_every_sampler(params):

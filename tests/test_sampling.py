@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from cases import BY_NAME, CASES
 from funcsgmcmc import random, tree
-from funcsgmcmc.running import Run
+from funcsgmcmc.runs.run import Run
 from problems import assert_same, classification, good_loss, observables, records, run
 
 
@@ -141,7 +141,7 @@ def test_draws_losses_and_observables_belong_together(params):
     assert samples.state.step.tolist() == [27] * 5
 
 
-def everything_per_chain(params: TensorDict, chain: int | None = None) -> fs.Sampler:
+def everything_per_chain(params: TensorDict, chain: int | None = None) -> fs.samplers.Sampler:
     """A sampler with every setting of its own for each of three chains; or that of one chain."""
     settings: dict = {
         "lr": torch.tensor([1e-3, 3e-3, 1e-2]),
@@ -317,7 +317,7 @@ def test_a_compiled_function_takes_more_shapes_than_torch_allows_by_default():
     assert torch._dynamo.config.recompile_limit < 10
 
 
-def flat_run(sampler: fs.Sampler, **settings) -> fs.Samples:
+def flat_run(sampler: fs.samplers.Sampler, **settings) -> fs.Samples:
     """A run without forces, so that only what is drawn at random is seen."""
     return fs.sample(
         lambda params, batch: (0 * params["w"]).sum() + 0 * batch.sum(),
@@ -342,8 +342,8 @@ def test_the_noise_of_a_run_is_that_of_its_chains_keys(chain_method):
         chain_method=chain_method,
     )
     for chain in range(3):
-        of_chain = fs.fold_in(key, offset + chain)
-        noise = [random.normal(fs.fold_in(of_chain, step), (3,)) for step in range(4)]
+        of_chain = random.fold_in(key, offset + chain)
+        noise = [random.normal(random.fold_in(of_chain, step), (3,)) for step in range(4)]
         walk = 0.5 * torch.stack(noise).cumsum(0)
         torch.testing.assert_close(samples.state.params["w"][chain], walk[-1])
         torch.testing.assert_close(samples.draws["w"][chain, 1:], walk[:-1])

@@ -156,13 +156,13 @@ def test_llc_counts_the_temperature_and_refuses_zero():
     same = run(fs.sgld(1e-3, nbeta=3.0, noise_level=2**0.5), **settings)
     torch.testing.assert_close(fs.llc_draws(same), fs.llc_draws(hot))
     with pytest.raises(ValueError, match="temperature must be > 0 at the draws, got 0"):
-        run(fs.sgld(1e-3, nbeta=3.0, temperature=0.0), **settings).llc()
+        fs.llc(run(fs.sgld(1e-3, nbeta=3.0, temperature=0.0), **settings))
 
 
 def test_settings_of_schedules_are_in_the_record():
     pytest.importorskip("arviz_base")
     sampler = fs.sgld(fs.schedules.cosine(1e-3, num_steps=9), nbeta=3.0)
-    attrs = run(sampler).to_datatree()["posterior"].attrs
+    attrs = fs.to_datatree(run(sampler))["posterior"].attrs
     assert attrs["lr"] == "Cosine"
     assert attrs["lr.start"] == 1e-3
     assert attrs["preconditioner"] == "Identity"
