@@ -35,7 +35,7 @@ from funcsgmcmc.gradients import LossFn, loss_and_aux
 from funcsgmcmc.kernel import kernel
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.samplers import Sampler, State
-from funcsgmcmc.testing import scores
+from funcsgmcmc.testing import arguments, scores
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,8 @@ def check_calibration(
     checks.count("num_simulations", num_simulations, minimum=20)
     checks.count("num_draws", num_draws, minimum=2)
     checks.count("num_steps", num_steps, minimum=1)
-    scores.probability("false_alarm", false_alarm)
-    scores.power(power)
+    arguments.probability("false_alarm", false_alarm)
+    arguments.power(power)
     truths, data = _made_up(model, num_simulations, seed)
     data_of_chains = _repeated(data, num_draws)
     draws = _draws(sampler, model, data_of_chains, num_simulations * num_draws, num_steps, seed)
@@ -175,7 +175,7 @@ def check_calibration(
 
 def _check_shared(sampler: Sampler) -> None:
     """Refuse a sampler whose chains would not all sample the model's posterior."""
-    checks.shared_target(sampler)
+    arguments.shared_target(sampler)
     if sampler.anchor is None and bool((sampler.localization > 0).any()):
         raise ValueError(
             "localization needs an anchor that all chains share to be part of the prior, "

@@ -20,6 +20,7 @@ from funcsgmcmc import checks
 from funcsgmcmc.preconditioners import Preconditioner
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.testing import arguments
 from funcsgmcmc.testing.laws import LAWS, Law
 from funcsgmcmc.testing.parts import PRECONDITIONER_LAWS, PRIOR_LAWS, prior_problems
 from funcsgmcmc.testing.problems import Problem, problems, shown
@@ -208,7 +209,7 @@ def check_log_prior(
     """
     checks.function("log_prior", log_prior)
     template, settings = checks.parameters(params).double(), _settings(profile)
-    checks.one_tree("params", template.batch_size)
+    arguments.one_chain("params", template.batch_size)
     if elements is not None:
         checks.instance("elements", elements, st.SearchStrategy)
     name = getattr(log_prior, "__name__", type(log_prior).__name__)

@@ -5,8 +5,6 @@ from statistics import NormalDist
 
 from torch import Tensor
 
-from funcsgmcmc import checks
-
 NORMAL = NormalDist()
 
 
@@ -46,26 +44,3 @@ def of_skewed(values: Tensor) -> float:
     skewness = away.pow(3).mean() / away.square().mean().pow(1.5)
     cubic = ratio + skewness * ratio**2 / 3 + skewness**2 * ratio**3 / 27 + skewness / (6 * n)
     return math.sqrt(n) * float(cubic)
-
-
-def probability(name: str, value: float) -> None:
-    """Check a probability, 0 and 1 excluded.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not between 0 and 1.
-    """
-    checks.finite_number(name, value)
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def power(value: float) -> None:
-    """Check a power, for which the smallest error is larger than what the limit alone allows.
-
-    Raises:
-        TypeError, ValueError: As `probability`; or it is below one half.
-    """
-    probability("power", value)
-    if value < 0.5:
-        raise ValueError(f"power must be >= 0.5, got {value}")

@@ -15,7 +15,7 @@ from torch import Tensor
 import funcsgmcmc as fs
 from funcsgmcmc import checks
 from funcsgmcmc.samplers import Sampler
-from funcsgmcmc.testing import oracles
+from funcsgmcmc.testing import arguments, oracles
 
 Range = (
     tuple[float, float] | st.SearchStrategy[Any] | Callable[[TensorDict], st.SearchStrategy[Any]]
@@ -95,7 +95,11 @@ class SamplerSpec:
             name for name in self._required() if name not in {**self.settings, **self.ranges}
         ]
         if missing:
-            raise ValueError(checks.unknown_settings(self.name, missing))
+            listed = ", ".join(missing)
+            raise ValueError(
+                f"{self.name} has settings without a default: give them in settings or ranges, "
+                f"got no {listed}"
+            )
 
     def _check_types(self) -> None:
         """Refuse fields of another kind.
@@ -105,7 +109,7 @@ class SamplerSpec:
         """
         for name in ("settings", "ranges", "units"):
             if getattr(self, name) is not None:
-                checks.mapping(name, getattr(self, name))
+                arguments.mapping(name, getattr(self, name))
         for name in ("reference_step", "reference_start", "variance"):
             if getattr(self, name) is not None:
                 checks.function(name, getattr(self, name))
@@ -113,13 +117,13 @@ class SamplerSpec:
             raise TypeError(f"schedulable must be a tuple of names, got {self.schedulable!r}")
         for name, values in self.ranges.items():
             if not (isinstance(values, st.SearchStrategy) or callable(values)):
-                checks.span(f"ranges[{name!r}]", values)
+                _check_span(f"ranges[{name!r}]", values)
         for name, powers in (self.units or {}).items():
-            checks.pair(f"units[{name!r}]", powers)
+            _check_pair(f"units[{name!r}]", powers)
         for each in self.refused:
             if not (isinstance(each, tuple) and len(each) == 2 and isinstance(each[1], str)):
                 raise TypeError(f"refused must be pairs of settings and a pattern, got {each!r}")
-            checks.mapping("settings that are refused", each[0])
+            arguments.mapping("settings that are refused", each[0])
 
     def __str__(self) -> str:
         return self.name
@@ -167,7 +171,7 @@ class SamplerSpec:
     @functools.cached_property
     def _signature(self) -> inspect.Signature:
         """The factory's; what is no factory has none, and is refused."""
-        return checks.factory(self.make, Sampler)
+        return _factory_signature(self.make)
 
     @property
     def has_momentum(self) -> bool:
@@ -183,6 +187,56 @@ class SamplerSpec:
             and each.kind not in (each.VAR_KEYWORD, each.VAR_POSITIONAL)
             and name not in ("lr", "nbeta")
         ]
+
+
+def _factory_signature(make: Any) -> inspect.Signature:
+    """The signature of a sampler's factory.
+
+    Raises:
+        TypeError: `make` is a sampler, a sampler's class or no function; or it shows no signature,
+            or does not take `lr` by name.
+    """
+    is_class = isinstance(make, type) and issubclass(make, Sampler)
+    if isinstance(make, Sampler) or is_class or not callable(make):
+        given = f"the class {make.__name__}" if is_class else type(make).__name__
+        raise TypeError(
+            f"a sampler's laws need its factory, such as sgld, to try it with other settings, "
+            f"got {given}"
+        )
+    try:
+        signature = inspect.signature(make)
+    except ValueError:
+        raise TypeError(f"a sampler's factory must show its settings, got {make}") from None
+    settings = signature.parameters
+    takes_rest = any(each.kind is each.VAR_KEYWORD for each in settings.values())
+    lr = settings.get("lr")
+    if (lr is None and not takes_rest) or (lr is not None and lr.kind is lr.POSITIONAL_ONLY):
+        raise TypeError(f"a sampler's factory must take lr by name, got one that takes {signature}")
+    return signature
+
+
+def _check_pair(name: str, value: Any) -> None:
+    """Check two finite numbers.
+
+    Raises:
+        TypeError: The value is no pair, or holds something else than numbers.
+        ValueError: A number is infinite or NaN.
+    """
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise TypeError(f"{name} must be two numbers, got {value!r}")
+    for each in value:
+        checks.finite_number(name, each)
+
+
+def _check_span(name: str, value: tuple[float, float]) -> None:
+    """Check the lowest and the highest value of a range.
+
+    Raises:
+        TypeError, ValueError: As `_check_pair`; or the lowest is above the highest.
+    """
+    _check_pair(name, value)
+    if not value[0] <= value[1]:
+        raise ValueError(f"{name} must be lowest and highest, got {value[0]} and {value[1]}")
 
 
 def spec_of(sampler: SamplerSpec | Callable[..., Sampler]) -> SamplerSpec:

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from funcsgmcmc import checks, tree
 from funcsgmcmc.samplers import Sampler
-from funcsgmcmc.testing import scores
+from funcsgmcmc.testing import arguments, scores
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Quadratic:
     def __post_init__(self) -> None:
         hessian, minimum = self.trees()
         for name, values in (("hessian", hessian), ("minimum", minimum)):
-            checks.one_tree(name, values.batch_size)
+            arguments.one_chain(name, values.batch_size)
             checks.finite(name, values)
         checks.same_structure("minimum", minimum, hessian)
         checks.number("gradient_sd", self.gradient_sd)
@@ -136,8 +136,8 @@ def check_stationary(
     checks.count("num_chains", num_chains, minimum=MIN_CHAINS)
     checks.count("num_steps", num_steps, minimum=2)
     checks.count("seed", seed, minimum=0)
-    scores.probability("false_alarm", false_alarm)
-    scores.power(power)
+    arguments.probability("false_alarm", false_alarm)
+    arguments.power(power)
     moments = law.run(num_chains, num_steps, seed)
     healthy = torch.stack([*moments.values()]).isfinite().all(0)
     if not bool(healthy.all()):
@@ -199,7 +199,7 @@ def _smallest(shift: float, response: Tensor) -> float:
 def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
     """The sampler, anchored; refuse one whose law is not known."""
     checks.sampler(sampler, Sampler)
-    checks.shared_target(sampler)
+    arguments.shared_target(sampler)
     for name in sampler.schedulable():
         if not isinstance(getattr(sampler, name), Tensor):
             raise ValueError(f"{name} must not change with the step, got a schedule")

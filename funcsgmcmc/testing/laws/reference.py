@@ -8,9 +8,10 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import tree
 from funcsgmcmc.samplers import State
 from funcsgmcmc.schedules import Schedule
+from funcsgmcmc.testing import arguments
 from funcsgmcmc.testing.laws.law import close, law, parameter_like, unless
 from funcsgmcmc.testing.oracles import Chain, ReferenceStep, Vector
 from funcsgmcmc.testing.problems import Problem, update
@@ -36,7 +37,7 @@ def first(problem: Problem) -> Chain:
         known = parameter_like(problem.initial())
         return {name: plain(value) for name, value in known.items()}
     chain = start(plain(problem.params), plain(problem.start), **settings_at(problem, 0, step=0))
-    checks.mapping("what reference_start returns", chain)
+    arguments.mapping("what reference_start returns", chain)
     return {**chain, "step": problem.first_step}
 
 
@@ -51,7 +52,7 @@ def moved(chain: Chain, problem: Problem, index: int) -> Chain:
         pull = np.zeros_like(grads)
     known = settings_at(problem, index, step=problem.first_step + index)
     after = reference(chain, grads, plain(noise), pull, **known)
-    checks.mapping("what reference_step returns", after)
+    arguments.mapping("what reference_step returns", after)
     return after
 
 
