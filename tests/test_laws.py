@@ -52,7 +52,7 @@ def test_few_are_exempt():
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS.values(), ids=str)
 def test_sampler_is_its_reference_thoroughly(spec):
-    check_law(laws.reference, spec, profile="thorough")
+    check_law(laws.oracle_is_followed, spec, profile="thorough")
 
 
 def some_gain(params: TensorDict) -> TensorDict:

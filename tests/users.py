@@ -94,8 +94,8 @@ def broken(kind: type) -> SamplerSpec:
     return SamplerSpec(
         broken_sgld,
         ranges=spec.ranges,
-        reference_step=spec.reference_step,
-        reference_start=spec.reference_start,
+        oracle_step=spec.oracle_step,
+        oracle_start=spec.oracle_start,
         units=spec.units,
     )
 

@@ -1,7 +1,7 @@
-"""What a law is, and the comparisons that laws make.
+"""`Law`: a property of updates, the samplers exempt from it, and the comparisons that laws make.
 
-A law holds exactly (`identical`), or to the rounding of float64 (`close`): what is compared to a
-tolerance agrees to 1e-9 of the largest number beside it.
+Laws compare values bit for bit (`identical`), or to the rounding of float64 (`close`): to 1e-9 of
+the largest number compared.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,11 +16,12 @@ from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
 from funcsgmcmc.samplers import State
-from funcsgmcmc.testing.problems import Problem
+from funcsgmcmc.testing.problem import Problem
 from funcsgmcmc.testing.specs import SamplerSpec
 
 Exemption = Callable[[SamplerSpec], str | None]
-Further = Callable[[Problem], Mapping[str, SearchStrategy[Any]]]
+"""The reason why a sampler is exempt from a law; None if the law applies to it."""
+Arguments = Callable[[Problem], Mapping[str, SearchStrategy[Any]]]
 
 SEVERAL = ((2,), (3,))
 TOLERANCE = 1e-9
@@ -28,66 +29,66 @@ TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Law:
-    """A law, and which problems it is about.
+    """A property that updates should have, and the problems it is tried on.
 
     Attributes:
-        holds: The law: a function of a problem, and of what else is drawn.
-        restricted: What `problems` is told.
-        exempt: Why a sampler need not obey, or None if it must; that a setting cannot have the
-            value it is restricted to need not be said.
-        further: What else is drawn, given the problem, by name.
+        holds: `holds(problem, **arguments)` raises AssertionError where the law fails.
+        restrictions: Arguments of `problems`. A sampler that cannot have a value fixed here is
+            exempt.
+        exempt: The reason for another exemption, given a spec; None if there is none.
+        arguments: Strategies of the law's further arguments, by name, given the problem.
     """
 
     holds: Callable[..., None]
-    restricted: Mapping[str, Any]
+    restrictions: Mapping[str, Any]
     exempt: Exemption
-    further: Further
+    arguments: Arguments
 
     @property
     def name(self) -> str:
-        """The function's."""
+        """The function's name."""
         return self.holds.__name__
 
     @property
     def statement(self) -> str:
-        """The law in words."""
+        """The law in words: the function's docstring."""
         return (self.holds.__doc__ or "").strip()
 
     def exemption(self, spec: SamplerSpec) -> str | None:
-        """Why a sampler need not obey; None if it must."""
-        return may_be(**self.restricted)(spec) or self.exempt(spec)
+        """The reason why a sampler is exempt; None if the law applies to it."""
+        return unless_allowed(**self.restrictions)(spec) or self.exempt(spec)
 
     def __str__(self) -> str:
         return self.name
 
-    def __call__(self, problem: Problem, **drawn: Any) -> None:
-        """Raise AssertionError if the law does not hold for the problem."""
-        self.holds(problem, **drawn)
+    def __call__(self, problem: Problem, **arguments: Any) -> None:
+        """Raise AssertionError if the law fails for the problem."""
+        self.holds(problem, **arguments)
 
 
-def nobody(spec: SamplerSpec) -> None:
-    """The exemption of a law that all samplers must obey."""
+def no_exemption(spec: SamplerSpec) -> None:
+    """Exempt no sampler."""
 
 
-def nothing(problem: Problem) -> Mapping[str, SearchStrategy[Any]]:
-    """What is drawn beside the problem, for most laws."""
+def no_arguments(problem: Problem) -> Mapping[str, SearchStrategy[Any]]:
+    """Draw nothing beside the problem."""
     return {}
 
 
 def law(
-    exempt: Exemption = nobody, further: Further = nothing, **restricted: Any
+    exempt: Exemption = no_exemption, arguments: Arguments = no_arguments, **restrictions: Any
 ) -> Callable[[Callable[..., None]], Law]:
-    """Make a law of a function; the arguments are the fields of `Law`."""
-    return lambda function: Law(function, restricted, exempt, further)
+    """Make a function of a problem a `Law`; see there for the arguments."""
+    return lambda function: Law(function, restrictions, exempt, arguments)
 
 
 def unless(attribute: str, reason: str) -> Exemption:
-    """An exemption for samplers that say they do not have a property."""
+    """Exempt samplers whose spec says False (or None) of an attribute."""
     return lambda spec: None if getattr(spec, attribute) else reason
 
 
-def may_be(**values: Any) -> Exemption:
-    """An exemption for samplers one of whose settings cannot have a value."""
+def unless_allowed(**values: Any) -> Exemption:
+    """Exempt samplers that have one of these settings, but never with this value."""
 
     def exempt(spec: SamplerSpec) -> str | None:
         never = [
@@ -100,18 +101,18 @@ def may_be(**values: Any) -> Exemption:
     return exempt
 
 
-def without(setting: str) -> Exemption:
-    """An exemption for samplers that do not take a setting."""
+def unless_taken(setting: str) -> Exemption:
+    """Exempt samplers whose factory does not take a setting."""
     return lambda spec: None if spec.takes(setting) else f"it has no {setting}"
 
 
-def adapts(spec: SamplerSpec) -> str | None:
-    """An exemption for samplers whose step sizes follow the gradients of the loss."""
+def if_adaptive(spec: SamplerSpec) -> str | None:
+    """Exempt samplers whose step sizes depend on the gradients of the loss."""
     return "its step sizes follow the gradients of the loss alone" if spec.adaptive else None
 
 
-def units_are_unknown(spec: SamplerSpec) -> str | None:
-    """An exemption for samplers that do not say what their settings are measured in."""
+def if_units_unknown(spec: SamplerSpec) -> str | None:
+    """Exempt samplers whose spec does not give the units of their settings."""
     return "its units are not given" if spec.units is None else None
 
 
@@ -121,7 +122,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def identical(actual: Any, expected: Any, what: str) -> None:
-    """Compare bit for bit; NaN is NaN."""
+    """Compare bit for bit; NaN equals NaN."""
     for a, b in zip(tensors(actual), tensors(expected), strict=True):
         same = a.shape == b.shape and a.dtype == b.dtype
         both_nan = a.isnan() & b.isnan() if same and a.is_floating_point() else False
@@ -130,10 +131,11 @@ def identical(actual: Any, expected: Any, what: str) -> None:
 
 
 def close(actual: Any, expected: Any, what: str) -> None:
-    """Compare to the rounding of float64."""
+    """Compare to the rounding of float64; NaN equals NaN."""
     pairs = [
         (a.double(), b.double()) for a, b in zip(tensors(actual), tensors(expected), strict=True)
     ]
+    # One scale for all: rounding of a large entry may reach small ones through sums.
     sizes = [float(b.abs().max()) for _, b in pairs if b.numel() and b.isfinite().all()]
     tolerance = TOLERANCE * max([1.0, *sizes])
     for a, b in pairs:
@@ -141,13 +143,16 @@ def close(actual: Any, expected: Any, what: str) -> None:
             raise AssertionError(f"{what}: got {a.tolist()}, expected {b.tolist()}")
 
 
-def parameter_like(state: State) -> dict[str, Any]:
-    """What evolves and has the structure of the parameters, or none: all but averages."""
-    structure = tree.names(state.params)
+def comparable_fields(state: State) -> dict[str, Any]:
+    """The fields of a state that are tensors, or trees with the parameters' names.
+
+    A preconditioner's averages are not among them: an oracle may keep those in another form.
+    """
+    names = tree.names(state.params)
     fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
     return {
         name: value
         for name, value in fields.items()
         if isinstance(value, Tensor)
-        or (isinstance(value, TensorDictBase) and tree.names(value) == structure)
+        or (isinstance(value, TensorDictBase) and tree.names(value) == names)
     }
