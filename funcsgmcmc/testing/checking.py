@@ -16,7 +16,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 import funcsgmcmc as fs
-from funcsgmcmc import checks
+from funcsgmcmc import checks, tree
 from funcsgmcmc.preconditioners import Preconditioner
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.samplers import Sampler
@@ -208,7 +208,7 @@ def check_log_prior(
             or there is no such profile.
     """
     checks.function("log_prior", log_prior)
-    template, settings = checks.parameters(params).double(), _settings(profile)
+    template, settings = tree.parameters(params).double(), _settings(profile)
     arguments.one_chain("params", template.batch_size)
     if elements is not None:
         checks.instance("elements", elements, st.SearchStrategy)

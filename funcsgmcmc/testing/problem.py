@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -37,14 +38,12 @@ class Given(NamedTuple):
         self, function: TreeMap, of_values: Callable[[Tensor], Tensor] = lambda value: value
     ) -> "Given":
         """Apply `function` to every tree, and `of_values` to values of chains, as the loss."""
-        grads, pull, loss, log_prior, hessian = self.evaluation
-        evaluation = Evaluation(
-            grads=function(grads),
-            prior_pull=None if pull is None else function(pull),
-            loss=None if loss is None else of_values(loss),
-            log_prior=None if log_prior is None else of_values(log_prior),
-            hessian_diagonal=None if hessian is None else function(hessian),
-        )
+
+        def apply(value: Any) -> Any:
+            return function(value) if isinstance(value, TensorDictBase) else of_values(value)
+
+        present = {name: each for name, each in vars(self.evaluation).items() if each is not None}
+        evaluation = Evaluation(**{name: apply(each) for name, each in present.items()})
         return Given(evaluation, function(self.noise))
 
     def take(self, index: Any) -> "Given":
@@ -53,20 +52,19 @@ class Given(NamedTuple):
 
     def scale(self, *, loss: float = 1.0, log_prior: float = 1.0, length: float = 1.0) -> "Given":
         """Multiply L, log p and w by factors, and their derivatives accordingly; keep the noise."""
-        known = self.evaluation
-
-        def times(factor: float, given: TensorDict) -> TensorDict:
-            return tree.map_leaves(lambda leaf: factor * leaf, given)
-
-        pull, hessian = known.prior_pull, known.hessian_diagonal
-        evaluation = Evaluation(
-            grads=times(loss / length, known.grads),
-            prior_pull=None if pull is None else times(log_prior / length, pull),
-            loss=None if known.loss is None else loss * known.loss,
-            log_prior=None if known.log_prior is None else log_prior * known.log_prior,
-            hessian_diagonal=None if hessian is None else times(loss / length**2, hessian),
-        )
-        return self._replace(evaluation=evaluation)
+        factors = {
+            "grads": loss / length,
+            "loss": loss,
+            "prior_pull": log_prior / length,
+            "log_prior": log_prior,
+            "hessian_diagonal": loss / length**2,
+        }
+        scaled = {
+            name: tree.map_leaves(partial(mul, factor), value)
+            for name, factor in factors.items()
+            if (value := getattr(self.evaluation, name)) is not None
+        }
+        return self._replace(evaluation=replace(self.evaluation, **scaled))
 
 
 class Step(NamedTuple):
@@ -117,7 +115,7 @@ class Problem:
         """Every step."""
         state, steps = self.initial(), []
         for given in self.given:
-            after, terms = update(self.sampler, state, given)
+            after, terms = self.sampler.update(state, *given)
             steps.append(Step(state, after, terms))
             state = after
         return steps
@@ -183,23 +181,9 @@ class Problem:
             f"start {format_value(self.start)}",
         ]
         for step, given in enumerate(self.given, self.first_step):
-            known = given.evaluation._asdict() | {"noise": given.noise}
+            known = vars(given.evaluation) | {"noise": given.noise}
             lines.append(f"step {step}: {_format_fields(known, ' ')}")
         return "Problem(\n    " + "\n    ".join(lines) + "\n)"
-
-
-def update(sampler: Sampler, state: State, given: Given) -> tuple[State, Terms]:
-    """Make one step."""
-    known = given.evaluation
-    return sampler.update(
-        state,
-        known.grads,
-        given.noise,
-        known.prior_pull,
-        loss=known.loss,
-        log_prior=known.log_prior,
-        hessian_diagonal=known.hessian_diagonal,
-    )
 
 
 def expand_to_chains(shared: TensorDict, params: TensorDict) -> TensorDict:
@@ -312,8 +296,10 @@ def problems(
         loss, log_prior = values(0.0), values(-8.0)
         pull = draw(strategies.trees_like(params, elements))
         hessian = draw(strategies.trees_like(params))
-        prior = (pull, log_prior) if with_prior else (None, None)
-        return Given(Evaluation(grads, prior[0], loss, prior[1], hessian), noise)
+        evaluation = Evaluation(grads, loss, hessian_diagonal=hessian)
+        if with_prior:
+            evaluation = replace(evaluation, prior_pull=pull, log_prior=log_prior)
+        return Given(evaluation, noise)
 
     start = draw(strategies.trees_like(params, elements, wide=True))
     num_steps, with_prior = draw(st.integers(1, max_steps)), draw(st.booleans())

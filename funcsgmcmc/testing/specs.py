@@ -358,7 +358,7 @@ _SPECS = (
             ({"flatness": -1.0}, "flatness must be >= 0, got -1"),
             ({"weight_lr": 1.0}, "weight_lr must be < 1, got 1"),
             (
-                {"weight_lr": fs.polynomial_decay(3.0)},
+                {"weight_lr": fs.schedules.polynomial_decay(3.0)},
                 "weight_lr at step 0 must be < 1, got 3",
             ),
             (

@@ -28,7 +28,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.base import Sampler, check_sampler
 from funcsgmcmc.testing import arguments, scores
 
 
@@ -54,16 +55,16 @@ class Quadratic:
         hessian, minimum = self.trees()
         for name, values in (("hessian", hessian), ("minimum", minimum)):
             arguments.one_chain(name, values.batch_size)
-            checks.finite(name, values)
-        checks.same_structure("minimum", minimum, hessian)
+            tree.check_finite(name, values)
+        tree.check_same_structure("minimum", minimum, hessian)
         checks.number("gradient_sd", self.gradient_sd)
         if not bool((tree.flatten(hessian) > 0).all()):
             raise ValueError(f"hessian must be > 0, got {tree.flatten(hessian).tolist()}")
 
     def trees(self) -> tuple[TensorDict, TensorDict]:
         """The trees h and m, in float64."""
-        hessian = checks.parameters(self.hessian, "hessian").double()
-        return hessian, checks.parameters(self.minimum, "minimum").double()
+        hessian = tree.parameters(self.hessian, "hessian").double()
+        return hessian, tree.parameters(self.minimum, "minimum").double()
 
 
 @dataclass(frozen=True)
@@ -198,17 +199,16 @@ def _smallest(shift: float, response: Tensor) -> float:
 
 def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
     """Give the sampler an anchor, and refuse a sampler whose law is not known."""
-    checks.sampler(sampler, Sampler)
+    check_sampler(sampler)
     arguments.shared_target(sampler)
     for name in sampler.schedulable():
         if not isinstance(getattr(sampler, name), Tensor):
             raise ValueError(f"{name} must not change with the step, got a schedule")
     minimum = target.trees()[1]
     if sampler.anchor is None:
-        return sampler.anchored(minimum)
-    checks.same_structure("anchor", sampler.anchor, minimum)
-    fields = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
-    return type(sampler)(**{**fields, "anchor": sampler.anchor.double()}, lock=False)
+        return sampler.with_anchor(minimum)
+    tree.check_same_structure("anchor", sampler.anchor, minimum)
+    return sampler.replace(anchor=sampler.anchor.double())
 
 
 class _Law:
@@ -226,8 +226,8 @@ class _Law:
         self.mean = (settings.nbeta * self.h * self.m + pulled) / curvature
         self.variance = settings.temperature / curvature
         if variance is not None:
-            given = checks.parameters(variance, "variance").double()
-            checks.same_structure("variance", given, hessian)
+            given = tree.parameters(variance, "variance").double()
+            tree.check_same_structure("variance", given, hessian)
             self.variance = tree.flatten(given)
         proper = (self.variance > 0) & self.variance.isfinite()
         if not bool(proper.all()):
@@ -263,14 +263,14 @@ class _Law:
             noisy = self.h * (w - self.m)
             if self.gradient_sd:
                 noisy = noisy + self.gradient_sd * normals()
-            state, _ = self.sampler.update(
-                state,
+            evaluation = Evaluation(
                 tree.unflatten(noisy, like),
-                tree.unflatten(noise_scale * normals(), like),
                 loss=(self.h / 2 * (w - self.m).square()).sum(-1),
                 hessian_diagonal=hessian,
             )
-            if step == 0 and isinstance(self.sampler.log_weight(state), Tensor):
+            noise = tree.unflatten(noise_scale * normals(), like)
+            state, _ = self.sampler.update(state, evaluation, noise)
+            if step == 0 and self.sampler.log_weight(state) is not None:
                 raise ValueError(
                     "draws must all count alike, got a sampler that gives them weights"
                 )

@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-import funcsgmcmc as fs
 from funcsgmcmc import tree
+from funcsgmcmc.preconditioners import (
+    Preconditioner,
+    adam,
+    compose,
+    diagonal,
+    identity,
+    rmsprop,
+)
+from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.schedules import Schedule, constant, cosine, cyclical, polynomial_decay
 from funcsgmcmc.testing.specs import SPECS, SamplerSpec
 
 Numbers = st.SearchStrategy[float]
@@ -186,42 +195,42 @@ def anchors(params: TensorDict) -> st.SearchStrategy[TensorDict]:
 
 def preconditioners(
     params: TensorDict, *, adaptive: bool = True
-) -> st.SearchStrategy[fs.Preconditioner]:
+) -> st.SearchStrategy[Preconditioner]:
     """Preconditioners of every kind, and products of two.
 
     Args:
         params: Parameters, of batch size `[*chains]`.
         adaptive: Whether preconditioners that depend on gradients are among them.
     """
-    fixed = st.one_of(st.just(fs.identity()), diagonals(params).map(fs.diagonal))
+    fixed = st.one_of(st.just(identity()), diagonals(params).map(diagonal))
     if not adaptive:
         return fixed
     chains = tuple(params.batch_size)
     decay, eps = hyperparameters(0, 0.99, chains), hyperparameters(0.1, 2, chains)
     curvature = st.sampled_from([None, "exact"])
-    rmsprop = st.builds(fs.rmsprop, decay, eps, curvature=curvature)
-    adam = st.builds(fs.adam, decay, decay, eps)
+    of_rmsprop = st.builds(rmsprop, decay, eps, curvature=curvature)
+    of_adam = st.builds(adam, decay, decay, eps)
     return st.one_of(
         fixed,
-        rmsprop,
-        adam,
-        st.builds(fs.compose, rmsprop, st.one_of(fixed, adam)),
-        st.builds(fs.compose, fixed, rmsprop),
+        of_rmsprop,
+        of_adam,
+        st.builds(compose, of_rmsprop, st.one_of(fixed, of_adam)),
+        st.builds(compose, fixed, of_rmsprop),
     )
 
 
 @st.composite
-def schedules(draw: st.DrawFn, value: float | Tensor) -> fs.Schedule:
+def schedules(draw: st.DrawFn, value: float | Tensor) -> Schedule:
     """Schedules of all kinds that begin at a value, or near it."""
     kind, num_steps = draw(st.sampled_from(range(4))), draw(st.integers(1, 4))
     power = draw(numbers(0, 1))
     if kind == 0:
-        return fs.constant(value)
+        return constant(value)
     if kind == 1:
-        return fs.polynomial_decay(value, power=power)
+        return polynomial_decay(value, power=power)
     if kind == 2:
-        return fs.cosine(value, num_steps=num_steps)
-    return fs.cyclical(value, num_steps_per_cycle=num_steps)
+        return cosine(value, num_steps=num_steps)
+    return cyclical(value, num_steps_per_cycle=num_steps)
 
 
 DENSITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -260,7 +269,7 @@ def log_priors() -> st.SearchStrategy[FactorizedLogPrior]:
 @cache
 def hyperparameters(
     low: float, high: float, chains: Chains = (), *, scheduled: bool = False
-) -> st.SearchStrategy[float | Tensor | fs.Schedule]:
+) -> st.SearchStrategy[float | Tensor | Schedule]:
     """Values of a setting: a number, a tensor with one a chain, or a schedule of either."""
     return _hyperparameters(low, high, chains, scheduled)
 
@@ -268,7 +277,7 @@ def hyperparameters(
 @st.composite
 def _hyperparameters(
     draw: st.DrawFn, low: float, high: float, chains: Chains, scheduled: bool
-) -> float | Tensor | fs.Schedule:
+) -> float | Tensor | Schedule:
     one_each = draw(st.booleans())
     value: float | Tensor = draw(numbers(low, high))
     if one_each and chains:
@@ -338,7 +347,7 @@ def settings_of(
 @st.composite
 def samplers(
     draw: st.DrawFn, params: TensorDict, specs: Iterable[SamplerSpec] = tuple(SPECS.values())
-) -> fs.Sampler:
+) -> Sampler:
     """Samplers of several kinds, with settings of all sorts.
 
     Args:

@@ -1,6 +1,6 @@
 """Laws of chains: a batch axis along which no chain affects another; and of their schedules."""
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
@@ -12,32 +12,27 @@ from funcsgmcmc.samplers import Evaluation, Sampler, State
 from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.testing import strategies
 from funcsgmcmc.testing.laws.base import SEVERAL, close, identical, law
-from funcsgmcmc.testing.problem import Given, Problem, update
+from funcsgmcmc.testing.problem import Problem
 
 
 @law(chains=((1,), *SEVERAL))
 def vmap_is_a_loop(problem: Problem) -> None:
     """A step of a batch, the step under torch.vmap and a loop over chains give the same chains."""
     sampler = problem.sampler
-    per_chain = 0 if sampler.shape else None
+
+    def step(sampler: Sampler, state: State, evaluation: Evaluation, noise: TensorDict) -> State:
+        return sampler.update(state, evaluation, noise)[0]
+
+    step_under_vmap = torch.vmap(step, in_dims=(0 if sampler.shape else None, 0, 0, 0))
     together, under_vmap = problem.initial(), problem.initial()
     alone = [problem.take(chain).initial() for chain in range(problem.chains[0])]
     for index, given in enumerate(problem.given):
-        together, _ = update(sampler, together, given)
-        known = {
-            name: each for name, each in given.evaluation._asdict().items() if each is not None
-        }
-
-        def step(sampler: Sampler, state: State, noise: TensorDict, known: Any) -> State:
-            return update(sampler, state, Given(Evaluation(**known), noise))[0]
-
-        under_vmap = torch.vmap(step, in_dims=(per_chain, 0, 0, 0))(
-            sampler, under_vmap, given.noise, known
-        )
+        together, _ = sampler.update(together, *given)
+        under_vmap = step_under_vmap(sampler, under_vmap, *given)
         close(under_vmap, together, "torch.vmap against the batch")
         for chain, state in enumerate(alone):
             single = problem.take(chain)
-            alone[chain], _ = update(single.sampler, state, single.given[index])
+            alone[chain], _ = single.sampler.update(state, *single.given[index])
             close(alone[chain], together[chain], f"chain {chain} by itself, against the batch")
 
 
@@ -68,7 +63,7 @@ def failures_stay_in_their_chain(problem: Problem) -> None:
         return leaf
 
     evaluations = [
-        given.evaluation._replace(grads=tree.map_leaves(spoil, given.evaluation.grads))
+        replace(given.evaluation, grads=tree.map_leaves(spoil, given.evaluation.grads))
         for given in problem.given
     ]
     beside = problem.with_evaluation(*evaluations).final()
@@ -90,6 +85,6 @@ def schedules_are_followed(problem: Problem) -> None:
     scheduled, state = problem.initial(), at(0).initial()
     close(scheduled, state, "the start, scheduled, against the values at step 0")
     for step, given in enumerate(problem.given, problem.first_step):
-        scheduled, _ = update(problem.sampler, scheduled, given)
-        state, _ = update(at(step).sampler, state, given)
+        scheduled, _ = problem.sampler.update(scheduled, *given)
+        state, _ = at(step).sampler.update(state, *given)
         close(scheduled, state, f"step {step}, scheduled, against its value then")

@@ -6,21 +6,21 @@ import torch
 from tensordict import TensorDictBase
 
 from funcsgmcmc import tree
-from funcsgmcmc.metrics import metrics
+from funcsgmcmc.norms import metrics
 from funcsgmcmc.testing.laws.base import identical, law, tensors
-from funcsgmcmc.testing.problem import Problem, update
+from funcsgmcmc.testing.problem import Problem
 
 
 @law(dtypes=(torch.float64, torch.float32, torch.bfloat16), of_all_sizes=True)
 def purity(problem: Problem) -> None:
     """`init` and `update` write to none of their arguments, and draw no random numbers."""
     sampler, start = problem.sampler, problem.initial()
-    arguments = (sampler, problem.params, problem.start, [list(g) for g in problem.given], start)
+    arguments = (sampler, problem.params, problem.start, problem.given, start)
     before, generator = [t.clone() for t in tensors(arguments)], torch.get_rng_state()
     state = start
     for given in problem.given:
         held = [t.clone() for t in tensors(state)]
-        after, _ = update(sampler, state, given)
+        after, _ = sampler.update(state, *given)
         identical(tensors(state), held, "update wrote to the state it was given")
         state = after
     identical(tensors(arguments), before, "a call wrote to its arguments")
@@ -37,9 +37,9 @@ def ownership(problem: Problem) -> None:
         tensor.add_(1.0)
     identical(tensors(state), held, "the state shares memory with the arguments of init")
     for given in problem.given:
-        state, _ = update(sampler, state, given)
+        state, _ = sampler.update(state, *given)
         held = [t.clone() for t in tensors(state)]
-        for tensor in tensors((list(given.evaluation), given.noise)):
+        for tensor in tensors(given):
             tensor.add_(1.0)
         identical(tensors(state), held, "the state shares memory with gradients or noise")
 
@@ -93,7 +93,7 @@ def devices_are_kept(problem: Problem) -> None:
     for tensor in tensors(state):
         assert tensor.device.type == "meta", "init makes a state on the CPU"
     for given in problem.given:
-        state, terms = update(sampler, state, given.map(move, move))
+        state, terms = sampler.update(state, *given.map(move, move))
         for tensor in tensors((state, terms, metrics(terms, sampler.mask))):
             assert tensor.device.type == "meta", "a result is on the CPU"
 

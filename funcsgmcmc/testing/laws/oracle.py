@@ -14,7 +14,7 @@ from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.testing import arguments
 from funcsgmcmc.testing.laws.base import close, comparable_fields, law, unless
 from funcsgmcmc.testing.oracles import Chain, Vector
-from funcsgmcmc.testing.problem import Problem, update
+from funcsgmcmc.testing.problem import Problem
 
 
 @law(exempt=unless("oracle_step", "no oracle_step is given"))
@@ -25,7 +25,7 @@ def oracle_is_followed(problem: Problem) -> None:
     chains = [_start(single) for single in alone]
     _compare(state, chains, "before the first step")
     for index, given in enumerate(problem.given):
-        state, _ = update(problem.sampler, state, given)
+        state, _ = problem.sampler.update(state, *given)
         chains = [_step(chain, single, index) for chain, single in zip(chains, alone, strict=True)]
         _compare(state, chains, f"after step {problem.first_step + index}")
 

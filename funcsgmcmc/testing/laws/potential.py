@@ -1,5 +1,7 @@
 """The law that a step goes down the gradient of the declared potential."""
 
+from dataclasses import replace
+
 import torch
 from hypothesis import strategies as st
 from tensordict import TensorDict
@@ -38,7 +40,7 @@ def pulls_are_the_priors_gradient(problem: Problem, log_prior: LogPrior | None) 
     if log_prior is not None:
         evaluate = log_prior_pull(log_prior)
         pull, value = (torch.vmap(evaluate) if params.batch_dims else evaluate)(params)
-    as_pulls = problem.with_evaluation(evaluation._replace(prior_pull=pull, log_prior=value))
+    as_pulls = problem.with_evaluation(replace(evaluation, prior_pull=pull, log_prior=value))
     in_loss = problem.with_settings(**LOSS_ALONE).with_evaluation(_whole(problem, log_prior))
     close(
         comparable_fields(as_pulls.final()),

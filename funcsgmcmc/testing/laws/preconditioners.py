@@ -50,7 +50,12 @@ def corrections_are_the_gains_derivatives(problem: Problem) -> None:
     correction = scaling(w).correction
     if correction is None:
         return
-    jacobian = torch.autograd.functional.jacobian(lambda w: tree.flatten(scaling(w).gain), w)
+
+    def gain(w: Tensor) -> Tensor:
+        g = scaling(w).gain
+        return torch.ones_like(w) if g is None else tree.flatten(g)
+
+    jacobian = torch.autograd.functional.jacobian(gain, w)
     close(tree.flatten(correction), jacobian.diagonal().nan_to_num(), "Γ, against ∂G/∂w")
 
 

@@ -1,11 +1,13 @@
 """Laws of terms: they add up to the step, each has its meaning, and metrics measure them."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.metrics import metrics
-from funcsgmcmc.terms import MaybeTerm, Term, Terms
+from funcsgmcmc.norms import metrics
+from funcsgmcmc.terms import Term
 from funcsgmcmc.testing.laws.base import (
     close,
     comparable_fields,
@@ -21,22 +23,19 @@ from funcsgmcmc.testing.problem import Problem
 def terms_add_up(problem: Problem) -> None:
     """The terms of a step add up to w' − w."""
     for before, after, terms in problem.path():
-        up = [tree.flatten(term.value()) for term in terms.up() + _momentum(terms)]
+        momentum = [] if terms.momentum is None else [terms.momentum]
+        up = [tree.flatten(term.value()) for term in terms.up() + momentum]
         down = [tree.flatten(term.value()) for term in terms.down()]
         moved = tree.flatten(after.params) - tree.flatten(before.params)
         close(sum(up) - sum(down), moved, "sum of the terms, against w' − w")
-
-
-def _momentum(terms: Terms) -> list[Term]:
-    """The term of the momentum, if there is one."""
-    return [terms.momentum] if terms.momentum else []
+        close(tree.flatten(terms.total()), moved, "terms.total(), against w' − w")
 
 
 @law(bounding_box_size=None)
 def terms_are_what_they_are_called(problem: Problem) -> None:
     """A term is 0 where its setting is, and `unscaled_grad` is a multiple of the gradient."""
     quiet = problem.with_evaluation(
-        *(given.evaluation._replace(prior_pull=None) for given in problem.given)
+        *(replace(given.evaluation, prior_pull=None) for given in problem.given)
     )
     zero_with = [
         (quiet, "localization", ("localization",)),  # which holds a log-prior's pull too
@@ -65,9 +64,9 @@ def terms_are_what_they_are_called(problem: Problem) -> None:
         )
 
 
-def _flat(term: MaybeTerm) -> Tensor:
+def _flat(term: Term | None) -> Tensor:
     """A term as a vector; the number 0, if the step has no such term."""
-    return tree.flatten(term.value()) if term else torch.zeros(())
+    return torch.zeros(()) if term is None else tree.flatten(term.value())
 
 
 @law()
@@ -76,8 +75,8 @@ def metrics_are_norms(problem: Problem) -> None:
     for before, _, terms in problem.path():
         measured = metrics(terms, problem.sampler.mask)
         zero = torch.zeros_like(tree.flatten(before.params))
-        values = {name: _flat(term) + zero for name, term in terms._asdict().items()}
-        if terms.distance:
+        values = {name: _flat(term) + zero for name, term in vars(terms).items()}
+        if terms.distance is not None:
             center = tree.flatten(problem.sampler.center(before))
             close(values["distance"], tree.flatten(before.params) - center, "distance")
         prior = values["localization"] + values["weight_decay"]
