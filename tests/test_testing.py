@@ -18,6 +18,8 @@ from tensordict import TensorDict
 import funcsgmcmc as fs
 import users
 from funcsgmcmc import tree
+from funcsgmcmc.preconditioners import identity
+from funcsgmcmc.schedules import cosine
 from funcsgmcmc.testing import (
     LAWS,
     PROFILES,
@@ -181,7 +183,7 @@ def test_numbers_are_of_all_sizes(dtype):
 def test_samplers_of_every_kind():
     params = TensorDict({"w": torch.zeros(3, 2)}, batch_size=3)
     kinds = {type(spec.make(0.1, nbeta=1.0, **spec.settings)) for spec in SPECS.values()}
-    drawn: list[fs.Sampler] = []
+    drawn: list[fs.samplers.Sampler] = []
 
     @hypothesis.settings(max_examples=300, database=None)
     @hypothesis.given(strategies.samplers(params))
@@ -225,8 +227,13 @@ def test_problems_print_as_settings_and_numbers():
     params = TensorDict(
         {"w": torch.tensor([0.5]), "v": TensorDict({"b": torch.ones(1).bfloat16()})}
     )
-    given = Given(fs.Evaluation(params, loss=torch.tensor(2.0)), params)
-    settings = {"lr": fs.cosine(0.1, num_steps=3), "nbeta": 2.0, "mask": params, "anchor": None}
+    given = Given(fs.samplers.Evaluation(params, loss=torch.tensor(2.0)), params)
+    settings = {
+        "lr": cosine(0.1, num_steps=3),
+        "nbeta": 2.0,
+        "mask": params,
+        "anchor": None,
+    }
     shown = "{w: [0.5], v.b: [1.0] bfloat16}"
     assert repr(Problem(SPECS["sgld"], settings, params, params, (given,))) == (
         "Problem(\n"
@@ -300,7 +307,7 @@ def test_a_preconditioner_of_the_spec_is_kept():
             raise ValueError("preconditioner is needed, got None")
         return fs.sgld(lr, nbeta=nbeta, preconditioner=preconditioner)
 
-    spec = SamplerSpec(always_preconditioned, settings={"preconditioner": fs.identity()})
+    spec = SamplerSpec(always_preconditioned, settings={"preconditioner": identity()})
     checked = check_laws(
         spec, laws=[laws.terms_are_what_they_are_called, laws.rotation], profile="quick"
     )

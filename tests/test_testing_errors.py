@@ -45,7 +45,7 @@ def oracle_gives(**values):
         (
             lambda: check_laws(functools.partial(fs.sgld, 0.1)),
             TypeError,
-            r"must take lr by name, got one that takes \(\*, nbeta",
+            r"must take lr by name, got one that takes \(\*, noise_level",
         ),
         (
             lambda: check_laws(lambda lr, nbeta: 5),
@@ -134,7 +134,7 @@ def oracle_gives(**values):
             "the oracle must give params as numbers, got 'x'",
         ),
         (
-            lambda: check_preconditioner(fs.rmsprop()),
+            lambda: check_preconditioner(fs.preconditioners.rmsprop()),
             TypeError,
             "make must be a function, got RMSprop",
         ),
@@ -231,7 +231,7 @@ def oracle_gives(**values):
             "what is sampled is known without bounding_box_size",
         ),
         (
-            lambda: check_stationary(fs.sgld(fs.cosine(0.1, num_steps=3), nbeta=1.0)),
+            lambda: check_stationary(fs.sgld(fs.schedules.cosine(0.1, num_steps=3), nbeta=1.0)),
             ValueError,
             "lr must not change with the step, got a schedule",
         ),

@@ -1,8 +1,8 @@
 """`Problem`: a sampler with its settings, the start of its chains, and the input of every step."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property, partial
 from operator import mul
 from typing import Any, NamedTuple
@@ -42,7 +42,7 @@ class Given(NamedTuple):
         def apply(value: Any) -> Any:
             return function(value) if isinstance(value, TensorDictBase) else of_values(value)
 
-        present = {name: each for name, each in vars(self.evaluation).items() if each is not None}
+        present = {name: each for name, each in field_values(self.evaluation) if each is not None}
         evaluation = Evaluation(**{name: apply(each) for name, each in present.items()})
         return Given(evaluation, function(self.noise))
 
@@ -181,9 +181,14 @@ class Problem:
             f"start {format_value(self.start)}",
         ]
         for step, given in enumerate(self.given, self.first_step):
-            known = vars(given.evaluation) | {"noise": given.noise}
+            known = dict(field_values(given.evaluation)) | {"noise": given.noise}
             lines.append(f"step {step}: {_format_fields(known, ' ')}")
         return "Problem(\n    " + "\n    ".join(lines) + "\n)"
+
+
+def field_values(value: Any) -> Iterator[tuple[str, Any]]:
+    """The names and values of a dataclass's fields."""
+    return ((each.name, getattr(value, each.name)) for each in fields(value))
 
 
 def expand_to_chains(shared: TensorDict, params: TensorDict) -> TensorDict:
@@ -196,10 +201,8 @@ def map_trees(value: Any, function: TreeMap) -> Any:
     if isinstance(value, TensorDictBase):
         return function(value)
     if isinstance(value, Preconditioner):
-        fields = {
-            name: map_trees(getattr(value, name), function) for name in value.__dataclass_fields__
-        }
-        return type(value)(**fields, batch_size=value.batch_size, lock=False)
+        mapped = {name: map_trees(each, function) for name, each in field_values(value)}
+        return type(value)(**mapped, batch_size=value.batch_size, lock=False)
     return value
 
 
@@ -220,14 +223,13 @@ def format_value(value: Any) -> str:
         suffix = "" if value.dtype == torch.float64 else f" {value.dtype}".replace("torch.", "")
         return f"{value.tolist()}{suffix}"
     if isinstance(value, Preconditioner | Schedule):
-        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
-        return f"{type(value).__name__}({_format_fields(fields, '=')})"
+        return f"{type(value).__name__}({_format_fields(dict(field_values(value)), '=')})"
     return repr(value)
 
 
-def _format_fields(fields: Mapping[str, Any], sign: str) -> str:
+def _format_fields(values: Mapping[str, Any], sign: str) -> str:
     """Named values, the absent ones left out."""
-    given = {name: value for name, value in fields.items() if value is not None}
+    given = {name: value for name, value in values.items() if value is not None}
     return ", ".join(f"{name}{sign}{format_value(value)}" for name, value in given.items())
 
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
 from funcsgmcmc.samplers import State
-from funcsgmcmc.testing.problem import Problem
+from funcsgmcmc.testing.problem import Problem, field_values
 from funcsgmcmc.testing.specs import SamplerSpec
 
 Exemption = Callable[[SamplerSpec], str | None]
@@ -149,10 +149,9 @@ def comparable_fields(state: State) -> dict[str, Any]:
     A preconditioner's averages are not among them: an oracle may keep those in another form.
     """
     names = tree.names(state.params)
-    fields = {name: getattr(state, name) for name in state.__dataclass_fields__}
     return {
         name: value
-        for name, value in fields.items()
+        for name, value in field_values(state)
         if isinstance(value, Tensor)
         or (isinstance(value, TensorDictBase) and tree.names(value) == names)
     }

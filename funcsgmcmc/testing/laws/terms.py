@@ -16,16 +16,15 @@ from funcsgmcmc.testing.laws.base import (
     unless,
     unless_allowed,
 )
-from funcsgmcmc.testing.problem import Problem
+from funcsgmcmc.testing.problem import Problem, field_values
 
 
 @law(bounding_box_size=None)
 def terms_add_up(problem: Problem) -> None:
     """The terms of a step add up to w' − w."""
     for before, after, terms in problem.path():
-        momentum = [] if terms.momentum is None else [terms.momentum]
-        up = [tree.flatten(term.value()) for term in terms.up() + momentum]
-        down = [tree.flatten(term.value()) for term in terms.down()]
+        up = [_flat(term) for term in (terms.momentum, terms.correction, terms.noise)]
+        down = [_flat(term) for term in (terms.scaled_grad, terms.localization, terms.weight_decay)]
         moved = tree.flatten(after.params) - tree.flatten(before.params)
         close(sum(up) - sum(down), moved, "sum of the terms, against w' − w")
         close(tree.flatten(terms.total()), moved, "terms.total(), against w' − w")
@@ -75,7 +74,7 @@ def metrics_are_norms(problem: Problem) -> None:
     for before, _, terms in problem.path():
         measured = metrics(terms, problem.sampler.mask)
         zero = torch.zeros_like(tree.flatten(before.params))
-        values = {name: _flat(term) + zero for name, term in vars(terms).items()}
+        values = {name: _flat(term) + zero for name, term in field_values(terms)}
         if terms.distance is not None:
             center = tree.flatten(problem.sampler.center(before))
             close(values["distance"], tree.flatten(before.params) - center, "distance")
