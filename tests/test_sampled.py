@@ -214,8 +214,8 @@ def test_scores_of_squares_are_normal():
     generator = torch.Generator().manual_seed(0)
     squares = torch.randn(4_000, 50, generator=generator).square() - 1
     limit = 2.5758
-    alarms = sum(abs(scores.of_skewed(each)) > limit for each in squares) / 4_000
-    of_student = sum(abs(scores.of_symmetric(each)) > limit for each in squares) / 4_000
+    alarms = sum(abs(scores.skewed_z_score(each)) > limit for each in squares) / 4_000
+    of_student = sum(abs(scores.z_score(each)) > limit for each in squares) / 4_000
     assert abs(alarms - 0.01) < 0.01
     assert of_student > 0.03
 

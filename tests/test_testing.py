@@ -18,6 +18,8 @@ from tensordict import TensorDict
 import funcsgmcmc as fs
 import users
 from funcsgmcmc import tree
+from funcsgmcmc.preconditioners import identity
+from funcsgmcmc.schedules import cosine
 from funcsgmcmc.testing import (
     LAWS,
     PROFILES,
@@ -58,7 +60,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
         (users.HasHalfABoxMore, "box"),
         (users.ReportsHalfOfTheNoise, "terms_add_up"),
         (users.CubesNoise, "linearity_in_noise"),
-        (users.CountsInFloat16, "reference"),
+        (users.CountsInFloat16, "oracle_is_followed"),
         (users.MixesChains, "vmap_is_a_loop"),
         (users.MixesChains, "chunks_and_order"),
         (users.SpreadsFailures, "failures_stay_in_their_chain"),
@@ -68,13 +70,13 @@ PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
         (users.ClipsEntries, "rotation"),
         (users.ClipsEntries, "scale_of_the_loss"),
         (users.ClipsEntries, "units_of_length"),
-        (users.CubesNoise, "reference"),
+        (users.CubesNoise, "oracle_is_followed"),
         (users.PullsAtDoubleStrength, "pulls_are_the_priors_gradient"),
         (users.PullsToWhereItIs, "pulls_are_the_priors_gradient"),
         (users.MakesAnAnchor, "kinds_are_kept"),
         (users.StartsHot, "zero_temperature"),
         (users.StartsLate, "schedules_are_followed"),
-        (users.TiresAfterFiveSteps, "reference"),
+        (users.TiresAfterFiveSteps, "oracle_is_followed"),
     ],
 )
 def test_a_broken_sampler_breaks_a_law(kind, found_by):
@@ -98,7 +100,7 @@ def problem_of(error: BaseException) -> str:
 )
 def test_counterexamples_are_small(kind):
     with pytest.raises(AssertionError) as caught:
-        check_law(laws.reference, users.broken(kind))
+        check_law(laws.oracle_is_followed, users.broken(kind))
     shown = problem_of(caught.value)
     params = re.search(r"params (.*)", shown).group(1)
     assert len(re.findall(r"-?\d+\.\d+", params)) <= 2
@@ -109,8 +111,8 @@ def test_all_laws_are_checked_and_the_exempt_named():
     checked = check_laws(fs.sgld, profile="quick")
     names = {each.name for each in LAWS}
     assert {*checked.held, *checked.exempt} == names
-    assert checked.exempt["reference"] == "no reference_step is given"
-    assert "reference was not tried: no reference_step is given" in str(checked)
+    assert checked.exempt["oracle_is_followed"] == "no oracle_step is given"
+    assert "oracle_is_followed was not tried: no oracle_step is given" in str(checked)
 
 
 def test_the_default_dtype_is_left_alone():
@@ -181,7 +183,7 @@ def test_numbers_are_of_all_sizes(dtype):
 def test_samplers_of_every_kind():
     params = TensorDict({"w": torch.zeros(3, 2)}, batch_size=3)
     kinds = {type(spec.make(0.1, nbeta=1.0, **spec.settings)) for spec in SPECS.values()}
-    drawn: list[fs.Sampler] = []
+    drawn: list[fs.samplers.Sampler] = []
 
     @hypothesis.settings(max_examples=300, database=None)
     @hypothesis.given(strategies.samplers(params))
@@ -225,8 +227,13 @@ def test_problems_print_as_settings_and_numbers():
     params = TensorDict(
         {"w": torch.tensor([0.5]), "v": TensorDict({"b": torch.ones(1).bfloat16()})}
     )
-    given = Given(fs.Evaluation(params, loss=torch.tensor(2.0)), params)
-    settings = {"lr": fs.cosine(0.1, num_steps=3), "nbeta": 2.0, "mask": params, "anchor": None}
+    given = Given(fs.samplers.Evaluation(params, loss=torch.tensor(2.0)), params)
+    settings = {
+        "lr": cosine(0.1, num_steps=3),
+        "nbeta": 2.0,
+        "mask": params,
+        "anchor": None,
+    }
     shown = "{w: [0.5], v.b: [1.0] bfloat16}"
     assert repr(Problem(SPECS["sgld"], settings, params, params, (given,))) == (
         "Problem(\n"
@@ -243,7 +250,7 @@ def test_a_right_sampler_of_few_settings_passes():
         users.heavy_ball,
         per_chain=False,
         schedulable=(),
-        reference_step=users.heavy_ball_step,
+        oracle_step=users.heavy_ball_step,
         units={"lr": (-1, 2)},
         isotropic=True,
     )
@@ -300,7 +307,7 @@ def test_a_preconditioner_of_the_spec_is_kept():
             raise ValueError("preconditioner is needed, got None")
         return fs.sgld(lr, nbeta=nbeta, preconditioner=preconditioner)
 
-    spec = SamplerSpec(always_preconditioned, settings={"preconditioner": fs.identity()})
+    spec = SamplerSpec(always_preconditioned, settings={"preconditioner": identity()})
     checked = check_laws(
         spec, laws=[laws.terms_are_what_they_are_called, laws.rotation], profile="quick"
     )

@@ -29,10 +29,10 @@ def no_momentum(chain, grads, noise, prior_pull, **settings):
     return {"w": grads}
 
 
-def reference_gives(**values):
-    """Check SGLD against a reference that gives these fields."""
+def oracle_gives(**values):
+    """Check SGLD against an oracle that gives these fields."""
     return check_law(
-        laws.reference, SamplerSpec(fs.sgld, reference_step=lambda *chain, **settings: values)
+        laws.oracle_is_followed, SamplerSpec(fs.sgld, oracle_step=lambda *chain, **settings: values)
     )
 
 
@@ -45,7 +45,7 @@ def reference_gives(**values):
         (
             lambda: check_laws(functools.partial(fs.sgld, 0.1)),
             TypeError,
-            r"must take lr by name, got one that takes \(\*, nbeta",
+            r"must take lr by name, got one that takes \(\*, noise_level",
         ),
         (
             lambda: check_laws(lambda lr, nbeta: 5),
@@ -102,9 +102,9 @@ def reference_gives(**values):
         (lambda: SamplerSpec(fs.sgld, units={"lr": 1}), TypeError, "units.* two numbers, got 1"),
         (lambda: SamplerSpec(fs.sgld, schedulable="lr"), TypeError, "tuple of names, got 'lr'"),
         (
-            lambda: SamplerSpec(fs.sgld, reference_step=3),
+            lambda: SamplerSpec(fs.sgld, oracle_step=3),
             TypeError,
-            "reference_step must be a function, got 3",
+            "oracle_step must be a function, got 3",
         ),
         (
             lambda: SamplerSpec(fs.sgld, refused=({"lr": "x"},)),
@@ -118,23 +118,23 @@ def reference_gives(**values):
         ),
         (
             lambda: check_law(
-                laws.reference, SamplerSpec(fs.sgld, reference_step=lambda *a, **s: None)
+                laws.oracle_is_followed, SamplerSpec(fs.sgld, oracle_step=lambda *a, **s: None)
             ),
             TypeError,
-            "what reference_step returns must be a mapping of names, got None",
+            "what oracle_step returns must be a mapping of names, got None",
         ),
         (
-            lambda: reference_gives(params=[0.0] * 99),
+            lambda: oracle_gives(params=[0.0] * 99),
             ValueError,
             r"must give params of shape \(.*\), got \(99,\)",
         ),
         (
-            lambda: reference_gives(params="x"),
+            lambda: oracle_gives(params="x"),
             TypeError,
-            "the reference must give params as numbers, got 'x'",
+            "the oracle must give params as numbers, got 'x'",
         ),
         (
-            lambda: check_preconditioner(fs.rmsprop()),
+            lambda: check_preconditioner(fs.preconditioners.rmsprop()),
             TypeError,
             "make must be a function, got RMSprop",
         ),
@@ -190,9 +190,11 @@ def reference_gives(**values):
             "sgld has no setting lrr",
         ),
         (
-            lambda: check_law(laws.reference, SamplerSpec(fs.sgld, reference_step=no_momentum)),
+            lambda: check_law(
+                laws.oracle_is_followed, SamplerSpec(fs.sgld, oracle_step=no_momentum)
+            ),
             ValueError,
-            "the reference must give params, got",
+            "the oracle must give params, got",
         ),
         (
             lambda: check_stationary(fs.sgld(0.1, nbeta=1.0, temperature=0.0)),
@@ -229,7 +231,7 @@ def reference_gives(**values):
             "what is sampled is known without bounding_box_size",
         ),
         (
-            lambda: check_stationary(fs.sgld(fs.cosine(0.1, num_steps=3), nbeta=1.0)),
+            lambda: check_stationary(fs.sgld(fs.schedules.cosine(0.1, num_steps=3), nbeta=1.0)),
             ValueError,
             "lr must not change with the step, got a schedule",
         ),
@@ -250,7 +252,7 @@ def reference_gives(**values):
             "hessian must be > 0, got",
         ),
         (
-            lambda: oracles.gains(3, None, None, None),
+            lambda: oracles.precondition(3, None, None, None),
             TypeError,
             "no oracle for a preconditioner of type int",
         ),

@@ -1,47 +1,48 @@
 """What users might write: samplers and preconditioners, right ones and broken ones."""
 
+import dataclasses
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
-from funcsgmcmc import terms, tree
+from funcsgmcmc import tree
+from funcsgmcmc.preconditioners import Identity, Preconditioner, RMSprop, Scaling
+from funcsgmcmc.samplers import Sampler, State, Term
 from funcsgmcmc.samplers.baoa import BAOA
-from funcsgmcmc.samplers.langevin import langevin
+from funcsgmcmc.samplers.base import clamp_to_box
+from funcsgmcmc.samplers.settings import build
 from funcsgmcmc.samplers.sgld import SGLD
+from funcsgmcmc.terms import Factors, add, combine, step_terms
 from funcsgmcmc.testing import SPECS, SamplerSpec
 
 
-class HeavyBall(fs.Sampler, frozen=True):
+class HeavyBall(Sampler, frozen=True):
     """A velocity of another name, no weight decay, and terms that say so."""
 
     def init(self, params, noise=None):
         start = self.start(params)
-        still = tree.map_leaves(lambda leaf: 0 * tree.widened(leaf), start.params)
-        kept = {name: getattr(start, name) for name in ("params", "step", "anchor")}
-        return Moving(**kept, velocity=still, batch_size=start.shape, lock=False)
+        still = tree.map_leaves(lambda leaf: 0 * tree.widened(leaf), start["params"])
+        return Moving(**start, velocity=still)
 
     def advance(self, state, evaluation, noise):
-        parts = self.parts(state, evaluation, noise)
-        made = terms.decompose(parts, drift=self.lr, diffusion=self.lr**0.5)
-        made = made._replace(
-            weight_decay=(),
-            distance=(),
-            momentum=terms.Term(0.5 * torch.ones_like(self.lr), state.velocity),
+        slope = self.slope(state, evaluation)._replace(weight_decay=None, distance=None)
+        one = torch.ones_like(self.lr)
+        made = step_terms(
+            slope,
+            Factors(),
+            Term(self.lr**0.5, noise),
+            drift=self.lr,
+            momentum=Term(one / 2, state.velocity),
         )
-        velocity = terms.move(
-            tree.map_leaves(torch.zeros_like, state.velocity),
-            minus=made.down(),
-            plus=[*made.up(), made.momentum],
-        )
-        params = terms.move(state.params, (), [terms.Term(torch.ones_like(self.lr), velocity)])
+        velocity = made.total()
+        params = add(state.params, Term(one, velocity))
         return state.replace(params=params, velocity=velocity, step=state.step + 1), made
 
 
-class Moving(fs.State, frozen=True):
+class Moving(State, frozen=True):
     velocity: TensorDict
 
 
@@ -49,7 +50,7 @@ def heavy_ball(lr, *, nbeta):
     """Two settings, both plain numbers."""
     if not lr >= 0:
         raise ValueError(f"lr must be >= 0, got {lr}")
-    return HeavyBall(**fs.samplers.base.shared_settings(lr=lr, nbeta=nbeta), lock=False)
+    return build(HeavyBall, lr, {"nbeta": nbeta})
 
 
 def heavy_ball_step(chain, g, eta, pull, **s):
@@ -58,7 +59,7 @@ def heavy_ball_step(chain, g, eta, pull, **s):
     return {"params": chain["params"] + velocity, "velocity": velocity}
 
 
-class Layerwise(fs.Preconditioner, frozen=True):
+class Layerwise(Preconditioner, frozen=True):
     """One number a leaf, of which each has a rate of its own."""
 
     rates: TensorDict
@@ -71,7 +72,7 @@ class Layerwise(fs.Preconditioner, frozen=True):
             row = tree.widened(leaf).reshape(*grads.batch_size, -1)
             return tree.expand_right(rate / (1 + row.norm(dim=-1)), leaf).expand(leaf.shape)
 
-        return fs.Scaling(tree.map_leaves(gain, grads, self.rates), state)
+        return Scaling(tree.map_leaves(gain, grads, self.rates), state)
 
 
 def layerwise(params):
@@ -82,7 +83,7 @@ def layerwise(params):
 def broken(kind: type) -> SamplerSpec:
     """SGLD, with preconditioners and all, or BAOA with another class."""
     if issubclass(kind, BAOA):
-        return replace(SPECS["baoa"], make=broken_baoa(kind), name="")
+        return dataclasses.replace(SPECS["baoa"], make=broken_baoa(kind), name="")
 
     def broken_sgld(lr, *, nbeta, noise_level=1.0, preconditioner=None, **settings):
         settings |= {"noise_level": noise_level, "preconditioner": preconditioner}
@@ -94,13 +95,13 @@ def broken(kind: type) -> SamplerSpec:
     return SamplerSpec(
         broken_sgld,
         ranges=spec.ranges,
-        reference_step=spec.reference_step,
-        reference_start=spec.reference_start,
+        oracle_step=spec.oracle_step,
+        oracle_start=spec.oracle_start,
         units=spec.units,
     )
 
 
-def broken_baoa(kind: type) -> Callable[..., fs.Sampler]:
+def broken_baoa(kind: type) -> Callable[..., Sampler]:
     """A factory like `baoa`."""
 
     def broken_baoa(lr, *, nbeta, friction, refresh_interval=None, **settings):
@@ -145,11 +146,11 @@ class TiresAfterFiveSteps(SGLD, frozen=True):
 class PullsToWhereItIs(SGLD, frozen=True):
     """Without a log-prior its localization has the wrong center."""
 
-    def parts(self, state, evaluation, *arguments):
-        parts = super().parts(state, evaluation, *arguments)
+    def slope(self, state, evaluation):
+        slope = super().slope(state, evaluation)
         if evaluation.prior_pull is not None:
-            return parts
-        return parts._replace(localization=terms.Term(self.localization, state.params))
+            return slope
+        return slope._replace(localization=Term(self.localization, state.params))
 
 
 class MakesAnAnchor(SGLD, frozen=True):
@@ -190,7 +191,7 @@ class ForgetsItsStep(SGLD, frozen=True):
 class SquaresGradients(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
         huge = tree.map_leaves(lambda leaf: leaf**9 / (1 + leaf**8), evaluation.grads)
-        return super().advance(state, evaluation._replace(grads=huge), noise)
+        return super().advance(state, dataclasses.replace(evaluation, grads=huge), noise)
 
 
 class MixesChains(SGLD, frozen=True):
@@ -203,7 +204,7 @@ class MixesChains(SGLD, frozen=True):
 class SpreadsFailures(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
         mean = tree.map_leaves(lambda leaf: leaf + 0 * leaf.sum(), evaluation.grads)
-        return super().advance(state, evaluation._replace(grads=mean), noise)
+        return super().advance(state, dataclasses.replace(evaluation, grads=mean), noise)
 
 
 class LooksAhead(SGLD, frozen=True):
@@ -222,7 +223,7 @@ class SharesNoiseOfLeaves(SGLD, frozen=True):
 class ClipsEntries(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
         clipped = tree.map_leaves(lambda leaf: leaf.clamp(-1, 1), evaluation.grads)
-        return super().advance(state, evaluation._replace(grads=clipped), noise)
+        return super().advance(state, dataclasses.replace(evaluation, grads=clipped), noise)
 
 
 class CubesNoise(SGLD, frozen=True):
@@ -234,29 +235,25 @@ class CubesNoise(SGLD, frozen=True):
 class ReportsHalfOfTheNoise(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
         after, made = super().advance(state, evaluation, noise)
-        half = terms.Term(made.noise.coefficient / 2, made.noise.direction)
-        return after, made._replace(noise=half)
+        return after, made.with_noise(made.noise.times(0.5))
 
 
 class IsNeverCold(SGLD, frozen=True):
     def at(self, step):
         now = super().at(step)
-        fields = {name: getattr(now, name) for name in now.__dataclass_fields__}
-        fields["temperature"] = torch.clamp(now.temperature, min=0.1)
-        return type(now)(**fields, batch_size=now.shape, lock=False)
+        return now.replace(temperature=torch.clamp(now.temperature, min=0.1))
 
 
 class HasHalfABoxMore(SGLD, frozen=True):
     def boxed(self, params, center):
         wide = None if self.bounding_box_size is None else 1.5 * self.bounding_box_size
-        return params if wide is None else fs.samplers.base.boxed(params, center, wide)
+        return params if wide is None else clamp_to_box(params, center, wide)
 
 
 class PullsAtDoubleStrength(SGLD, frozen=True):
-    def parts(self, *arguments):
-        parts = super().parts(*arguments)
-        coefficient, direction = parts.weight_decay
-        return parts._replace(weight_decay=terms.Term(2 * coefficient, direction))
+    def slope(self, state, evaluation):
+        slope = super().slope(state, evaluation)
+        return slope._replace(weight_decay=slope.weight_decay.times(2))
 
 
 class MovesWithoutStep(SGLD, frozen=True):
@@ -275,14 +272,13 @@ class SwapsItsTerms(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
         after, made = super().advance(state, evaluation, noise)
         swapped = {"localization": made.weight_decay, "weight_decay": made.localization}
-        return after, made._replace(**swapped)
+        return after, dataclasses.replace(made, **swapped)
 
 
 class MislabelsTheGradient(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
         after, made = super().advance(state, evaluation, noise)
-        coefficient, direction = made.unscaled_grad
-        return after, made._replace(unscaled_grad=terms.Term(7 * coefficient, direction))
+        return after, dataclasses.replace(made, unscaled_grad=made.unscaled_grad.times(7))
 
 
 class StaysOnTheCPU(SGLD, frozen=True):
@@ -301,26 +297,23 @@ class UsesOneMask(SGLD, frozen=True):
 
 class RoundsTwice(SGLD, frozen=True):
     def advance(self, state, evaluation, noise):
-        parts, averages = self.preconditioned(state, evaluation, noise)
-        coefficient, direction = parts.noise
-        parts = parts._replace(noise=terms.Term(self.noise_level * coefficient, direction))
-        made = langevin(parts, self.lr)
-        halfway = terms.move(state.params, minus=made.down(), plus=())
-        moved = terms.move(halfway, minus=(), plus=made.up())
-        return self.arrived(state, moved, averages), made
+        after, made = super().advance(state, evaluation, noise)
+        halfway = combine(state.params, minus=made.down(), plus=())
+        params = self.boxed(add(halfway, *made.up()), self.center(state))
+        return after.replace(params=params), made
 
 
-class WrongGamma(fs.preconditioners.RMSprop, frozen=True):
+class WrongGamma(RMSprop, frozen=True):
     def update(self, state, grads, hessian_diagonal=None):
         scaling = super().update(state, grads, hessian_diagonal)
         return scaling._replace(correction=tree.map_leaves(torch.neg, scaling.correction))
 
 
-class NegativeGain(fs.preconditioners.Identity, frozen=True):
+class NegativeGain(Identity, frozen=True):
     def update(self, state, grads, hessian_diagonal=None):
-        return fs.Scaling(grads, state)
+        return Scaling(grads, state)
 
 
 def wrong_gamma(params):
-    right = fs.rmsprop(0.5, 0.3, curvature="exact")
+    right = fs.preconditioners.rmsprop(0.5, 0.3, curvature="exact")
     return WrongGamma(alpha=right.alpha, eps=right.eps, hessian=right.hessian, lock=False)

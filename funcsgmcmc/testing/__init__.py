@@ -25,7 +25,7 @@ from funcsgmcmc.testing.checking import (
     check_refusals,
 )
 from funcsgmcmc.testing.laws import LAWS, Law, law
-from funcsgmcmc.testing.problems import Given, Problem, problems
+from funcsgmcmc.testing.problem import Given, Problem, problems
 from funcsgmcmc.testing.specs import SPECS, SamplerSpec
 from funcsgmcmc.testing.stationary import Quadratic, Stationary, check_stationary
 

@@ -1,4 +1,4 @@
-"""Check samplers, preconditioners and log-priors on problems that hypothesis draws and shrinks."""
+"""Try samplers, preconditioners and log-priors on problems that hypothesis draws and shrinks."""
 
 import math
 import re
@@ -16,19 +16,21 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 import funcsgmcmc as fs
-from funcsgmcmc import checks
+from funcsgmcmc import checks, tree
 from funcsgmcmc.preconditioners import Preconditioner
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.testing import arguments
 from funcsgmcmc.testing.laws import LAWS, Law
-from funcsgmcmc.testing.parts import PRECONDITIONER_LAWS, PRIOR_LAWS, prior_problems
-from funcsgmcmc.testing.problems import Problem, problems, shown
+from funcsgmcmc.testing.laws.preconditioners import PRECONDITIONER_LAWS
+from funcsgmcmc.testing.laws.priors import PRIOR_LAWS, prior_problems
+from funcsgmcmc.testing.problem import Problem, format_value, problems
 from funcsgmcmc.testing.specs import Refusals, SamplerSpec, spec_of
 from funcsgmcmc.testing.strategies import one_chain
 
 
 def _profile(max_examples: int, *phases: Phase) -> hypothesis.settings:
-    """Settings of hypothesis: the same problems in every run."""
+    """Settings of hypothesis under which every run tries the same problems."""
     return hypothesis.settings(
         max_examples=max_examples,
         deadline=None,
@@ -47,19 +49,19 @@ PROFILES: dict[str, hypothesis.settings] = {
     "default": _profile(30, Phase.generate, Phase.shrink),
     "thorough": _profile(1_000, Phase.generate, Phase.shrink),
 }
-"""How many problems a law is tried on: 10, and a counterexample is not shrunk; 30; 1,000."""
+"""Settings of hypothesis that try a law on 10 problems, without shrinking; on 30; on 1,000."""
 
 Profile = str | hypothesis.settings
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What was checked, and found to hold.
+    """The result of a check in which no law failed.
 
     Attributes:
-        name: Of the sampler, preconditioner or log-prior.
-        held: Laws that were tried.
-        exempt: Laws that were not, and why.
+        name: The name of the sampler, preconditioner or log-prior.
+        held: The laws that were tried, and held.
+        exempt: The laws that were not tried, each with the reason.
     """
 
     name: str
@@ -82,20 +84,20 @@ def check_laws(
     """Check that a sampler obeys the laws of an update.
 
     Args:
-        sampler: Its factory, or a `SamplerSpec`, which says more about it.
-        laws: Which laws, at least one.
+        sampler: The sampler's factory, or a `SamplerSpec`, which lets laws try more.
+        laws: The laws to try, at least one.
         profile: One of `PROFILES`, or settings of hypothesis.
-        seed: Other seeds draw other problems.
+        seed: Selects the problems; the same seed gives the same.
 
     Returns:
-        Which laws were tried, and why others were not.
+        The laws that were tried, and the reasons why others were not.
 
     Raises:
         AssertionError: A law does not hold. Notes of the error (`__notes__`) hold the shrunk
             counterexample, and the law in words.
         TypeError, ValueError: The sampler is no factory, or has settings without a default that the
             spec does not give; or there is no such profile or law, or none to try.
-        Exception: What the sampler raises, with the same notes.
+        Exception: An exception from the sampler, with the same notes.
     """
     spec, settings, chosen = spec_of(sampler), _settings(profile), _laws(laws)
     held: list[str] = []
@@ -119,7 +121,7 @@ def check_law(
     profile: Profile = "default",
     seed: int = 0,
 ) -> None:
-    """Check that a sampler obeys one law, whether or not it says it is exempt.
+    """Check that a sampler obeys one law, even if its spec says that it is exempt.
 
     Args:
         law: The law.
@@ -133,7 +135,7 @@ def check_law(
     (law,), spec = _laws([law]), spec_of(sampler)
     _falsify(
         cases(law, spec),
-        lambda case: law(case.problem, **case.drawn),
+        lambda case: law(case.problem, **case.arguments),
         _settings(profile),
         (spec.name, f"{law.name}: {law.statement}"),
         seed,
@@ -150,28 +152,28 @@ def check_preconditioner(
     """Check a preconditioner: its gains, its Γ against autograd, and the laws of SGLD with it.
 
     Args:
-        make: Makes it, for parameters of one chain.
-        entrywise: Whether each entry's gain comes of that entry's gradients alone. Else laws of
-            masked gradients and of leaves cut in two are left out.
+        make: `make(params) -> preconditioner`, for parameters of one chain.
+        entrywise: Whether each entry's gain depends on that entry's gradients alone. If not, laws
+            of masked gradients and of leaves cut in two are left out.
         profile: As for `check_laws`.
         seed: As for `check_laws`.
 
     Returns:
-        Which laws were tried, and why others were not.
+        As `check_laws`.
 
     Raises:
         AssertionError, TypeError, ValueError: As `check_laws`.
     """
     checks.function("make", make)
 
-    def made(params: TensorDict) -> st.SearchStrategy[Preconditioner]:
+    def make_for(params: TensorDict) -> st.SearchStrategy[Preconditioner]:
         preconditioner = make(one_chain(params))
         checks.instance("what make returns", preconditioner, Preconditioner)
         return st.just(preconditioner)
 
     spec = SamplerSpec(
         fs.sgld,
-        ranges={"preconditioner": made},
+        ranges={"preconditioner": make_for},
         isotropic=False,
         adaptive=True,
         entrywise=entrywise,
@@ -188,18 +190,17 @@ def check_log_prior(
     profile: Profile = "default",
     seed: int = 0,
 ) -> Checked:
-    """Check a log-prior: that it is a pure scalar, may be vmapped, and has the gradient it seems.
+    """Check that a log-prior is a pure scalar, maps over chains, and has its density's gradient.
 
     Args:
-        log_prior: log p(w) of one chain's parameters, which it is given in float64.
-        params: Parameters it takes; only their structure matters.
-        elements: Where their entries are drawn from (default: between −4 and 4), for a prior of
-            positive numbers, say.
+        log_prior: log p(w) of one chain's parameters, in float64.
+        params: Parameters of the structure that the log-prior takes; their values do not matter.
+        elements: The strategy of entries, say of positive numbers; by default between −4 and 4.
         profile: As for `check_laws`.
         seed: As for `check_laws`.
 
     Returns:
-        Which laws were tried.
+        The laws that were tried.
 
     Raises:
         AssertionError: A law does not hold; with notes as for `check_laws`.
@@ -207,8 +208,8 @@ def check_log_prior(
             or there is no such profile.
     """
     checks.function("log_prior", log_prior)
-    template, settings = checks.parameters(params).double(), _settings(profile)
-    checks.one_tree("params", template.batch_size)
+    template, settings = tree.parameters(params).double(), _settings(profile)
+    arguments.one_chain("params", template.batch_size)
     if elements is not None:
         checks.instance("elements", elements, st.SearchStrategy)
     name = getattr(log_prior, "__name__", type(log_prior).__name__)
@@ -220,31 +221,31 @@ def check_log_prior(
 
 @dataclass(frozen=True)
 class Case:
-    """A problem, and what else a law needs."""
+    """A problem, and the further arguments of a law."""
 
     problem: Problem
-    drawn: Mapping[str, Any]
+    arguments: Mapping[str, Any]
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """How hypothesis prints it."""
-        drawn = "".join(f", {name}={shown(value)}" for name, value in self.drawn.items())
-        printer.text(repr(self.problem) + drawn)
+        """Print the case in hypothesis's reports."""
+        named = (f", {name}={format_value(value)}" for name, value in self.arguments.items())
+        printer.text(repr(self.problem) + "".join(named))
 
 
 @st.composite
 def cases(draw: st.DrawFn, law: Law, spec: SamplerSpec) -> Case:
-    """What a law is tried on."""
-    problem = draw(problems(spec, **law.restricted))
-    further = law.further(problem)
-    return Case(problem, {name: draw(strategy) for name, strategy in further.items()})
+    """Cases to try a law on."""
+    problem = draw(problems(spec, **law.restrictions))
+    strategies = law.arguments(problem)
+    return Case(problem, {name: draw(strategy) for name, strategy in strategies.items()})
 
 
 def _laws(laws: Iterable[Law]) -> tuple[Law, ...]:
-    """Check that laws are given.
+    """Check that a collection holds laws, and is not empty.
 
     Raises:
-        TypeError: They are no laws.
-        ValueError: There is none.
+        TypeError: It is no collection, or holds something else than laws.
+        ValueError: It is empty.
     """
     if not isinstance(laws, Iterable):
         raise TypeError(f"laws must be laws of funcsgmcmc.testing.laws, got {laws!r}")
@@ -257,15 +258,15 @@ def _laws(laws: Iterable[Law]) -> tuple[Law, ...]:
 
 
 def _settings(profile: Profile) -> hypothesis.settings:
-    """Look a profile up."""
+    """Look up the settings of a profile."""
     if isinstance(profile, hypothesis.settings):
         return profile
     return PROFILES[checks.choice("profile", profile, tuple(PROFILES))]
 
 
-# From its eleventh example on, hypothesis mostly puts parts of one example into another: of thirty
-# in one go it would draw six afresh.
-_AFRESH = 10
+# After ten examples hypothesis mostly recombines earlier ones: of thirty in one go, only six of the
+# last twenty would be new. So it starts again after every ten.
+_AT_ONCE = 10
 
 
 def _falsify(
@@ -275,13 +276,13 @@ def _falsify(
     words: tuple[str, str],
     seed: int,
 ) -> None:
-    """Look for an example that breaks a law, among others for every law and seed."""
+    """Look for an example that breaks a law; subject, law and seed decide which are tried."""
     subject, statement = words
     checks.count("seed", seed, minimum=0)
     with _float64():
         try:
-            for start in range(0, settings.max_examples, _AFRESH):
-                number = min(_AFRESH, settings.max_examples - start)
+            for start in range(0, settings.max_examples, _AT_ONCE):
+                number = min(_AT_ONCE, settings.max_examples - start)
                 some = hypothesis.settings(settings, max_examples=number)
                 chosen = f"{subject} {statement} {seed} {start}"
                 _try(examples, law, some, zlib.crc32(chosen.encode()))
@@ -299,7 +300,7 @@ def _try(
     settings: hypothesis.settings,
     seed: int,
 ) -> None:
-    """Have hypothesis try a law on examples."""
+    """Try a law on examples that hypothesis draws, from one seed."""
 
     @hypothesis.seed(seed)
     @settings
@@ -312,7 +313,7 @@ def _try(
 
 @contextmanager
 def _float64() -> Iterator[None]:
-    """Make float64 the default dtype."""
+    """Make float64 the default dtype meanwhile."""
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -338,14 +339,14 @@ SHARED_REFUSED: Refusals = (
     ({"mask": {"w": torch.tensor([math.nan])}}, r"mask\['w'\] must be finite"),
     ({"anchor": {"w": torch.tensor([math.nan])}}, r"anchor\['w'\] must be finite"),
 )
-"""Settings that every sampler must refuse with a ValueError, and a pattern for its message."""
+"""Settings that every sampler must refuse with a ValueError, with patterns for the messages."""
 
 
 def check_refusals(sampler: SamplerSpec | Callable[..., Sampler]) -> None:
-    """Check that a sampler's factory refuses bad settings, its own (`refused`) and those of all.
+    """Check that a factory refuses bad settings: its own (`refused`), and those of all samplers.
 
     Raises:
-        AssertionError: It takes one, or its message does not name the rule and the value.
+        AssertionError: The factory takes a bad setting, or the error's message has another form.
     """
     spec = spec_of(sampler)
     shared = [
@@ -370,5 +371,5 @@ def check_refusals(sampler: SamplerSpec | Callable[..., Sampler]) -> None:
 
 
 def _is_per_chain(value: Any) -> bool:
-    """Whether a setting has a value for each chain."""
+    """Whether a setting has one value a chain."""
     return isinstance(value, Tensor) and value.ndim > 0

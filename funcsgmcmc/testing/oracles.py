@@ -1,14 +1,14 @@
-"""Every sampler's step in plain NumPy, for one chain, written from the papers.
+"""Oracles: every sampler's step in plain NumPy, for one chain, written from the papers.
 
-A chain is a dict of what evolves, under the names of the state's fields, with trees as vectors
-`[n]` in the order of their leaves:
+A chain is a dict of values that evolve, under the names of the state's fields, with trees as
+vectors `[n]` in the order of their leaves:
 
     params, momentum    vectors
     thermostat          a number
     step                the number of steps made
 
-A step is a function of it, the raw gradient g, the noise η, the pull −∇log p of a log-prior, and
-the settings:
+A step is a function of a chain, the raw gradient g, the noise η, the pull −∇log p of a log-prior,
+and the settings:
 
     lr, nbeta, temperature, localization, weight_decay    numbers
     anchor, mask                                          vectors
@@ -18,7 +18,8 @@ the settings:
     loss, log_prior                                       L(w) and log p(w), numbers
 
 and the sampler's own. A start is a function of w, the noise η₀, and the settings. Everything is
-float64. Forms differ from those of the library where they can.
+float64. The formulas differ in form from the library's where they can, so that a slip in one is not
+repeated in the other.
 """
 
 import math
@@ -36,18 +37,18 @@ from funcsgmcmc.preconditioners import Adam, Composite, Diagonal, Identity, RMSp
 Vector = NDArray[np.float64]
 Chain = dict[str, Any]
 Settings = Mapping[str, Any]
-ReferenceStep = Callable[..., Chain]
-ReferenceStart = Callable[..., Chain]
+OracleStep = Callable[..., Chain]
+OracleStart = Callable[..., Chain]
 
 
-class Gains(NamedTuple):
-    """What a preconditioner makes of a gradient.
+class Preconditioned(NamedTuple):
+    """A preconditioner's effect on one gradient.
 
     Attributes:
         gain: G.
         correction: Γ.
-        drift_grad: What stands for g in the drift; None for g.
-        averages: What it remembers.
+        drift_grad: The vector that takes the place of g in the drift; None for g itself.
+        averages: The preconditioner's memory for the next step.
     """
 
     gain: Vector
@@ -57,38 +58,36 @@ class Gains(NamedTuple):
 
 
 @singledispatch
-def gains(preconditioner: Any, averages: Any, g: Vector, h: Vector) -> Gains:
-    """G, Γ and the rest, from what the preconditioner remembers (None at first), g and h."""
+def precondition(preconditioner: Any, averages: Any, g: Vector, h: Vector) -> Preconditioned:
+    """Compute G and Γ from the preconditioner's memory (None at first), g and h."""
     raise TypeError(f"no oracle for a preconditioner of type {type(preconditioner).__name__}")
 
 
-@gains.register
-def _(preconditioner: None, averages: Any, g: Vector, h: Vector) -> Gains:
-    return Gains(np.ones_like(g), np.zeros_like(g), None, None)
+@precondition.register
+def _(preconditioner: None, averages: Any, g: Vector, h: Vector) -> Preconditioned:
+    return Preconditioned(np.ones_like(g), np.zeros_like(g), None, None)
 
 
-@gains.register
-def _(preconditioner: Identity, averages: Any, g: Vector, h: Vector) -> Gains:
-    return Gains(np.ones_like(g), np.zeros_like(g), None, None)
+@precondition.register
+def _(preconditioner: Identity, averages: Any, g: Vector, h: Vector) -> Preconditioned:
+    return Preconditioned(np.ones_like(g), np.zeros_like(g), None, None)
 
 
-@gains.register
-def _(preconditioner: Diagonal, averages: Any, g: Vector, h: Vector) -> Gains:
+@precondition.register
+def _(preconditioner: Diagonal, averages: Any, g: Vector, h: Vector) -> Preconditioned:
     gain = tree.flatten(preconditioner.gain).double().numpy()
-    return Gains(gain, np.zeros_like(g), None, None)
+    return Preconditioned(gain, np.zeros_like(g), None, None)
 
 
-@gains.register
-def _(preconditioner: RMSprop, averages: Any, g: Vector, h: Vector) -> Gains:
-    with_curvature = preconditioner.hessian is not None
-    return rmsprop(float(preconditioner.alpha), float(preconditioner.eps), with_curvature)(
-        averages, g, h
-    )
+@precondition.register
+def _(preconditioner: RMSprop, averages: Any, g: Vector, h: Vector) -> Preconditioned:
+    alpha, eps = float(preconditioner.alpha), float(preconditioner.eps)
+    return rmsprop(averages, g, h, alpha, eps, with_gamma=preconditioner.hessian is not None)
 
 
-@gains.register
-def _(preconditioner: Adam, averages: Any, g: Vector, h: Vector) -> Gains:
-    """Kingma & Ba 2015, algorithm 1: sums over all gradients seen, with their weights."""
+@precondition.register
+def _(preconditioner: Adam, averages: Any, g: Vector, h: Vector) -> Preconditioned:
+    """Kingma & Ba 2015, algorithm 1: weighted means of all gradients seen and of their squares."""
     seen = [*(averages or []), g]
     beta1, beta2 = float(preconditioner.beta1), float(preconditioner.beta2)
     first, second = (
@@ -97,16 +96,16 @@ def _(preconditioner: Adam, averages: Any, g: Vector, h: Vector) -> Gains:
         for beta, powers in ((beta1, seen), (beta2, [past * past for past in seen]))
     )
     gain = 1 / (np.sqrt(second) + float(preconditioner.eps))
-    return Gains(gain, np.zeros_like(g), np.asarray(first), seen)
+    return Preconditioned(gain, np.zeros_like(g), np.asarray(first), seen)
 
 
-@gains.register
-def _(preconditioner: Composite, averages: Any, g: Vector, h: Vector) -> Gains:
-    """The product rule."""
+@precondition.register
+def _(preconditioner: Composite, averages: Any, g: Vector, h: Vector) -> Preconditioned:
+    """The product of two gains, with Γ by the product rule."""
     of_first, of_second = averages or (None, None)
-    a = gains(preconditioner.first, of_first, g, h)
-    b = gains(preconditioner.second, of_second, g, h)
-    return Gains(
+    a = precondition(preconditioner.first, of_first, g, h)
+    b = precondition(preconditioner.second, of_second, g, h)
+    return Preconditioned(
         a.gain * b.gain,
         a.gain * b.correction + a.correction * b.gain,
         a.drift_grad if b.drift_grad is None else b.drift_grad,
@@ -115,19 +114,14 @@ def _(preconditioner: Composite, averages: Any, g: Vector, h: Vector) -> Gains:
 
 
 def rmsprop(
-    alpha: float, eps: float, with_curvature: bool
-) -> Callable[[Vector | None, Vector, Vector], Gains]:
+    average: Vector | None, g: Vector, h: Vector, alpha: float, eps: float, *, with_gamma: bool
+) -> Preconditioned:
     """Li et al. 2016, algorithm 1; Γ by the chain rule: dG = −G² d√V, dV = 2 (1 − α) g h dw."""
-
-    def of_gradients(averages: Vector | None, g: Vector, h: Vector) -> Gains:
-        average = (1 - alpha) * g * g + (0.0 if averages is None else alpha * averages)
-        root = np.sqrt(average)
-        gain = 1 / (eps + root)
-        slope = np.divide((1 - alpha) * g * h, root, where=root > 0, out=np.zeros_like(g))
-        correction = -slope / (eps + root) ** 2 if with_curvature else np.zeros_like(g)
-        return Gains(gain, correction, None, average)
-
-    return of_gradients
+    average = (1 - alpha) * g * g + (0.0 if average is None else alpha * average)
+    root = np.sqrt(average)
+    d_root = np.divide((1 - alpha) * g * h, root, where=root > 0, out=np.zeros_like(g))
+    correction = -d_root / (eps + root) ** 2 if with_gamma else np.zeros_like(g)
+    return Preconditioned(1 / (eps + root), correction, None, average)
 
 
 def slope(w: Vector, g: Vector, pull: Vector, s: Settings) -> Vector:
@@ -136,15 +130,16 @@ def slope(w: Vector, g: Vector, pull: Vector, s: Settings) -> Vector:
     return np.asarray(s["nbeta"] * g + gaussian + pull)
 
 
-def boxed(w: Vector, s: Settings) -> Vector:
-    """Back into the box."""
+def clamp_to_box(w: Vector, s: Settings) -> Vector:
+    """Clamp w to [w₀ − b, w₀ + b]."""
     box = s["bounding_box_size"]
     return np.minimum(np.maximum(w, s["anchor"] - box), s["anchor"] + box)
 
 
-def bounced(w: Vector, p: Vector, s: Settings) -> tuple[Vector, Vector]:
-    """Back into the box, the momentum turned round where that was needed."""
-    return boxed(w, s), np.where(np.abs(w - s["anchor"]) >= s["bounding_box_size"], -p, p)
+def reflect_at_box(w: Vector, p: Vector, s: Settings) -> tuple[Vector, Vector]:
+    """Clamp w to the box, and reverse the momentum of entries that left it."""
+    outside = np.abs(w - s["anchor"]) >= s["bounding_box_size"]
+    return clamp_to_box(w, s), np.where(outside, -p, p)
 
 
 def refreshes(chain: Chain, s: Settings) -> bool:
@@ -153,57 +148,57 @@ def refreshes(chain: Chain, s: Settings) -> bool:
     return interval is not None and (chain["step"] + 1) % interval == 0
 
 
-def sampled(s: Settings) -> int:
-    """d, the entries with a mask."""
+def num_sampled(s: Settings) -> int:
+    """d, the number of entries whose mask is not 0; 1 if there is none."""
     return max(1, int(np.sum(s["mask"] != 0)))
 
 
-def started(w: Vector, eta: Vector, **s: Any) -> Chain:
-    """A chain of a sampler without a momentum."""
+def langevin_start(w: Vector, eta: Vector, **s: Any) -> Chain:
+    """A chain without a momentum."""
     return {"params": w, "step": 0}
 
 
-class Drift(NamedTuple):
-    """What the samplers without a momentum share.
+class Descent(NamedTuple):
+    """The deterministic part of a step without a momentum.
 
     Attributes:
-        down: G ∇U − T Γ.
+        direction: G ∇U − T Γ.
         gain: G.
-        chain: The chain, with its preconditioner's averages and one step more.
+        chain: The chain after the step, apart from its parameters.
     """
 
-    down: Vector
+    direction: Vector
     gain: Vector
     chain: Chain
 
 
-def drift(chain: Chain, g: Vector, pull: Vector, s: Settings) -> Drift:
-    """The direction in which the chain goes down."""
-    known = gains(s["preconditioner"], chain.get("averages"), g, s["hessian_diagonal"])
-    in_drift = g if known.drift_grad is None else known.drift_grad
-    down = known.gain * slope(chain["params"], in_drift, pull, s)
-    moved = chain | {"averages": known.averages, "step": chain["step"] + 1}
-    return Drift(down - s["temperature"] * known.correction, known.gain, moved)
+def descend(chain: Chain, g: Vector, pull: Vector, s: Settings) -> Descent:
+    """Compute the direction in which the chain goes down, and count the step."""
+    made = precondition(s["preconditioner"], chain.get("averages"), g, s["hessian_diagonal"])
+    drift_grad = g if made.drift_grad is None else made.drift_grad
+    direction = made.gain * slope(chain["params"], drift_grad, pull, s)
+    direction = direction - s["temperature"] * made.correction
+    after = chain | {"averages": made.averages, "step": chain["step"] + 1}
+    return Descent(direction, made.gain, after)
 
 
 def sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
     """Welling & Teh 2011, eq. 4, with Li et al. 2016, eq. 6, for G."""
-    down, gain, moved = drift(chain, g, pull, s)
+    down, gain, after = descend(chain, g, pull, s)
     shock = s.get("noise_level", 1.0) * np.sqrt(s["lr"] * s["temperature"] * gain) * eta
     w = chain["params"] + s["mask"] * (shock - s["lr"] / 2 * down)
-    return moved | {"params": boxed(w, s)}
+    return after | {"params": clamp_to_box(w, s)}
 
 
 def rmsprop_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
     """Li et al. 2016, algorithm 1."""
-    own = rmsprop(s["alpha"], s["eps"], s["curvature"] is not None)
-    known = own(chain.get("averages"), g, s["hessian_diagonal"])
+    h, with_gamma = s["hessian_diagonal"], s["curvature"] is not None
+    made = rmsprop(chain.get("averages"), g, h, s["alpha"], s["eps"], with_gamma=with_gamma)
     w, half = chain["params"], s["lr"] / 2
-    down = known.gain * slope(w, g, pull, s) - s["temperature"] * known.correction
-    shock = np.sqrt(2 * half * s["temperature"]) * known.gain**0.5 * s.get("noise_level", 1.0)
-    moved = w + s["mask"] * shock * eta - half * s["mask"] * down
-    after = {"params": boxed(moved, s), "averages": known.averages, "step": chain["step"] + 1}
-    return chain | after
+    down = made.gain * slope(w, g, pull, s) - s["temperature"] * made.correction
+    shock = np.sqrt(2 * half * s["temperature"]) * made.gain**0.5 * s.get("noise_level", 1.0)
+    w = clamp_to_box(w + s["mask"] * shock * eta - half * s["mask"] * down, s)
+    return chain | {"params": w, "averages": made.averages, "step": chain["step"] + 1}
 
 
 def cyclical_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
@@ -212,27 +207,27 @@ def cyclical_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) 
     share = (chain["step"] - length * math.floor(chain["step"] / length)) / length
     lr = s["lr"] * math.cos(math.pi * share / 2) ** 2
     explores = share < s["exploration"]
-    changed = {"lr": lr, "temperature": 0.0 if explores else s["temperature"]}
-    return sgld(chain, g, eta, pull, **(s | changed))
+    now = {"lr": lr, "temperature": 0.0 if explores else s["temperature"]}
+    return sgld(chain, g, eta, pull, **(s | now))
 
 
 def sglrw(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
-    """Duffield et al. 2025: a move up where the noise is below the quantile of its probability."""
-    down, gain, moved = drift(chain, g, pull, s)
+    """Duffield et al. 2025: an entry moves up where η is below the normal quantile of (1 − r)/2."""
+    down, gain, after = descend(chain, g, pull, s)
     spacing = s["mask"] * np.sqrt(s["lr"] * s["temperature"] * gain)
     ratio = np.divide(s["mask"] * s["lr"] / 2 * down, spacing, where=spacing > 0, out=0 * eta)
     up = eta < ndtri(np.clip((1 - ratio) / 2, 0, 1))
-    return moved | {"params": boxed(chain["params"] + spacing * (2 * up - 1), s)}
+    return after | {"params": clamp_to_box(chain["params"] + spacing * (2 * up - 1), s)}
 
 
 def contour_start(w: Vector, eta: Vector, **s: Any) -> Chain:
-    """θ uniform over the parts."""
-    parts = s["num_partitions"]
-    return {"params": w, "step": 0, "theta": np.full(parts, 1 / parts), "log_weight": 0.0}
+    """θ, uniform over the partitions of the energy range."""
+    number = s["num_partitions"]
+    return {"params": w, "step": 0, "theta": np.full(number, 1 / number), "log_weight": 0.0}
 
 
 def contour_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
-    """Deng et al. 2020, algorithm 1, part by part."""
+    """Deng et al. 2020, algorithm 1, partition by partition."""
     w, theta, temperature = chain["params"], list(chain["theta"]), s["temperature"]
     away = w - s["anchor"]
     energy = s["nbeta"] * s["loss"] - s["log_prior"]
@@ -241,19 +236,19 @@ def contour_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -
     here = int(np.searchsorted(edges, energy, side="right"))
     rate = s["weight_lr"] * theta[here] ** s["flatness"]
     theta = [
-        old + rate * (1 - old) if part == here else old - rate * old
-        for part, old in enumerate(theta)
+        old + rate * (1 - old) if index == here else old - rate * old
+        for index, old in enumerate(theta)
     ]
     log_psi, gradient = math.log(theta[max(here - 1, 0)]), 0.0
     if 0 < here < len(theta) - 1:
         gradient = math.log(theta[here] / theta[here - 1]) / (edges[1] - edges[0])
         log_psi += gradient * (energy - edges[here - 1])
     factor = 1 + s["flatness"] * temperature * gradient
-    down, gain, moved = drift(chain, g, pull, s)
+    down, gain, after = descend(chain, g, pull, s)
     shock = np.sqrt(s["lr"] * temperature * gain) * eta
     w = w + s["mask"] * (shock - factor * s["lr"] / 2 * down)
     weights = {"theta": np.array(theta), "log_weight": s["flatness"] * log_psi}
-    return moved | {"params": boxed(w, s)} | weights
+    return after | {"params": clamp_to_box(w, s)} | weights
 
 
 def euler(
@@ -265,8 +260,8 @@ def euler(
     if refreshes(chain, s):
         p = math.sqrt(s["lr"] * s["temperature"]) * s["mask"] * eta
     p = p - s["mask"] * s["lr"] * force
-    w, bounced_p = bounced(chain["params"] + p, p, s)
-    return chain | {"params": w, "momentum": bounced_p, "step": chain["step"] + 1}
+    w, p = reflect_at_box(chain["params"] + p, p, s)
+    return chain | {"params": w, "momentum": p, "step": chain["step"] + 1}
 
 
 def euler_start(w: Vector, eta: Vector, **s: Any) -> Chain:
@@ -282,7 +277,7 @@ def sghmc(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain
 
 
 def sgnht_start(w: Vector, eta: Vector, **s: Any) -> Chain:
-    """… and a thermostat at A."""
+    """A momentum, and a thermostat at A."""
     return euler_start(w, eta, **s) | {"thermostat": s["diffusion_factor"]}
 
 
@@ -290,10 +285,10 @@ def sgnht(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain
     """Ding et al. 2014, algorithm 2."""
     noise = 2 * s["diffusion_factor"] * s["lr"]
     force = slope(chain["params"], g, pull, s)
-    moved = euler(chain, force, eta, chain["thermostat"], noise, s)
-    energy = sum(entry * entry for entry in moved["momentum"])
-    xi = chain["thermostat"] + energy / sampled(s) - s["lr"] * s["temperature"]
-    return moved | {"thermostat": xi}
+    after = euler(chain, force, eta, chain["thermostat"], noise, s)
+    energy = sum(entry * entry for entry in after["momentum"])
+    xi = chain["thermostat"] + energy / num_sampled(s) - s["lr"] * s["temperature"]
+    return after | {"thermostat": xi}
 
 
 def splitting_start(w: Vector, eta: Vector, **s: Any) -> Chain:
@@ -302,35 +297,35 @@ def splitting_start(w: Vector, eta: Vector, **s: Any) -> Chain:
 
 
 def baoa(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
-    """Leimkuhler & Matthews 2015, section 7.3, part by part."""
+    """Leimkuhler & Matthews 2015, section 7.3: B, A, O, A."""
     h, w, p = s["lr"], chain["params"], chain["momentum"]
     p = p - h * s["mask"] * slope(w, g, pull, s)  # B
     w = w + h / 2 * p  # A
     keep = 0.0 if refreshes(chain, s) else math.exp(-s["friction"] * h)
     p = keep * p + math.sqrt((1 - keep * keep) * s["temperature"]) * s["mask"] * eta  # O
-    w, p = bounced(w + h / 2 * p, p, s)  # A
+    w, p = reflect_at_box(w + h / 2 * p, p, s)  # A
     return chain | {"params": w, "momentum": p, "step": chain["step"] + 1}
 
 
 def badoda_start(w: Vector, eta: Vector, **s: Any) -> Chain:
-    """… and a thermostat at A."""
+    """A momentum, and a thermostat at A."""
     return splitting_start(w, eta, **s) | {"thermostat": s["diffusion_factor"]}
 
 
 def badoda(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
-    """Leimkuhler & Shang 2016, section 3, part by part; σ_A² = 2 A T."""
+    """Leimkuhler & Shang 2016, section 3: B, A, D, O, D, A; σ_A² = 2 A T."""
     h, w, p, xi = s["lr"], chain["params"], chain["momentum"], chain["thermostat"]
-    temperature, mass = s["temperature"], s["thermostat_mass"] * sampled(s)
+    temperature, mass = s["temperature"], s["thermostat_mass"] * num_sampled(s)
     frozen = not np.any(s["mask"])
     p = p - h * s["mask"] * slope(w, g, pull, s)  # B
     w = w + h / 2 * p  # A
-    xi = xi + (0.0 if frozen else h / 2 * (p @ p - sampled(s) * temperature) / mass)  # D
+    xi = xi + (0.0 if frozen else h / 2 * (p @ p - num_sampled(s) * temperature) / mass)  # D
     if refreshes(chain, s):
         p = math.sqrt(temperature) * s["mask"] * eta
     else:
         sigma = math.sqrt(2 * s["diffusion_factor"] * temperature)
         spread = h if xi == 0 else -math.expm1(-2 * xi * h) / (2 * xi)
         p = math.exp(-xi * h) * p + sigma * math.sqrt(spread) * s["mask"] * eta  # O
-    xi = xi + (0.0 if frozen else h / 2 * (p @ p - sampled(s) * temperature) / mass)  # D
-    w, p = bounced(w + h / 2 * p, p, s)  # A
+    xi = xi + (0.0 if frozen else h / 2 * (p @ p - num_sampled(s) * temperature) / mass)  # D
+    w, p = reflect_at_box(w + h / 2 * p, p, s)  # A
     return chain | {"params": w, "momentum": p, "thermostat": xi, "step": chain["step"] + 1}

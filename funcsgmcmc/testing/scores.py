@@ -1,43 +1,40 @@
-"""Many tests at once: the limit of a family of z-scores, and what they would find."""
+"""Families of z-tests: scores, the limit for the largest of them, and the error they find."""
 
 import math
 from statistics import NormalDist
 
 from torch import Tensor
 
-from funcsgmcmc import checks
-
 NORMAL = NormalDist()
 
 
-def limit(false_alarm: float, num_tests: int) -> float:
-    """The z-score that the largest of several exceeds with a given probability, at most.
+def z_limit(false_alarm: float, num_tests: int) -> float:
+    """The limit with P(any |z| > limit) ≤ `false_alarm`, for tests that may depend on one another.
 
-    Bonferroni's bound, two-sided: P(any |z| > limit) ≤ `false_alarm`, however the tests depend on
-    one another.
+    Bonferroni's bound, two-sided.
     """
     return -NORMAL.inv_cdf(false_alarm / num_tests / 2)
 
 
-def detectable(standard_error: float, limit: float, power: float) -> float:
-    """The shift that takes a z-score over the limit with probability `power`."""
+def detectable_shift(standard_error: float, limit: float, power: float) -> float:
+    """The shift of a mean that takes its z-score over the limit with probability `power`."""
     return (limit + NORMAL.inv_cdf(power)) * standard_error
 
 
-def of_symmetric(values: Tensor) -> float:
-    """z-score of the mean of independent values `[n]` of a symmetric law, that should be 0."""
+def z_score(values: Tensor) -> float:
+    """z-score of the mean, which should be 0, of independent values `[n]` of a symmetric law."""
     return float(values.mean() / values.std()) * math.sqrt(len(values))
 
 
-def of_skewed(values: Tensor) -> float:
-    """z-score of the mean of independent values `[n]` that should be 0, corrected for skewness.
+def skewed_z_score(values: Tensor) -> float:
+    """z-score of the mean, which should be 0, of independent values `[n]` of a skewed law.
 
     With W = mean/sd and γ the skewness of the values,
 
         z = √n (W + γ W²/3 + γ² W³/27 + γ/(6n)).
 
-    Among 200 squares of normals it is beyond ±4.4 with probability 2·10⁻⁵; √n W, which should be
-    there with probability 10⁻⁵, is with 5·10⁻⁴.
+    For 200 squares of normals, where 10⁻⁵ is due beyond ±4.4, this z lies there with probability
+    2·10⁻⁵, and √n W with 5·10⁻⁴.
 
     Source: Hall, "On the removal of skewness by transformation", JRSS B 54, 1992.
     """
@@ -46,26 +43,3 @@ def of_skewed(values: Tensor) -> float:
     skewness = away.pow(3).mean() / away.square().mean().pow(1.5)
     cubic = ratio + skewness * ratio**2 / 3 + skewness**2 * ratio**3 / 27 + skewness / (6 * n)
     return math.sqrt(n) * float(cubic)
-
-
-def probability(name: str, value: float) -> None:
-    """Check a probability, 0 and 1 excluded.
-
-    Raises:
-        TypeError: It is not a number.
-        ValueError: It is not between 0 and 1.
-    """
-    checks.finite_number(name, value)
-    if not 0 < value < 1:
-        raise ValueError(f"{name} must be between 0 and 1, got {value}")
-
-
-def power(value: float) -> None:
-    """Check a power, for which the smallest error is larger than what the limit alone allows.
-
-    Raises:
-        TypeError, ValueError: As `probability`; or it is below one half.
-    """
-    probability("power", value)
-    if value < 0.5:
-        raise ValueError(f"power must be >= 0.5, got {value}")

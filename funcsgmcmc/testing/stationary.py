@@ -1,4 +1,4 @@
-"""What a sampler samples: its stationary law at a quadratic potential, as a family of z-tests.
+"""z-tests that a sampler has its stationary law at a quadratic potential.
 
 With L(w) = ½ Σ hᵢ (wᵢ − mᵢ)², gradients g = ∇L(w) + s ζ, ζ ~ N(0, I), and the sampler's nβ, γ, λ,
 w₀, T:
@@ -6,16 +6,16 @@ w₀, T:
     Λᵢ = nβ hᵢ + γ + λ
     E wᵢ = (nβ hᵢ mᵢ + γ w₀ᵢ)/Λᵢ
     Cov(wᵢ, wⱼ) = 0 for i ≠ j
-    Var wᵢ = T/Λᵢ for the posterior itself, and what `variance` says for a scheme
+    Var wᵢ = T/Λᵢ for the posterior itself; `variance` for a scheme with a bias of its own
 
-Independent chains start from this law and run on. Averages of wᵢ, of its square, and of products
-over the second half of their steps are averaged over chains: then their standard error is known,
-however slowly a chain mixes.
+Independent chains start from this law. Each averages wᵢ, its square and products over the second
+half of its steps. Means of these averages over chains have a known standard error, however slowly a
+chain mixes.
 
-What an error in the scale of the noise would do is measured: the same chains run again, with the
-same random numbers and their noise 5 % larger. If the variance does not answer, because a
-thermostat makes up for it, or chains have not forgotten their start, or the noise of gradients
-drowns it, the result says that no such error is found.
+The effect of a wrong noise scale is measured: the same chains run again, with the same random
+numbers and noise that is 5 % larger. If the variance does not respond, because a thermostat
+compensates, chains have not forgotten their start, or gradient noise dominates, the result says
+that no error in the noise scale is found.
 """
 
 import math
@@ -28,8 +28,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers import Sampler
-from funcsgmcmc.testing import scores
+from funcsgmcmc.gradients import Evaluation
+from funcsgmcmc.samplers.base import Sampler, check_sampler
+from funcsgmcmc.testing import arguments, scores
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Quadratic:
     Attributes:
         hessian: h > 0, a tree of any structure.
         minimum: m, of the same structure.
-        gradient_sd: s ≥ 0, sd of the noise of every entry of the gradient.
+        gradient_sd: s ≥ 0, the standard deviation of noise in every entry of the gradient.
     """
 
     hessian: Mapping[str, Tensor] = field(
@@ -53,30 +54,30 @@ class Quadratic:
     def __post_init__(self) -> None:
         hessian, minimum = self.trees()
         for name, values in (("hessian", hessian), ("minimum", minimum)):
-            checks.one_tree(name, values.batch_size)
-            checks.finite(name, values)
-        checks.same_structure("minimum", minimum, hessian)
+            arguments.one_chain(name, values.batch_size)
+            tree.check_finite(name, values)
+        tree.check_same_structure("minimum", minimum, hessian)
         checks.number("gradient_sd", self.gradient_sd)
         if not bool((tree.flatten(hessian) > 0).all()):
             raise ValueError(f"hessian must be > 0, got {tree.flatten(hessian).tolist()}")
 
     def trees(self) -> tuple[TensorDict, TensorDict]:
-        """Both trees, h and m, in float64."""
-        hessian = checks.parameters(self.hessian, "hessian").double()
-        return hessian, checks.parameters(self.minimum, "minimum").double()
+        """The trees h and m, in float64."""
+        hessian = tree.parameters(self.hessian, "hessian").double()
+        return hessian, tree.parameters(self.minimum, "minimum").double()
 
 
 @dataclass(frozen=True)
 class Stationary:
-    """What `check_stationary` found.
+    """The result of `check_stationary`.
 
     Attributes:
         scores: z-scores, by name.
-        limit: What none of them may exceed.
-        smallest_noise_error: The relative error in the scale of the noise that would have been
-            found with the probability asked for; inf if none would.
-        variance_ratio: Var w, over what it should be, averaged over entries.
-        standard_error: Of that ratio.
+        limit: The largest |z| allowed.
+        smallest_noise_error: The smallest relative error in the noise scale that the tests find
+            with probability `power`; inf if they find none.
+        variance_ratio: The ratio of Var w to its value in the law, averaged over entries.
+        standard_error: The standard error of `variance_ratio`.
     """
 
     scores: Mapping[str, float]
@@ -108,23 +109,23 @@ def check_stationary(
     power: float = 0.9,
     seed: int = 0,
 ) -> Stationary:
-    """Check mean, variance and independence of what a sampler samples at a quadratic potential.
+    """Check means, variances and covariances of a sampler's draws at a quadratic potential.
 
     Args:
-        sampler: With the settings to test, shared by all chains. Without an anchor it gets the
-            target's minimum for one. No mask, no box, no schedules.
+        sampler: A sampler with settings shared by all chains, without mask, box and schedules. If
+            it has no anchor, the target's minimum becomes its anchor.
         target: The loss; `Quadratic()` if None, of four entries with curvatures 0.5 to 4.
-        variance: Var w that the scheme has at its step size, a tree like the target's. None: that
-            of the posterior, T/Λ, which most schemes meet only to some order of `lr`.
-        num_chains: Independent chains, at least 200.
-        num_steps: Steps of each, the first half of them uncounted: several times what a chain
-            needs to forget where it was.
+        variance: Var w of the scheme at its step size, a tree like the target's. None: that of the
+            posterior, T/Λ, which most schemes meet only to some order of `lr`.
+        num_chains: Number of independent chains, at least 200.
+        num_steps: Steps of each chain, of which the first half is not counted: several times as
+            many as a chain needs to forget its start.
         false_alarm: Probability that a right sampler fails, over all z-scores together.
         power: Probability with which an error of `smallest_noise_error` is found, at least 1/2.
-        seed: Of all random numbers.
+        seed: Seed of all random numbers.
 
     Returns:
-        The z-scores, and the smallest error in the scale of the noise that this would have found.
+        The z-scores, and the smallest error in the noise scale that they find.
 
     Raises:
         AssertionError: A z-score exceeds the limit, or chains diverge.
@@ -136,8 +137,8 @@ def check_stationary(
     checks.count("num_chains", num_chains, minimum=MIN_CHAINS)
     checks.count("num_steps", num_steps, minimum=2)
     checks.count("seed", seed, minimum=0)
-    scores.probability("false_alarm", false_alarm)
-    scores.power(power)
+    arguments.probability("false_alarm", false_alarm)
+    arguments.power(power)
     moments = law.run(num_chains, num_steps, seed)
     healthy = torch.stack([*moments.values()]).isfinite().all(0)
     if not bool(healthy.all()):
@@ -148,10 +149,10 @@ def check_stationary(
         )
     errors = {name: float(m.std()) / math.sqrt(num_chains) for name, m in moments.items()}
     found = {
-        name: scores.of_skewed(m) if name.startswith("variance") else scores.of_symmetric(m)
+        name: scores.skewed_z_score(m) if name.startswith("variance") else scores.z_score(m)
         for name, m in moments.items()
     }
-    limit = scores.limit(false_alarm, len(found))
+    limit = scores.z_limit(false_alarm, len(found))
     wrong = {name: z for name, z in found.items() if not abs(z) <= limit}
     if wrong:
         lines = [
@@ -165,7 +166,7 @@ def check_stationary(
         )
     ratio = moments["variance of all"]
     louder = law.run(num_chains, num_steps, seed, noise_scale=1 + _LOUDER)["variance of all"]
-    shift = scores.detectable(errors["variance of all"], limit, power)
+    shift = scores.detectable_shift(errors["variance of all"], limit, power)
     return Stationary(
         scores=found,
         limit=limit,
@@ -185,8 +186,8 @@ def _smallest(shift: float, response: Tensor) -> float:
     """The error in the noise scale that shifts the variance so far.
 
     Args:
-        shift: Of the relative variance.
-        response: What a noise louder by `_LOUDER` did to it, `[num_chains]`.
+        shift: The shift of the relative variance.
+        response: The shift of each chain's variance by a noise larger by `_LOUDER`, `[num_chains]`.
     """
     mean, error = float(response.mean()), float(response.std()) / math.sqrt(len(response))
     if not mean > 5 * error:
@@ -197,22 +198,21 @@ def _smallest(shift: float, response: Tensor) -> float:
 
 
 def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
-    """The sampler, anchored; refuse one whose law is not known."""
-    checks.sampler(sampler, Sampler)
-    checks.shared_target(sampler)
+    """Give the sampler an anchor, and refuse a sampler whose law is not known."""
+    check_sampler(sampler)
+    arguments.shared_target(sampler)
     for name in sampler.schedulable():
         if not isinstance(getattr(sampler, name), Tensor):
             raise ValueError(f"{name} must not change with the step, got a schedule")
     minimum = target.trees()[1]
     if sampler.anchor is None:
-        return sampler.anchored(minimum)
-    checks.same_structure("anchor", sampler.anchor, minimum)
-    fields = {name: getattr(sampler, name) for name in sampler.__dataclass_fields__}
-    return type(sampler)(**{**fields, "anchor": sampler.anchor.double()}, lock=False)
+        return sampler.with_anchor(minimum)
+    tree.check_same_structure("anchor", sampler.anchor, minimum)
+    return sampler.replace(anchor=sampler.anchor.double())
 
 
 class _Law:
-    """The law that a sampler should have, in flat form `[n]`, and chains to compare with it."""
+    """The law that a sampler should have, for vectors `[n]`, and chains to compare with it."""
 
     def __init__(
         self, sampler: Sampler, target: Quadratic, variance: Mapping[str, Tensor] | None
@@ -226,8 +226,8 @@ class _Law:
         self.mean = (settings.nbeta * self.h * self.m + pulled) / curvature
         self.variance = settings.temperature / curvature
         if variance is not None:
-            given = checks.parameters(variance, "variance").double()
-            checks.same_structure("variance", given, hessian)
+            given = tree.parameters(variance, "variance").double()
+            tree.check_same_structure("variance", given, hessian)
             self.variance = tree.flatten(given)
         proper = (self.variance > 0) & self.variance.isfinite()
         if not bool(proper.all()):
@@ -236,10 +236,11 @@ class _Law:
     def run(
         self, num_chains: int, num_steps: int, seed: int, noise_scale: float = 1.0
     ) -> dict[str, Tensor]:
-        """Averages over the second half of each chain's steps, less what they should be.
+        """Run chains, and compare averages over the second half of their steps with the law.
 
         Returns:
-            By name `[num_chains]`, in units of the standard deviation or variance.
+            By name, the deviation of each chain's average from the law, `[num_chains]`, in units of
+            the law's standard deviation or variance.
         """
         generator = torch.Generator().manual_seed(seed)
         n, like = len(self.h), self.minimum.expand(num_chains)
@@ -262,14 +263,14 @@ class _Law:
             noisy = self.h * (w - self.m)
             if self.gradient_sd:
                 noisy = noisy + self.gradient_sd * normals()
-            state, _ = self.sampler.update(
-                state,
+            evaluation = Evaluation(
                 tree.unflatten(noisy, like),
-                tree.unflatten(noise_scale * normals(), like),
                 loss=(self.h / 2 * (w - self.m).square()).sum(-1),
                 hessian_diagonal=hessian,
             )
-            if step == 0 and isinstance(self.sampler.log_weight(state), Tensor):
+            noise = tree.unflatten(noise_scale * normals(), like)
+            state, _ = self.sampler.update(state, evaluation, noise)
+            if step == 0 and self.sampler.log_weight(state) is not None:
                 raise ValueError(
                     "draws must all count alike, got a sampler that gives them weights"
                 )

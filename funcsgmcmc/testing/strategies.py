@@ -1,7 +1,7 @@
-"""Hypothesis strategies for what samplers work on: trees, numbers, settings, whole samplers.
+"""Hypothesis strategies for trees, numbers, settings and whole samplers.
 
-Everything shrinks to something small: a tree to one leaf of one entry, a number to 0 or 1, a
-setting to a number that all chains share, an optional thing to None.
+Everything shrinks: a tree to one leaf of one entry, a number to 0 or 1, a setting to a number that
+all chains share, an optional setting to None.
 """
 
 import math
@@ -16,8 +16,17 @@ from hypothesis import strategies as st
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-import funcsgmcmc as fs
 from funcsgmcmc import tree
+from funcsgmcmc.preconditioners import (
+    Preconditioner,
+    adam,
+    compose,
+    diagonal,
+    identity,
+    rmsprop,
+)
+from funcsgmcmc.samplers import Sampler
+from funcsgmcmc.schedules import Schedule, constant, cosine, cyclical, polynomial_decay
 from funcsgmcmc.testing.specs import SPECS, SamplerSpec
 
 Numbers = st.SearchStrategy[float]
@@ -32,16 +41,17 @@ SHARED_RANGES: Mapping[str, tuple[float, float]] = {
     "localization": (0, 5),
     "weight_decay": (0, 5),
 }
-"""What settings that all samplers share are drawn from: lowest and highest value."""
+"""The ranges of settings that all samplers share: lowest and highest value."""
 
 
 @cache
 def numbers(low: float = -4.0, high: float = 4.0) -> Numbers:
     """Ordinary numbers in a range, the simplest first: the smallest, whole ones, 60 others.
 
-    Hypothesis's own floats are mostly zero, the ends of the range, or of extreme size, and with
-    them most sums have one term that counts: a law about sums would hardly be tried.
+    Hypothesis's own floats are mostly 0, an end of the range, or of extreme size. One term would
+    then dominate most sums, and a law about sums would hardly be tried.
     """
+    # Multiples of the golden ratio modulo 1 fill the range evenly.
     golden = (math.sqrt(5) - 1) / 2
     others = (round(low + (high - low) * (k * golden % 1), 3) for k in range(1, 61))
     low, high = float(low), float(high)
@@ -55,7 +65,7 @@ def numbers(low: float = -4.0, high: float = 4.0) -> Numbers:
 def any_numbers(dtype: torch.dtype = torch.float64) -> Numbers:
     """Finite numbers of all sizes: ordinary, zero, subnormal, tiny and huge.
 
-    Huge is the fourth root of the largest number of `dtype`, so that squares of sums are finite.
+    A huge number is the fourth root of the largest of `dtype`: squares of sums stay finite.
     """
     limits = torch.finfo(dtype)
     subnormal = limits.smallest_normal * limits.eps
@@ -71,7 +81,7 @@ def chain_shapes(max_chains: int = 3) -> st.SearchStrategy[Chains]:
 
 
 def chunkings(num_chains: int) -> st.SearchStrategy[list[int]]:
-    """Sizes of the chunks that `num_chains` chains are cut into."""
+    """Ways to cut `num_chains` chains into chunks: the chunks' sizes."""
 
     def sizes(cuts: set[int]) -> list[int]:
         ends = [0, *sorted(cuts), num_chains]
@@ -96,7 +106,7 @@ def trees(
     Args:
         draw: Given by hypothesis.
         chains: Batch size.
-        dtypes: What a leaf's dtype is chosen from.
+        dtypes: Dtypes to choose from, for each leaf.
         elements: Entries; ordinary numbers if None.
         max_leaves: At most 3.
     """
@@ -119,23 +129,22 @@ def trees_like(
     wide: bool = False,
     exact: bool = False,
 ) -> st.SearchStrategy[TensorDict]:
-    """Trees of the structure of another: gradients, noise, pulls.
-
-    Five numbers are drawn for any tree, so that hypothesis can make the tree smaller and keep them:
-    entries beyond the fifth are these again, times a factor between −1 and 1.
+    """Trees with the structure of another, as gradients, noise and pulls have.
 
     Args:
         params: The tree whose names, shapes, dtypes and batch size to take.
         elements: Entries; ordinary numbers if None.
         wide: Whether leaves are float32 at least, as noise is.
-        exact: Whether all entries are drawn as they are, without the factor.
+        exact: Whether every entry is one of `elements`; otherwise entries beyond the fifth are
+            multiples of the first five, by factors between −1 and 1.
     """
+    # Five numbers fill a tree of any size: so hypothesis can shrink the tree and keep the numbers.
     count = sum(leaf.numel() for _, leaf in tree.leaves(params))
 
     def fill(drawn: tuple[float, ...]) -> TensorDict:
         rounds = torch.arange(count) // len(drawn)
         factors = torch.ones(count) if exact else torch.tensor(_FACTORS)[rounds % len(_FACTORS)]
-        # Hypothesis puts the smallest numbers first: the largest become the first entries.
+        # Shrinking moves small numbers to the front; reversed, the first entries are the largest.
         entries = torch.tensor(drawn[::-1], dtype=torch.float64).repeat(count)[:count] * factors
         leaves: dict[tree.Name, Tensor] = {}
         start = 0
@@ -157,17 +166,17 @@ _FACTORS = (1.0, -0.75, 0.9, -0.6, 0.8, -0.95, 0.7)
 
 
 def one_chain(params: TensorDict) -> TensorDict:
-    """The tree of one of the chains: what is shared has its structure."""
+    """The tree of the first chain: a shared mask or anchor has the same structure."""
     return params[0] if params.batch_dims else params
 
 
 def masks(params: TensorDict) -> st.SearchStrategy[TensorDict]:
-    """Masks for parameters, shared or one a chain: each entry 0, 1 or 1/2."""
+    """Masks, shared or one a chain: each entry 0, 1 or 1/2."""
     return _shared_or_own(params, st.sampled_from([0.0, 1.0, 0.5]))
 
 
-def gains(params: TensorDict) -> st.SearchStrategy[TensorDict]:
-    """Diagonals G for parameters, shared or one a chain."""
+def diagonals(params: TensorDict) -> st.SearchStrategy[TensorDict]:
+    """Diagonals G > 0 of preconditioners, shared or one a chain."""
     return _shared_or_own(params, numbers(0.1, 3.0), wide=True)
 
 
@@ -180,48 +189,48 @@ def _shared_or_own(
 
 
 def anchors(params: TensorDict) -> st.SearchStrategy[TensorDict]:
-    """Anchors for parameters, shared or one a chain."""
+    """Anchors, shared or one a chain."""
     return st.sampled_from([one_chain(params), params]).flatmap(trees_like)
 
 
 def preconditioners(
     params: TensorDict, *, adaptive: bool = True
-) -> st.SearchStrategy[fs.Preconditioner]:
+) -> st.SearchStrategy[Preconditioner]:
     """Preconditioners of every kind, and products of two.
 
     Args:
-        params: The parameters they are for.
-        adaptive: Whether those are among them that look at gradients.
+        params: Parameters, of batch size `[*chains]`.
+        adaptive: Whether preconditioners that depend on gradients are among them.
     """
-    fixed = st.one_of(st.just(fs.identity()), gains(params).map(fs.diagonal))
+    fixed = st.one_of(st.just(identity()), diagonals(params).map(diagonal))
     if not adaptive:
         return fixed
     chains = tuple(params.batch_size)
-    memory, eps = hyperparameters(0, 0.99, chains), hyperparameters(0.1, 2, chains)
+    decay, eps = hyperparameters(0, 0.99, chains), hyperparameters(0.1, 2, chains)
     curvature = st.sampled_from([None, "exact"])
-    rmsprop = st.builds(fs.rmsprop, memory, eps, curvature=curvature)
-    adam = st.builds(fs.adam, memory, memory, eps)
+    of_rmsprop = st.builds(rmsprop, decay, eps, curvature=curvature)
+    of_adam = st.builds(adam, decay, decay, eps)
     return st.one_of(
         fixed,
-        rmsprop,
-        adam,
-        st.builds(fs.compose, rmsprop, st.one_of(fixed, adam)),
-        st.builds(fs.compose, fixed, rmsprop),
+        of_rmsprop,
+        of_adam,
+        st.builds(compose, of_rmsprop, st.one_of(fixed, of_adam)),
+        st.builds(compose, fixed, of_rmsprop),
     )
 
 
 @st.composite
-def schedules(draw: st.DrawFn, value: float | Tensor) -> fs.Schedule:
-    """Schedules that begin at a value, or near it."""
+def schedules(draw: st.DrawFn, value: float | Tensor) -> Schedule:
+    """Schedules of all kinds that begin at a value, or near it."""
     kind, num_steps = draw(st.sampled_from(range(4))), draw(st.integers(1, 4))
     power = draw(numbers(0, 1))
     if kind == 0:
-        return fs.constant(value)
+        return constant(value)
     if kind == 1:
-        return fs.polynomial_decay(value, power=power)
+        return polynomial_decay(value, power=power)
     if kind == 2:
-        return fs.cosine(value, num_steps=num_steps)
-    return fs.cyclical(value, num_steps_per_cycle=num_steps)
+        return cosine(value, num_steps=num_steps)
+    return cyclical(value, num_steps_per_cycle=num_steps)
 
 
 DENSITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -230,15 +239,15 @@ DENSITIES: Mapping[str, Callable[[Tensor], Tensor]] = {
     "student_t": lambda z: -2 * torch.log1p(z.square() / 3),
     "cauchy": lambda z: -torch.log1p(z.square()),
 }
-"""Log-densities of an entry, up to a constant; Student's t has three degrees of freedom."""
+"""Log-densities of one entry, up to a constant; Student's t has three degrees of freedom."""
 
 
 @dataclass(frozen=True)
 class FactorizedLogPrior:
-    """A log-density of parameters that is a sum over their entries.
+    """A log-prior under which all entries are independent.
 
     Attributes:
-        density: One of `DENSITIES`, of w/scale.
+        density: The density of w/scale, one of `DENSITIES`.
         scale: In units of w.
     """
 
@@ -260,15 +269,15 @@ def log_priors() -> st.SearchStrategy[FactorizedLogPrior]:
 @cache
 def hyperparameters(
     low: float, high: float, chains: Chains = (), *, scheduled: bool = False
-) -> st.SearchStrategy[float | Tensor | fs.Schedule]:
-    """A setting: a number that all chains share, one for each chain, or a schedule of either."""
+) -> st.SearchStrategy[float | Tensor | Schedule]:
+    """Values of a setting: a number, a tensor with one a chain, or a schedule of either."""
     return _hyperparameters(low, high, chains, scheduled)
 
 
 @st.composite
 def _hyperparameters(
     draw: st.DrawFn, low: float, high: float, chains: Chains, scheduled: bool
-) -> float | Tensor | fs.Schedule:
+) -> float | Tensor | Schedule:
     one_each = draw(st.booleans())
     value: float | Tensor = draw(numbers(low, high))
     if one_each and chains:
@@ -278,7 +287,7 @@ def _hyperparameters(
 
 
 def refresh_intervals(chains: Chains = ()) -> st.SearchStrategy[int | Tensor]:
-    """Intervals at which momenta are drawn afresh, shared or one a chain: 1 or 2."""
+    """Numbers of steps between refreshes of a momentum, shared or one a chain: 1 or 2."""
     shared = st.integers(1, 2)
     if not chains:
         return shared
@@ -295,15 +304,16 @@ def settings_of(
     scheduled: bool = True,
     **fixed: Any,
 ) -> dict[str, Any]:
-    """All settings of a sampler, for given parameters; those that it does not take are left out.
+    """Arguments of a sampler's factory.
 
     Args:
         draw: Given by hypothesis.
         spec: The sampler.
         params: Parameters, of batch size `[*chains]`.
-        adaptive: Whether preconditioners may look at gradients.
+        adaptive: Whether preconditioners may depend on gradients.
         scheduled: Whether settings may be schedules.
-        **fixed: Settings that are not drawn.
+        **fixed: Values of settings, in place of drawn ones; those that the sampler does not take
+            are left out.
     """
     params = params if spec.per_chain else one_chain(params)
     chains = tuple(params.batch_size)
@@ -325,8 +335,8 @@ def settings_of(
         elif callable(span):
             drawn[name] = draw(span(params))
         else:
-            may_be = scheduled and name in spec.schedulable
-            drawn[name] = draw(hyperparameters(span[0], span[1], chains, scheduled=may_be))
+            may_vary = scheduled and name in spec.schedulable
+            drawn[name] = draw(hyperparameters(span[0], span[1], chains, scheduled=may_vary))
     for name, values in optional.items():
         given = {*fixed, *spec.settings, *spec.ranges}
         if name not in given and spec.takes(name):
@@ -337,13 +347,13 @@ def settings_of(
 @st.composite
 def samplers(
     draw: st.DrawFn, params: TensorDict, specs: Iterable[SamplerSpec] = tuple(SPECS.values())
-) -> fs.Sampler:
-    """Whole samplers, of every kind in the registry, with settings of all sorts.
+) -> Sampler:
+    """Samplers of several kinds, with settings of all sorts.
 
     Args:
         draw: Given by hypothesis.
-        params: The parameters they are for, of batch size `[*chains]`.
-        specs: The kinds.
+        params: Parameters, of batch size `[*chains]`.
+        specs: The kinds; by default all of this library.
     """
     spec = draw(st.sampled_from(list(specs)))
     return spec.sampler(**draw(settings_of(spec, params)))

@@ -1,17 +1,16 @@
-"""The laws of an update, each a function of a problem that raises AssertionError where it fails.
+"""The laws of an update: functions of a problem that raise AssertionError where they fail.
 
-Laws of averages over many steps stand in `stationary`.
+Laws of averages over many steps are in `stationary`.
 """
 
+from funcsgmcmc.testing.laws.base import Law, close, identical, law
 from funcsgmcmc.testing.laws.chains import (
     chunks_and_order,
     failures_stay_in_their_chain,
     schedules_are_followed,
     vmap_is_a_loop,
 )
-from funcsgmcmc.testing.laws.law import Law, close, identical, law
-from funcsgmcmc.testing.laws.potential import pulls_are_the_priors_gradient
-from funcsgmcmc.testing.laws.purity import (
+from funcsgmcmc.testing.laws.contract import (
     determinism,
     devices_are_kept,
     finiteness,
@@ -20,7 +19,8 @@ from funcsgmcmc.testing.laws.purity import (
     ownership,
     purity,
 )
-from funcsgmcmc.testing.laws.reference import reference
+from funcsgmcmc.testing.laws.oracle import oracle_is_followed
+from funcsgmcmc.testing.laws.potential import pulls_are_the_priors_gradient
 from funcsgmcmc.testing.laws.scales import scale_of_the_loss, units_of_energy, units_of_length
 from funcsgmcmc.testing.laws.settings import (
     box,
@@ -67,8 +67,8 @@ LAWS: tuple[Law, ...] = (
     units_of_energy,
     units_of_length,
     pulls_are_the_priors_gradient,
-    reference,
+    oracle_is_followed,
 )
-"""All laws, from what a function must be to what this one must do."""
+"""All laws: first those of any pure function, last those of a sampler's own equation."""
 
 __all__ = ["LAWS", "Law", "close", "identical", "law", *(each.name for each in LAWS)]

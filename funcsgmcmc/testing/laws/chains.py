@@ -1,6 +1,6 @@
-"""Chains are a batch axis: they do not see each other, and each follows its own schedules."""
+"""Laws of chains: a batch axis along which no chain affects another; and of their schedules."""
 
-from typing import Any
+from dataclasses import replace
 
 import torch
 from hypothesis import strategies as st
@@ -11,45 +11,40 @@ from funcsgmcmc import tree
 from funcsgmcmc.samplers import Evaluation, Sampler, State
 from funcsgmcmc.schedules import Schedule
 from funcsgmcmc.testing import strategies
-from funcsgmcmc.testing.laws.law import SEVERAL, close, identical, law
-from funcsgmcmc.testing.problems import Given, Problem, update
+from funcsgmcmc.testing.laws.base import SEVERAL, close, identical, law
+from funcsgmcmc.testing.problem import Problem
 
 
 @law(chains=((1,), *SEVERAL))
 def vmap_is_a_loop(problem: Problem) -> None:
-    """Chains in a batch, chains under torch.vmap, and chain by chain are the same chains."""
+    """A step of a batch, the step under torch.vmap and a loop over chains give the same chains."""
     sampler = problem.sampler
-    per_chain = 0 if sampler.shape else None
-    together, mapped_over = problem.initial(), problem.initial()
+
+    def step(sampler: Sampler, state: State, evaluation: Evaluation, noise: TensorDict) -> State:
+        return sampler.update(state, evaluation, noise)[0]
+
+    step_under_vmap = torch.vmap(step, in_dims=(0 if sampler.shape else None, 0, 0, 0))
+    together, under_vmap = problem.initial(), problem.initial()
     alone = [problem.take(chain).initial() for chain in range(problem.chains[0])]
     for index, given in enumerate(problem.given):
-        together, _ = update(sampler, together, given)
-        known = {
-            name: each for name, each in given.evaluation._asdict().items() if each is not None
-        }
-
-        def step(sampler: Sampler, state: State, noise: TensorDict, known: Any) -> State:
-            return update(sampler, state, Given(Evaluation(**known), noise))[0]
-
-        mapped_over = torch.vmap(step, in_dims=(per_chain, 0, 0, 0))(
-            sampler, mapped_over, given.noise, known
-        )
-        close(mapped_over, together, "torch.vmap against the batch")
+        together, _ = sampler.update(together, *given)
+        under_vmap = step_under_vmap(sampler, under_vmap, *given)
+        close(under_vmap, together, "torch.vmap against the batch")
         for chain, state in enumerate(alone):
             single = problem.take(chain)
-            alone[chain], _ = update(single.sampler, state, single.given[index])
+            alone[chain], _ = single.sampler.update(state, *single.given[index])
             close(alone[chain], together[chain], f"chain {chain} by itself, against the batch")
 
 
 @law(
     chains=SEVERAL,
-    further=lambda problem: {
+    arguments=lambda problem: {
         "order": st.permutations(range(problem.chains[0])),
         "sizes": strategies.chunkings(problem.chains[0]),
     },
 )
 def chunks_and_order(problem: Problem, order: list[int], sizes: list[int]) -> None:
-    """Chains do not depend on which others run beside them, nor on their order."""
+    """A chain depends neither on which others run beside it, nor on their order."""
     expected, start = problem.final(), 0
     for size in sizes:
         chunk = order[start : start + size]
@@ -59,19 +54,17 @@ def chunks_and_order(problem: Problem, order: list[int], sizes: list[int]) -> No
 
 @law(chains=SEVERAL)
 def failures_stay_in_their_chain(problem: Problem) -> None:
-    """Gradients of one chain that are not numbers leave the others as they were, bit for bit."""
+    """NaN in one chain's gradients leaves the other chains as they were, bit for bit."""
     healthy = problem.final()
 
-    def spoiled(grads: TensorDict) -> TensorDict:
-        def spoil(leaf: Tensor) -> Tensor:
-            leaf = leaf.clone()
-            leaf[0] = torch.nan
-            return leaf
-
-        return tree.map_leaves(spoil, grads)
+    def spoil(leaf: Tensor) -> Tensor:
+        leaf = leaf.clone()
+        leaf[0] = torch.nan
+        return leaf
 
     evaluations = [
-        given.evaluation._replace(grads=spoiled(given.evaluation.grads)) for given in problem.given
+        replace(given.evaluation, grads=tree.map_leaves(spoil, given.evaluation.grads))
+        for given in problem.given
     ]
     beside = problem.with_evaluation(*evaluations).final()
     identical(beside[1:], healthy[1:], "a chain beside one that fails")
@@ -79,19 +72,19 @@ def failures_stay_in_their_chain(problem: Problem) -> None:
 
 @law()
 def schedules_are_followed(problem: Problem) -> None:
-    """A step takes from a schedule its value at the number of steps made."""
+    """A step takes from a schedule its value at the number of steps made before."""
 
     def at(step: int) -> Problem:
-        now = {
+        values = {
             name: value(torch.full(tuple(value.shape), step))
             for name, value in problem.settings.items()
             if isinstance(value, Schedule)
         }
-        return problem.changed(**now)
+        return problem.with_settings(**values)
 
     scheduled, state = problem.initial(), at(0).initial()
     close(scheduled, state, "the start, scheduled, against the values at step 0")
     for step, given in enumerate(problem.given, problem.first_step):
-        scheduled, _ = update(problem.sampler, scheduled, given)
-        state, _ = update(at(step).sampler, state, given)
+        scheduled, _ = problem.sampler.update(scheduled, *given)
+        state, _ = at(step).sampler.update(state, *given)
         close(scheduled, state, f"step {step}, scheduled, against its value then")

@@ -1,4 +1,4 @@
-"""Settings at special values: temperature, step size, mask and box."""
+"""Laws of settings at special values: temperature, step size, mask and box."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,13 +11,20 @@ from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.testing import strategies
-from funcsgmcmc.testing.laws.law import close, identical, law, parameter_like, unless, without
-from funcsgmcmc.testing.problems import Problem, of_all_chains
+from funcsgmcmc.testing.laws.base import (
+    close,
+    comparable_fields,
+    identical,
+    law,
+    unless,
+    unless_taken,
+)
+from funcsgmcmc.testing.problem import Problem, expand_to_chains
 
 
-@law(temperature=0.0, exempt=without("temperature"))
+@law(temperature=0.0, exempt=unless_taken("temperature"))
 def zero_temperature(problem: Problem) -> None:
-    """At temperature 0 a chain is the deterministic scheme: no noise is seen."""
+    """At temperature 0 the noise has no effect: a chain is deterministic."""
     silence = [tree.map_leaves(torch.zeros_like, given.noise) for given in problem.given]
     start = tree.map_leaves(torch.zeros_like, problem.start)
     quiet = replace(problem.with_noise(*silence), start=start)
@@ -31,71 +38,77 @@ def zero_step_size(problem: Problem) -> None:
         close(after.params, problem.params, "parameters after a step of size 0")
 
 
-def a_mask(problem: Problem) -> Mapping[str, SearchStrategy[Any]]:
-    """What laws of masks draw."""
+def _draw_mask(problem: Problem) -> Mapping[str, SearchStrategy[Any]]:
+    """The argument of laws that always have a mask."""
     return {"mask": strategies.masks(problem.params)}
 
 
-@law(exempt=without("mask"), further=a_mask)
+@law(exempt=unless_taken("mask"), arguments=_draw_mask)
 def masked_entries_stay(problem: Problem, mask: TensorDict) -> None:
-    """Where the mask is 0 nothing moves."""
-    kept, before = tree.flatten(mask) == 0, tree.flatten(problem.params)
-    for _, after, _ in problem.changed(mask=mask, bounding_box_size=None).path():
-        moved = tree.flatten(after.params)
-        identical(kept * moved, kept * before, "entries whose mask is 0")
+    """Entries whose mask is 0 do not move."""
+    masked, before = tree.flatten(mask) == 0, tree.flatten(problem.params)
+    for _, after, _ in problem.with_settings(mask=mask, bounding_box_size=None).path():
+        identical(masked * tree.flatten(after.params), masked * before, "entries whose mask is 0")
 
 
 @law(
-    exempt=lambda spec: without("mask")(spec) or unless("entrywise", "it is not entrywise")(spec),
-    further=a_mask,
+    exempt=lambda spec: (
+        unless_taken("mask")(spec) or unless("entrywise", "it is not entrywise")(spec)
+    ),
+    arguments=_draw_mask,
 )
 def masked_entries_are_not_seen(problem: Problem, mask: TensorDict) -> None:
-    """What is given where the mask is 0, gradients and noise, does not touch the rest."""
-    masked = problem.changed(mask=mask, bounding_box_size=None)
+    """Gradients, pulls and noise of entries whose mask is 0 do not affect the other entries."""
+    masked = problem.with_settings(mask=mask, bounding_box_size=None)
     sampled = tree.flatten(mask) != 0
 
-    def disturbed(given: TensorDict) -> TensorDict:
+    def disturb(given: TensorDict) -> TensorDict:
         return tree.map_leaves(
-            lambda leaf, m: torch.where(m == 0, leaf + 7, leaf), given, of_all_chains(mask, given)
+            lambda leaf, m: torch.where(m == 0, leaf + 7, leaf),
+            given,
+            expand_to_chains(mask, given),
         )
 
-    elsewhere = replace(
+    disturbed = replace(
         masked,
-        start=disturbed(masked.start),
-        given=tuple(given.map(disturbed) for given in masked.given),
+        start=disturb(masked.start),
+        given=tuple(given.map(disturb) for given in masked.given),
     )
-    seen, expected = parameter_like(elsewhere.final()), parameter_like(masked.final())
+    actual, expected = comparable_fields(disturbed.final()), comparable_fields(masked.final())
     for name, value in expected.items():
-        a, b = seen[name], value
+        a, b = actual[name], value
         if isinstance(value, TensorDictBase):
             a, b = sampled * tree.flatten(a), sampled * tree.flatten(b)
         identical(a, b, f"{name}, given something else where the mask is 0")
 
 
-@law(exempt=without("mask"), mask=None)
+@law(exempt=unless_taken("mask"), mask=None)
 def mask_of_ones(problem: Problem) -> None:
-    """A mask of ones is no mask."""
+    """A mask of ones changes nothing."""
     ones = tree.map_leaves(torch.ones_like, strategies.one_chain(problem.params))
-    close(problem.changed(mask=ones).final(), problem.final(), "with a mask of ones")
+    close(problem.with_settings(mask=ones).final(), problem.final(), "with a mask of ones")
 
 
 @law(
-    exempt=without("bounding_box_size"),
-    further=lambda problem: {
+    exempt=unless_taken("bounding_box_size"),
+    arguments=lambda problem: {
         "box": strategies.hyperparameters(0.05, 3, tuple(problem.chains)),
     },
 )
 def box(problem: Problem, box: float | Tensor) -> None:
-    """Chains stay in their box, wherever they come from; a box that none leaves changes nothing."""
-    boxed = problem.changed(bounding_box_size=box)
+    """Chains end every step in their box, wherever they start; a wide box changes nothing."""
+    boxed = problem.with_settings(bounding_box_size=box)
     sampler, center = boxed.sampler, boxed.sampler.center(boxed.initial())
     for _, after, _ in boxed.path():
         for (_, leaf), (_, middle) in zip(
-            tree.leaves(after.params), tree.leaves(of_all_chains(center, after.params)), strict=True
+            tree.leaves(after.params),
+            tree.leaves(expand_to_chains(center, after.params)),
+            strict=True,
         ):
             half_width = tree.expand_right(torch.as_tensor(box, dtype=torch.float64), leaf)
             over = (leaf - middle).abs() - half_width
             assert bool((over <= 1e-14).all()), f"out of the box by {float(over.max())}"
         identical(sampler.boxed(after.params, center), after.params, "a clamp of what was clamped")
-    wide, free = problem.changed(bounding_box_size=1e30), problem.changed(bounding_box_size=None)
+    wide = problem.with_settings(bounding_box_size=1e30)
+    free = problem.with_settings(bounding_box_size=None)
     close(wide.final(), free.final(), "with a box that nothing leaves")

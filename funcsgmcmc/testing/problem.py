@@ -1,9 +1,10 @@
-"""Problems: a sampler with its settings, where its chains start, and what its steps are given."""
+"""`Problem`: a sampler with its settings, the start of its chains, and the input of every step."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+from operator import mul
 from typing import Any, NamedTuple
 
 import torch
@@ -23,10 +24,10 @@ TreeMap = Callable[[TensorDict], TensorDict]
 
 
 class Given(NamedTuple):
-    """What one step is given.
+    """The input of one step.
 
     Attributes:
-        evaluation: Gradients, and whatever else is known of the potential.
+        evaluation: The potential at the chain's parameters: gradients, loss and the rest.
         noise: η.
     """
 
@@ -34,43 +35,40 @@ class Given(NamedTuple):
     noise: TensorDict
 
     def map(
-        self, function: TreeMap, of_numbers: Callable[[Tensor], Tensor] = lambda value: value
+        self, function: TreeMap, of_values: Callable[[Tensor], Tensor] = lambda value: value
     ) -> "Given":
-        """Apply a function to every tree, and another to numbers of chains."""
-        grads, pull, loss, log_prior, hessian = self.evaluation
-        evaluation = Evaluation(
-            grads=function(grads),
-            prior_pull=None if pull is None else function(pull),
-            loss=None if loss is None else of_numbers(loss),
-            log_prior=None if log_prior is None else of_numbers(log_prior),
-            hessian_diagonal=None if hessian is None else function(hessian),
-        )
+        """Apply `function` to every tree, and `of_values` to values of chains, as the loss."""
+
+        def apply(value: Any) -> Any:
+            return function(value) if isinstance(value, TensorDictBase) else of_values(value)
+
+        present = {name: each for name, each in field_values(self.evaluation) if each is not None}
+        evaluation = Evaluation(**{name: apply(each) for name, each in present.items()})
         return Given(evaluation, function(self.noise))
 
     def take(self, index: Any) -> "Given":
         """Choose chains."""
         return self.map(lambda given: given[index], lambda value: value[index])
 
-    def scaled(self, *, loss: float = 1.0, log_prior: float = 1.0, length: float = 1.0) -> "Given":
-        """The potential times a factor, of parameters times a factor; the noise stays."""
-        known = self.evaluation
-
-        def times(factor: float, given: TensorDict) -> TensorDict:
-            return tree.map_leaves(lambda leaf: factor * leaf, given)
-
-        pull, hessian = known.prior_pull, known.hessian_diagonal
-        evaluation = Evaluation(
-            grads=times(loss / length, known.grads),
-            prior_pull=None if pull is None else times(log_prior / length, pull),
-            loss=None if known.loss is None else loss * known.loss,
-            log_prior=None if known.log_prior is None else log_prior * known.log_prior,
-            hessian_diagonal=None if hessian is None else times(loss / length**2, hessian),
-        )
-        return self._replace(evaluation=evaluation)
+    def scale(self, *, loss: float = 1.0, log_prior: float = 1.0, length: float = 1.0) -> "Given":
+        """Multiply L, log p and w by factors, and their derivatives accordingly; keep the noise."""
+        factors = {
+            "grads": loss / length,
+            "loss": loss,
+            "prior_pull": log_prior / length,
+            "log_prior": log_prior,
+            "hessian_diagonal": loss / length**2,
+        }
+        scaled = {
+            name: tree.map_leaves(partial(mul, factor), value)
+            for name, factor in factors.items()
+            if (value := getattr(self.evaluation, name)) is not None
+        }
+        return self._replace(evaluation=replace(self.evaluation, **scaled))
 
 
 class Step(NamedTuple):
-    """One step of a path."""
+    """One step of a chain: the states before and after, and the terms between them."""
 
     before: State
     after: State
@@ -79,16 +77,16 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A sampler with its settings, where its chains start, and what each step is given.
+    """A sampler with its settings, the start of its chains, and the input of every step.
 
     Attributes:
         spec: The sampler.
-        settings: What its factory is called with.
+        settings: Arguments of its factory.
         params: w, of batch size `[*chains]`.
-        start: η₀, noise for `init`.
-        given: What each step is given.
-        first_step: Number of steps that the chains count before the first, as one that went on
-            would.
+        start: η₀, the noise that `init` takes.
+        given: The input of each step.
+        first_step: The number of steps counted before the first one here, as in a chain that was
+            continued.
     """
 
     spec: SamplerSpec
@@ -117,7 +115,7 @@ class Problem:
         """Every step."""
         state, steps = self.initial(), []
         for given in self.given:
-            after, terms = update(self.sampler, state, given)
+            after, terms = self.sampler.update(state, *given)
             steps.append(Step(state, after, terms))
             state = after
         return steps
@@ -126,46 +124,46 @@ class Problem:
         """The state after the last step."""
         return self.path()[-1].after
 
-    def changed(self, **settings: Any) -> "Problem":
-        """The same with other settings; those that the sampler does not take are left out."""
-        taken = {name: value for name, value in settings.items() if self.spec.takes(name)}
-        return replace(self, settings={**self.settings, **taken})
+    def with_settings(self, **settings: Any) -> "Problem":
+        """Change settings; those that the sampler does not take are left out."""
+        known = {name: value for name, value in settings.items() if self.spec.takes(name)}
+        return replace(self, settings={**self.settings, **known})
 
     def map_setting(self, name: str, function: Callable[[Any], Any]) -> "Problem":
-        """Apply a function to a number, if the sampler has it, or to both ends of a range."""
+        """Apply a function to a setting, or to both ends of a range; not to None."""
         value = self.settings.get(name)
         if value is None:
             return self
         new = tuple(map(function, value)) if isinstance(value, tuple) else function(value)
-        return self.changed(**{name: new})
+        return self.with_settings(**{name: new})
 
     def map(self, function: TreeMap) -> "Problem":
-        """Apply a function to every tree: parameters, what steps are given, and settings."""
+        """Apply a function to every tree: parameters, noise, gradients, and trees in settings."""
         return replace(
             self,
-            settings={name: mapped(value, function) for name, value in self.settings.items()},
+            settings={name: map_trees(value, function) for name, value in self.settings.items()},
             params=function(self.params),
             start=function(self.start),
             given=tuple(given.map(function) for given in self.given),
         )
 
     def take(self, index: Any) -> "Problem":
-        """Choose chains: an index for one without a batch dimension, or several."""
+        """Choose chains: several, or by a number one chain without a batch dimension."""
         return replace(
             self,
-            settings={name: taken(value, index) for name, value in self.settings.items()},
+            settings={name: _take_chains(value, index) for name, value in self.settings.items()},
             params=self.params[index],
             start=self.start[index],
             given=tuple(given.take(index) for given in self.given),
         )
 
     def with_noise(self, *noise: TensorDict) -> "Problem":
-        """The same with other noise, one tree a step."""
+        """Replace the noise, by one tree for each step."""
         given = (each._replace(noise=other) for each, other in zip(self.given, noise, strict=True))
         return replace(self, given=tuple(given))
 
     def with_evaluation(self, *evaluations: Evaluation) -> "Problem":
-        """The same with other potentials, one a step."""
+        """Replace the evaluations of the potential, by one for each step."""
         given = (
             each._replace(evaluation=other)
             for each, other in zip(self.given, evaluations, strict=True)
@@ -173,76 +171,66 @@ class Problem:
         return replace(self, given=tuple(given))
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
-        """How hypothesis prints it."""
+        """Print the problem in hypothesis's reports."""
         printer.text(repr(self))
 
     def __repr__(self) -> str:
-        settings = ", ".join(
-            f"{name}={shown(value)}" for name, value in self.settings.items() if value is not None
-        )
-        lines = [f"{self.spec.name}({settings})", f"params {shown(self.params)}"]
-        lines.append(f"start {shown(self.start)}")
+        lines = [
+            f"{self.spec.name}({_format_fields(self.settings, '=')})",
+            f"params {format_value(self.params)}",
+            f"start {format_value(self.start)}",
+        ]
         for step, given in enumerate(self.given, self.first_step):
-            known = given.evaluation._asdict() | {"noise": given.noise}
-            lines.append(
-                f"step {step}: "
-                + ", ".join(f"{k} {shown(v)}" for k, v in known.items() if v is not None)
-            )
+            known = dict(field_values(given.evaluation)) | {"noise": given.noise}
+            lines.append(f"step {step}: {_format_fields(known, ' ')}")
         return "Problem(\n    " + "\n    ".join(lines) + "\n)"
 
 
-def of_all_chains(shared: TensorDict, params: TensorDict) -> TensorDict:
-    """A tree that chains may share, of the batch size of the parameters."""
+def field_values(value: Any) -> Iterator[tuple[str, Any]]:
+    """The names and values of a dataclass's fields."""
+    return ((each.name, getattr(value, each.name)) for each in fields(value))
+
+
+def expand_to_chains(shared: TensorDict, params: TensorDict) -> TensorDict:
+    """Expand a tree that chains may share to the batch size of the parameters."""
     return shared if shared.batch_dims == params.batch_dims else shared.expand(params.batch_size)
 
 
-def update(sampler: Sampler, state: State, given: Given) -> tuple[State, Terms]:
-    """One step."""
-    known = given.evaluation
-    return sampler.update(
-        state,
-        known.grads,
-        given.noise,
-        known.prior_pull,
-        loss=known.loss,
-        log_prior=known.log_prior,
-        hessian_diagonal=known.hessian_diagonal,
-    )
-
-
-def mapped(value: Any, function: TreeMap) -> Any:
-    """Apply a function to the trees of a setting."""
+def map_trees(value: Any, function: TreeMap) -> Any:
+    """Apply a function to the trees in a setting: itself, or in a preconditioner's fields."""
     if isinstance(value, TensorDictBase):
         return function(value)
     if isinstance(value, Preconditioner):
-        fields = {
-            name: mapped(getattr(value, name), function) for name in value.__dataclass_fields__
-        }
-        return type(value)(**fields, batch_size=value.batch_size, lock=False)
+        mapped = {name: map_trees(each, function) for name, each in field_values(value)}
+        return type(value)(**mapped, batch_size=value.batch_size, lock=False)
     return value
 
 
-def taken(value: Any, index: Any) -> Any:
-    """Choose chains of a setting, if it has any."""
+def _take_chains(value: Any, index: Any) -> Any:
+    """Choose chains of a setting; one that chains share stays as it is."""
     if isinstance(value, tuple):
-        return tuple(taken(part, index) for part in value)
-    per_chain = isinstance(value, Tensor | TensorDictBase | Schedule | Preconditioner)
-    return value[index] if per_chain and len(value.shape) > 0 else value
+        return tuple(_take_chains(each, index) for each in value)
+    may_be_per_chain = isinstance(value, Tensor | TensorDictBase | Schedule | Preconditioner)
+    return value[index] if may_be_per_chain and len(value.shape) > 0 else value
 
 
-def shown(value: Any) -> str:
-    """A setting or a tree as people read it."""
+def format_value(value: Any) -> str:
+    """A setting or a tree for a reader: numbers, names and, if it is not float64, the dtype."""
     if isinstance(value, TensorDictBase):
-        leaves = (f"{tree.dotted(name)}: {shown(leaf)}" for name, leaf in tree.leaves(value))
+        leaves = (f"{tree.dotted(name)}: {format_value(leaf)}" for name, leaf in tree.leaves(value))
         return "{" + ", ".join(leaves) + "}"
     if isinstance(value, Tensor):
         suffix = "" if value.dtype == torch.float64 else f" {value.dtype}".replace("torch.", "")
         return f"{value.tolist()}{suffix}"
     if isinstance(value, Preconditioner | Schedule):
-        fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
-        inner = ", ".join(f"{k}={shown(v)}" for k, v in fields.items() if v is not None)
-        return f"{type(value).__name__}({inner})"
+        return f"{type(value).__name__}({_format_fields(dict(field_values(value)), '=')})"
     return repr(value)
+
+
+def _format_fields(values: Mapping[str, Any], sign: str) -> str:
+    """Named values, the absent ones left out."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return ", ".join(f"{name}{sign}{format_value(value)}" for name, value in given.items())
 
 
 @st.composite
@@ -263,21 +251,22 @@ def problems(
     Args:
         draw: Given by hypothesis.
         sampler: Its spec, or its factory.
-        chains: What the batch size is chosen from.
-        dtypes: What a leaf's dtype is chosen from.
-        of_all_sizes: Whether entries are huge, tiny, subnormal and zero too.
-        max_steps: The most steps.
-        adaptive: Whether preconditioners may look at gradients.
+        chains: Batch sizes to choose from.
+        dtypes: Dtypes to choose from, for each leaf.
+        of_all_sizes: Whether entries may also be huge, tiny, subnormal and zero.
+        max_steps: The largest number of steps.
+        adaptive: Whether preconditioners may depend on gradients.
         scheduled: Whether settings may be schedules.
-        **fixed: Settings that are not drawn; those that the sampler does not take are left out.
+        **fixed: Values of settings, in place of drawn ones; those that the sampler does not take
+            are left out.
 
     Raises:
-        ValueError: A setting that is fixed is none of this sampler or of those here; or there is no
-            batch size.
+        ValueError: A name in `fixed` is a setting neither of this sampler nor of those in `SPECS`;
+            or `chains` is empty.
     """
     spec = spec_of(sampler)
-    known = set(Sampler.__dataclass_fields__).union(*(each.taken for each in SPECS.values()))
-    for name in fixed.keys() - known - spec.taken:
+    known = [each.setting_names for each in (spec, *SPECS.values())]
+    for name in fixed.keys() - set(Sampler.__dataclass_fields__).union(*known):
         raise ValueError(f"no sampler has a setting {name!r}: a law of {spec} cannot fix it")
     shapes = list(chains)
     if not shapes:
@@ -297,7 +286,8 @@ def problems(
     # Where noise decides between two moves, its sign at 0 is a matter of rounding.
     shocks = elements if spec.linear_in_noise else elements.map(lambda x: x if abs(x) > 0.01 else 1)
 
-    def energies(low: float) -> Tensor:
+    def values(low: float) -> Tensor:
+        # As many numbers for any batch size: hypothesis can then take chains away and keep them.
         drawn = draw(st.tuples(*[strategies.numbers(low, 8.0)] * max_chains))
         first = torch.tensor(drawn[: params.batch_size.numel()], dtype=torch.float64)
         return first.reshape(params.batch_size)
@@ -305,11 +295,13 @@ def problems(
     def one_step(with_prior: bool) -> Given:
         grads = draw(strategies.trees_like(params, elements))
         noise = draw(strategies.trees_like(params, shocks, wide=True))
-        loss, log_prior = energies(0.0), energies(-8.0)
+        loss, log_prior = values(0.0), values(-8.0)
         pull = draw(strategies.trees_like(params, elements))
         hessian = draw(strategies.trees_like(params))
-        prior = (pull, log_prior) if with_prior else (None, None)
-        return Given(Evaluation(grads, prior[0], loss, prior[1], hessian), noise)
+        evaluation = Evaluation(grads, loss, hessian_diagonal=hessian)
+        if with_prior:
+            evaluation = replace(evaluation, prior_pull=pull, log_prior=log_prior)
+        return Given(evaluation, noise)
 
     start = draw(strategies.trees_like(params, elements, wide=True))
     num_steps, with_prior = draw(st.integers(1, max_steps)), draw(st.booleans())

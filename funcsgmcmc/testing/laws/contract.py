@@ -1,4 +1,4 @@
-"""What a step is: a pure function, that keeps kinds, devices and finite numbers."""
+"""Laws of any step: it is a pure function that keeps dtypes, devices and finite numbers."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ import torch
 from tensordict import TensorDictBase
 
 from funcsgmcmc import tree
-from funcsgmcmc.metrics import metrics
-from funcsgmcmc.testing.laws.law import identical, law, tensors
-from funcsgmcmc.testing.problems import Problem, update
+from funcsgmcmc.norms import metrics
+from funcsgmcmc.testing.laws.base import identical, law, tensors
+from funcsgmcmc.testing.problem import Problem
 
 
 @law(dtypes=(torch.float64, torch.float32, torch.bfloat16), of_all_sizes=True)
 def purity(problem: Problem) -> None:
     """`init` and `update` write to none of their arguments, and draw no random numbers."""
     sampler, start = problem.sampler, problem.initial()
-    arguments = (sampler, problem.params, problem.start, [list(g) for g in problem.given], start)
+    arguments = (sampler, problem.params, problem.start, problem.given, start)
     before, generator = [t.clone() for t in tensors(arguments)], torch.get_rng_state()
     state = start
     for given in problem.given:
         held = [t.clone() for t in tensors(state)]
-        after, _ = update(sampler, state, given)
+        after, _ = sampler.update(state, *given)
         identical(tensors(state), held, "update wrote to the state it was given")
         state = after
     identical(tensors(arguments), before, "a call wrote to its arguments")
@@ -29,7 +29,7 @@ def purity(problem: Problem) -> None:
 
 @law(dtypes=(torch.float64, torch.float32))
 def ownership(problem: Problem) -> None:
-    """A state does not change when the caller writes to what it was made from."""
+    """A state does not change when the caller writes to the tensors it was made from."""
     problem = problem.map(lambda given: given.clone())
     sampler, state = problem.sampler, problem.initial()
     held = [t.clone() for t in tensors(state)]
@@ -37,9 +37,9 @@ def ownership(problem: Problem) -> None:
         tensor.add_(1.0)
     identical(tensors(state), held, "the state shares memory with the arguments of init")
     for given in problem.given:
-        state, _ = update(sampler, state, given)
+        state, _ = sampler.update(state, *given)
         held = [t.clone() for t in tensors(state)]
-        for tensor in tensors((list(given.evaluation), given.noise)):
+        for tensor in tensors(given):
             tensor.add_(1.0)
         identical(tensors(state), held, "the state shares memory with gradients or noise")
 
@@ -62,22 +62,22 @@ def kinds_are_kept(problem: Problem) -> None:
         assert after.shape == problem.chains, f"batch size {after.shape}, not {problem.chains}"
         identical(after.step, before.step + 1, "number of steps made")
         for field in before.__dataclass_fields__:
-            new, old = (structure(getattr(state, field)) for state in (after, before))
+            new, old = (_structure(getattr(state, field)) for state in (after, before))
             assert new == old, f"{field} was {old}, is {new}"
         for a, b in zip(tensors(after), tensors(before), strict=True):
             assert a.shape == b.shape, f"shape {tuple(b.shape)} became {tuple(a.shape)}"
             assert a.dtype == b.dtype, f"dtype {b.dtype} became {a.dtype}"
+        # Also against the parameters given: `init` might have changed their dtypes already.
         for (name, leaf), (_, given) in zip(
             tree.leaves(after.params), tree.leaves(problem.params), strict=True
         ):
             assert leaf.dtype == given.dtype, f"{name} was {given.dtype}, is {leaf.dtype}"
-        momentum = getattr(after, "momentum", None)
-        for leaf in tensors(momentum):
+        for leaf in tensors(getattr(after, "momentum", None)):
             assert leaf.dtype == tree.working_dtype(leaf), f"a momentum is kept in {leaf.dtype}"
 
 
-def structure(value: Any) -> Any:
-    """Names of the leaves of a field, or its type."""
+def _structure(value: Any) -> Any:
+    """The names of a tree's leaves; the type of any other field."""
     return tree.names(value) if isinstance(value, TensorDictBase) else type(value).__name__
 
 
@@ -85,16 +85,15 @@ def structure(value: Any) -> Any:
 def devices_are_kept(problem: Problem) -> None:
     """On a device without data `init`, `update` and metrics give results on that device."""
 
-    def away(value: Any) -> Any:
-        return value.to("meta")
+    def move(value: Any) -> Any:
+        return value.to("meta")  # which every machine has; reading a value there raises
 
-    sampler = problem.sampler.to("meta")
-    state = sampler.init(away(problem.params), away(problem.start))
+    sampler = move(problem.sampler)
+    state = sampler.init(move(problem.params), move(problem.start))
     for tensor in tensors(state):
         assert tensor.device.type == "meta", "init makes a state on the CPU"
     for given in problem.given:
-        there = given.map(away, away)
-        state, terms = update(sampler, state, there)
+        state, terms = sampler.update(state, *given.map(move, move))
         for tensor in tensors((state, terms, metrics(terms, sampler.mask))):
             assert tensor.device.type == "meta", "a result is on the CPU"
 
