@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
-from funcsgmcmc.estimates.plots import plot_llc
 from scipy.integrate import quad
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
+from funcsgmcmc.estimates.plots import plot_llc
 from funcsgmcmc.samplers.badoda import ornstein_uhlenbeck
 from funcsgmcmc.testing import SPECS
 from problems import run
