@@ -27,7 +27,10 @@ SHAPES = {"a": (2, 3), "b": (), "c": (4,)}
 def test_equations(alpha, eps, betas, chains, seed):
     rng = np.random.default_rng(seed)
     params, hessian = arrays(rng, SHAPES, chains), arrays(rng, SHAPES, chains)
-    rms, adam = fs.rmsprop(alpha, eps, curvature="exact"), fs.adam(*betas, eps)
+    rms, adam = (
+        fs.preconditioners.rmsprop(alpha, eps, curvature="exact"),
+        fs.preconditioners.adam(*betas, eps),
+    )
     rms_state, adam_state = rms.init(params), adam.init(params)
     square, first, second = (dict.fromkeys(SHAPES, 0.0) for _ in range(3))
     for t in range(1, 4):
@@ -70,10 +73,10 @@ def test_composition_multiplies_gains_and_keeps_the_product_rule():
         [torch.autograd.grad(x, w, retain_graph=True)[0][i] for i, x in enumerate(gain)]
     )
     hessian = torch.autograd.functional.hessian(loss, w).diagonal()
-    product = fs.compose(
-        fs.rmsprop(0.3, 0.1, curvature="exact"),
-        fs.diagonal(scales),
-        fs.rmsprop(0.6, 0.5, curvature="exact"),
+    product = fs.preconditioners.compose(
+        fs.preconditioners.rmsprop(0.3, 0.1, curvature="exact"),
+        fs.preconditioners.diagonal(scales),
+        fs.preconditioners.rmsprop(0.6, 0.5, curvature="exact"),
     )
     scaling = product.update(
         product.init(params), TensorDict({"w": g.detach()}), TensorDict({"w": hessian})
@@ -125,7 +128,7 @@ def test_hutchinsons_estimate_is_unbiased_with_its_variance():
     hessian = torch.autograd.functional.hessian(
         lambda flat: loss_fn(tree.unflatten(flat, params), data), tree.flatten(params)
     )
-    keys = fs.split(fs.key(0), 4_000)
+    keys = fs.random.split(fs.key(0), 4_000)
     estimates = torch.vmap(lambda key: Hutchinson().evaluate(loss_fn, params, data, key))(keys)
     flat = tree.flatten(estimates)
     score = (flat.mean(0) - hessian.diagonal()) / flat.std(0) * len(keys) ** 0.5
@@ -193,46 +196,78 @@ def test_gain_of_an_optimizer():
         for name, param in model.named_parameters():
             squares.setdefault(name, []).append(param.grad.square())
         adam.step()
-    gain = fs.optimizer_gain(adam, model, eps=1e-3)
+    gain = fs.preconditioners.optimizer_gain(adam, model, eps=1e-3)
     for name, seen in squares.items():
         weights = [0.1 * 0.9 ** (len(seen) - 1 - i) for i in range(len(seen))]
         average = sum(w * s for w, s in zip(weights, seen, strict=True)) / sum(weights)
         torch.testing.assert_close(gain[name], 1 / (average.sqrt() + 1e-3))
-    fs.sgld(1e-3, nbeta=1.0, preconditioner=fs.diagonal(gain)).init(fs.params_of(model))
+    fs.sgld(1e-3, nbeta=1.0, preconditioner=fs.preconditioners.diagonal(gain)).init(
+        fs.params_of(model)
+    )
 
     rms = torch.optim.RMSprop(model.parameters(), lr=1e-4)
     with pytest.raises(ValueError, match=r"for '0.weight', got a RMSprop that holds nothing"):
-        fs.optimizer_gain(rms, model)
+        fs.preconditioners.optimizer_gain(rms, model)
     rms.zero_grad()
     cross_entropy(model(inputs), labels).backward()
     rms.step()
     expected = 1 / (rms.state[model[0].weight]["square_avg"].sqrt() + 0.1)
-    torch.testing.assert_close(fs.optimizer_gain(rms, model, eps=0.1)["0.weight"], expected)
+    torch.testing.assert_close(
+        fs.preconditioners.optimizer_gain(rms, model, eps=0.1)["0.weight"], expected
+    )
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: fs.rmsprop(1.0), ValueError, "alpha must be < 1, got 1"),
-        (lambda: fs.rmsprop(curvature="diag"), ValueError, "curvature must be one of 'exact', 'h"),
-        (lambda: fs.adam(beta2=1.0), ValueError, "beta2 must be < 1, got 1"),
-        (lambda: fs.adam(eps=0.0), ValueError, "eps must be > 0, got 0"),
-        (lambda: fs.diagonal({"w": -torch.ones(2)}), ValueError, r"gain\['w'\] must be >= 0"),
-        (lambda: fs.diagonal(2.0), TypeError, "gain must be a TensorDict or a mapping"),
-        (lambda: fs.compose(), ValueError, "compose needs at least one preconditioner"),
-        (lambda: fs.compose(fs.identity(), 2.0), TypeError, "preconditioner must be one made by"),
+        (lambda: fs.preconditioners.rmsprop(1.0), ValueError, "alpha must be < 1, got 1"),
         (
-            lambda: fs.compose(fs.adam(), fs.compose(fs.identity(), fs.adam())),
+            lambda: fs.preconditioners.rmsprop(curvature="diag"),
+            ValueError,
+            "curvature must be one of 'exact', 'h",
+        ),
+        (lambda: fs.preconditioners.adam(beta2=1.0), ValueError, "beta2 must be < 1, got 1"),
+        (lambda: fs.preconditioners.adam(eps=0.0), ValueError, "eps must be > 0, got 0"),
+        (
+            lambda: fs.preconditioners.diagonal({"w": -torch.ones(2)}),
+            ValueError,
+            r"gain\['w'\] must be >= 0",
+        ),
+        (
+            lambda: fs.preconditioners.diagonal(2.0),
+            TypeError,
+            "gain must be a TensorDict or a mapping",
+        ),
+        (
+            lambda: fs.preconditioners.compose(),
+            ValueError,
+            "compose needs at least one preconditioner",
+        ),
+        (
+            lambda: fs.preconditioners.compose(fs.preconditioners.identity(), 2.0),
+            TypeError,
+            "preconditioner must be one made by",
+        ),
+        (
+            lambda: fs.preconditioners.compose(
+                fs.preconditioners.adam(),
+                fs.preconditioners.compose(
+                    fs.preconditioners.identity(), fs.preconditioners.adam()
+                ),
+            ),
             ValueError,
             "compose takes one preconditioner that averages the gradients of the drift .* got 2",
         ),
         (
-            lambda: fs.compose(fs.rmsprop(curvature="exact"), fs.rmsprop(curvature="hutchinson")),
+            lambda: fs.preconditioners.compose(
+                fs.preconditioners.rmsprop(curvature="exact"),
+                fs.preconditioners.rmsprop(curvature="hutchinson"),
+            ),
             ValueError,
             "curvature must be of one kind in a product, got ExactDiagonal and Hutchinson",
         ),
         (
-            lambda: fs.optimizer_gain(3, torch.nn.Linear(1, 1)),
+            lambda: fs.preconditioners.optimizer_gain(3, torch.nn.Linear(1, 1)),
             TypeError,
             "optimizer must be a Optimizer, got int",
         ),
@@ -244,7 +279,9 @@ def test_bad_preconditioners_are_refused(make, error, message):
 
 
 def test_a_gain_of_another_structure_is_refused():
-    sampler = fs.sgld(0.1, nbeta=1.0, preconditioner=fs.diagonal({"v": torch.ones(2)}))
+    sampler = fs.sgld(
+        0.1, nbeta=1.0, preconditioner=fs.preconditioners.diagonal({"v": torch.ones(2)})
+    )
     with pytest.raises(ValueError, match="gain has unknown key 'v'"):
         sampler.init({"w": torch.ones(2)})
 
@@ -253,4 +290,4 @@ def test_a_step_without_its_curvature_is_refused():
     params = TensorDict({"w": torch.ones(2)})
     sampler = fs.rmsprop_sgld(0.1, nbeta=1.0, curvature="exact")
     with pytest.raises(ValueError, match="rmsprop with curvature needs hessian_diagonal, got None"):
-        sampler.update(sampler.init(params), params, params)
+        sampler.update(sampler.init(params), fs.samplers.Evaluation(params), params)

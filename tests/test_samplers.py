@@ -1,6 +1,9 @@
 """What samplers do beyond the laws: walls, thermostats, weights, refusals."""
 
+import inspect
 import math
+import pkgutil
+from importlib import import_module
 
 import pytest
 import torch
@@ -132,5 +135,14 @@ def test_settings_of_a_wrong_type_are_refused(spec):
 
 
 def test_the_registry_is_complete():
-    factories = {name for name in fs.__all__ if name in vars(fs.samplers) and name[0].islower()}
+    """Every factory of a file in `samplers/` stands at the door and has its spec."""
+    factories = {
+        name
+        for file in pkgutil.iter_modules(fs.samplers.__path__)
+        for name, value in vars(import_module(f"funcsgmcmc.samplers.{file.name}")).items()
+        if inspect.isfunction(value) and "lr" in inspect.signature(value).parameters
+        if isinstance(inspect.signature(value).return_annotation, type)
+        if issubclass(inspect.signature(value).return_annotation, fs.samplers.Sampler)
+    }
     assert factories == SPECS.keys()
+    assert factories <= set(fs.__all__)

@@ -132,13 +132,13 @@ def test_dtype_is_kept_and_narrow_ones_round_once(dtype, make):
     for lr in (0.01, torch.tensor([0.01])):
         batched = isinstance(lr, torch.Tensor)
         sampler = make(lr, nbeta=2.0, localization=0.3, weight_decay=0.1, bounding_box_size=5.0)
-        trees = [tree[None] if batched else tree for tree in (params, grads, noise)]
-        state, _ = sampler.update(sampler.init(trees[0]), *trees[1:])
+        start, slopes, shocks = (t[None] if batched else t for t in (params, grads, noise))
+        state, _ = sampler.update(sampler.init(start), fs.samplers.Evaluation(slopes), shocks)
         assert all(leaf.dtype == dtype for leaf in state.params.values())
         results.append(state.params.squeeze(0) if batched else state.params)
     exact = make(0.01, nbeta=2.0, localization=0.3, weight_decay=0.1)
-    double = [tree.double() for tree in (params, grads, noise)]
-    expected, _ = exact.update(exact.init(double[0]), *double[1:])
+    start, slopes, shocks = (t.double() for t in (params, grads, noise))
+    expected, _ = exact.update(exact.init(start), fs.samplers.Evaluation(slopes), shocks)
     for name, leaf in expected.params.items():
         assert torch.equal(results[0][name], results[1][name])
         torch.testing.assert_close(
@@ -164,7 +164,11 @@ def test_bad_rmsprop_settings_are_refused(settings, message):
     [
         ({"lr": torch.ones(2, 2)}, ValueError, r"shape \[chains\], got shape \(2, 2\)"),
         ({"preconditioner": "rmsprop"}, TypeError, "preconditioner must be one made by a factory"),
-        ({"preconditioner": fs.rmsprop}, TypeError, "preconditioner must be one made by a factory"),
+        (
+            {"preconditioner": fs.preconditioners.rmsprop},
+            TypeError,
+            "preconditioner must be one made by a factory",
+        ),
         ({"anchor": [1.0]}, TypeError, "anchor must be a TensorDict or a mapping"),
     ],
 )
@@ -176,7 +180,8 @@ def test_bad_settings_are_refused(settings, error, message):
 def test_a_half_precision_preconditioner_does_not_overflow():
     params = TensorDict({"w": torch.ones(4, dtype=torch.float16)})
     sampler = fs.rmsprop_sgld(1e-12, nbeta=1.0, eps=1e-6)
-    state, terms = sampler.update(sampler.init(params), params * 1e-7, params.float())
+    evaluation = fs.samplers.Evaluation(params * 1e-7)
+    state, terms = sampler.update(sampler.init(params), evaluation, params.float())
     assert tree.all_finite(state, state.shape)
     assert terms.scaled_grad.direction["w"].dtype == torch.float32
 
@@ -184,7 +189,7 @@ def test_a_half_precision_preconditioner_does_not_overflow():
 def test_valid_limits_are_accepted():
     sampler = fs.sgld(0.0, nbeta=0.0, noise_level=0.0, localization=0, weight_decay=0)
     params = TensorDict({"w": torch.ones(2)})
-    state, _ = sampler.update(sampler.init(params), params, params)
+    state, _ = sampler.update(sampler.init(params), fs.samplers.Evaluation(params), params)
     assert torch.equal(state.params["w"], params["w"])
 
 
