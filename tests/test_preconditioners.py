@@ -10,6 +10,7 @@ from tensordict import TensorDict
 from torch.nn.functional import cross_entropy, mse_loss
 
 import funcsgmcmc as fs
+from funcsgmcmc import preconditioners as pre
 from funcsgmcmc import tree
 from funcsgmcmc.curvature import ExactDiagonal, Hutchinson
 from problems import arrays, classification, numbers
@@ -28,8 +29,8 @@ def test_equations(alpha, eps, betas, chains, seed):
     rng = np.random.default_rng(seed)
     params, hessian = arrays(rng, SHAPES, chains), arrays(rng, SHAPES, chains)
     rms, adam = (
-        fs.preconditioners.rmsprop(alpha, eps, curvature="exact"),
-        fs.preconditioners.adam(*betas, eps),
+        pre.rmsprop(alpha, eps, curvature="exact"),
+        pre.adam(*betas, eps),
     )
     rms_state, adam_state = rms.init(params), adam.init(params)
     square, first, second = (dict.fromkeys(SHAPES, 0.0) for _ in range(3))
@@ -73,10 +74,10 @@ def test_composition_multiplies_gains_and_keeps_the_product_rule():
         [torch.autograd.grad(x, w, retain_graph=True)[0][i] for i, x in enumerate(gain)]
     )
     hessian = torch.autograd.functional.hessian(loss, w).diagonal()
-    product = fs.preconditioners.compose(
-        fs.preconditioners.rmsprop(0.3, 0.1, curvature="exact"),
-        fs.preconditioners.diagonal(scales),
-        fs.preconditioners.rmsprop(0.6, 0.5, curvature="exact"),
+    product = pre.compose(
+        pre.rmsprop(0.3, 0.1, curvature="exact"),
+        pre.diagonal(scales),
+        pre.rmsprop(0.6, 0.5, curvature="exact"),
     )
     scaling = product.update(
         product.init(params), TensorDict({"w": g.detach()}), TensorDict({"w": hessian})
@@ -196,78 +197,72 @@ def test_gain_of_an_optimizer():
         for name, param in model.named_parameters():
             squares.setdefault(name, []).append(param.grad.square())
         adam.step()
-    gain = fs.preconditioners.optimizer_gain(adam, model, eps=1e-3)
+    gain = pre.optimizer_gain(adam, model, eps=1e-3)
     for name, seen in squares.items():
         weights = [0.1 * 0.9 ** (len(seen) - 1 - i) for i in range(len(seen))]
         average = sum(w * s for w, s in zip(weights, seen, strict=True)) / sum(weights)
         torch.testing.assert_close(gain[name], 1 / (average.sqrt() + 1e-3))
-    fs.sgld(1e-3, nbeta=1.0, preconditioner=fs.preconditioners.diagonal(gain)).init(
-        fs.params_of(model)
-    )
+    fs.sgld(1e-3, nbeta=1.0, preconditioner=pre.diagonal(gain)).init(fs.params_of(model))
 
     rms = torch.optim.RMSprop(model.parameters(), lr=1e-4)
     with pytest.raises(ValueError, match=r"for '0.weight', got a RMSprop that holds nothing"):
-        fs.preconditioners.optimizer_gain(rms, model)
+        pre.optimizer_gain(rms, model)
     rms.zero_grad()
     cross_entropy(model(inputs), labels).backward()
     rms.step()
     expected = 1 / (rms.state[model[0].weight]["square_avg"].sqrt() + 0.1)
-    torch.testing.assert_close(
-        fs.preconditioners.optimizer_gain(rms, model, eps=0.1)["0.weight"], expected
-    )
+    torch.testing.assert_close(pre.optimizer_gain(rms, model, eps=0.1)["0.weight"], expected)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: fs.preconditioners.rmsprop(1.0), ValueError, "alpha must be < 1, got 1"),
+        (lambda: pre.rmsprop(1.0), ValueError, "alpha must be < 1, got 1"),
         (
-            lambda: fs.preconditioners.rmsprop(curvature="diag"),
+            lambda: pre.rmsprop(curvature="diag"),
             ValueError,
             "curvature must be one of 'exact', 'h",
         ),
-        (lambda: fs.preconditioners.adam(beta2=1.0), ValueError, "beta2 must be < 1, got 1"),
-        (lambda: fs.preconditioners.adam(eps=0.0), ValueError, "eps must be > 0, got 0"),
+        (lambda: pre.adam(beta2=1.0), ValueError, "beta2 must be < 1, got 1"),
+        (lambda: pre.adam(eps=0.0), ValueError, "eps must be > 0, got 0"),
         (
-            lambda: fs.preconditioners.diagonal({"w": -torch.ones(2)}),
+            lambda: pre.diagonal({"w": -torch.ones(2)}),
             ValueError,
             r"gain\['w'\] must be >= 0",
         ),
         (
-            lambda: fs.preconditioners.diagonal(2.0),
+            lambda: pre.diagonal(2.0),
             TypeError,
             "gain must be a TensorDict or a mapping",
         ),
         (
-            lambda: fs.preconditioners.compose(),
+            lambda: pre.compose(),
             ValueError,
             "compose needs at least one preconditioner",
         ),
         (
-            lambda: fs.preconditioners.compose(fs.preconditioners.identity(), 2.0),
+            lambda: pre.compose(pre.identity(), 2.0),
             TypeError,
             "preconditioner must be one made by",
         ),
         (
-            lambda: fs.preconditioners.compose(
-                fs.preconditioners.adam(),
-                fs.preconditioners.compose(
-                    fs.preconditioners.identity(), fs.preconditioners.adam()
-                ),
+            lambda: pre.compose(
+                pre.adam(),
+                pre.compose(pre.identity(), pre.adam()),
             ),
             ValueError,
             "compose takes one preconditioner that averages the gradients of the drift .* got 2",
         ),
         (
-            lambda: fs.preconditioners.compose(
-                fs.preconditioners.rmsprop(curvature="exact"),
-                fs.preconditioners.rmsprop(curvature="hutchinson"),
+            lambda: pre.compose(
+                pre.rmsprop(curvature="exact"),
+                pre.rmsprop(curvature="hutchinson"),
             ),
             ValueError,
             "curvature must be of one kind in a product, got ExactDiagonal and Hutchinson",
         ),
         (
-            lambda: fs.preconditioners.optimizer_gain(3, torch.nn.Linear(1, 1)),
+            lambda: pre.optimizer_gain(3, torch.nn.Linear(1, 1)),
             TypeError,
             "optimizer must be a Optimizer, got int",
         ),
@@ -279,9 +274,7 @@ def test_bad_preconditioners_are_refused(make, error, message):
 
 
 def test_a_gain_of_another_structure_is_refused():
-    sampler = fs.sgld(
-        0.1, nbeta=1.0, preconditioner=fs.preconditioners.diagonal({"v": torch.ones(2)})
-    )
+    sampler = fs.sgld(0.1, nbeta=1.0, preconditioner=pre.diagonal({"v": torch.ones(2)}))
     with pytest.raises(ValueError, match="gain has unknown key 'v'"):
         sampler.init({"w": torch.ones(2)})
 
