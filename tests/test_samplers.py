@@ -3,6 +3,7 @@
 import inspect
 import math
 import pkgutil
+import re
 from importlib import import_module
 
 import pytest
@@ -14,6 +15,7 @@ import funcsgmcmc as fs
 from funcsgmcmc import tree
 from funcsgmcmc.estimates.plots import plot_llc
 from funcsgmcmc.samplers.badoda import ornstein_uhlenbeck
+from funcsgmcmc.samplers.settings import SharedSettings
 from funcsgmcmc.testing import SPECS
 from problems import run
 
@@ -146,3 +148,18 @@ def test_the_registry_is_complete():
     }
     assert factories == SPECS.keys()
     assert factories <= set(fs.__all__)
+
+
+@pytest.mark.parametrize("spec", SPECS.values(), ids=str)
+def test_help_lists_every_setting_with_its_meaning(spec):
+    """Signature, docstring and the settings that all share agree, and no call takes another."""
+    parameters = inspect.signature(spec.make).parameters
+    assert set(SharedSettings.__annotations__) < set(parameters)
+    assert all(each.kind is not each.VAR_KEYWORD for each in parameters.values())
+    arguments = inspect.getdoc(spec.make).partition("Args:\n")[2]
+    documented = re.findall(r"^    (\w+): \S", arguments, re.MULTILINE)
+    assert sorted(documented) == sorted(parameters)
+    with pytest.raises(TypeError, match=rf"{spec.name}\(\) got an unexpected .* 'lokalization'"):
+        spec.make(0.1, nbeta=1.0, **dict(spec.settings), lokalization=1.0)
+    with pytest.raises(TypeError, match=rf"{spec.name}\(\) missing 1 required .* 'nbeta'"):
+        spec.make(0.1, **dict(spec.settings))
