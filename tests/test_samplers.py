@@ -156,7 +156,7 @@ def test_help_lists_every_setting_with_its_meaning(spec):
     parameters = inspect.signature(spec.make).parameters
     assert set(SharedSettings.__annotations__) < set(parameters)
     assert all(each.kind is not each.VAR_KEYWORD for each in parameters.values())
-    arguments = inspect.getdoc(spec.make).partition("Args:\n")[2]
+    arguments = inspect.getdoc(spec.make).partition("Args:\n")[2].partition("\n\n")[0]
     documented = re.findall(r"^    (\w+): \S", arguments, re.MULTILINE)
     assert sorted(documented) == sorted(parameters)
     with pytest.raises(TypeError, match=rf"{spec.name}\(\) got an unexpected .* 'lokalization'"):
