@@ -1,7 +1,6 @@
 """What cannot be sampled is refused where it enters, with the rule and the value."""
 
 import sys
-import warnings
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
-from cases import BY_NAME
 from funcsgmcmc import random, tree
 from problems import classification, good_loss, run
 
@@ -289,12 +287,6 @@ def test_progress_without_tqdm_names_the_extra(monkeypatch, params):
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match=r"pip install 'funcsgmcmc\[progress\]'"):
         run(fs.sgld(1e-3, nbeta=5.0), progress=True)
-
-
-def test_no_warnings_of_our_own(params):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        run(BY_NAME["rmsprop_sgld"].make(params), log_prior=lambda p: -tree.dot(p, p))
 
 
 def test_init_noise_has_its_standard_deviation():

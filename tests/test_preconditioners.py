@@ -1,5 +1,7 @@
 """Preconditioners: their equations, Γ against autograd, and what Γ is for."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -140,51 +142,95 @@ def test_hutchinsons_estimate_is_unbiased_with_its_variance():
     assert ((flat.var(0) - variance) / error).abs().max() < 4.5
 
 
-@pytest.mark.parametrize("curvature", [None, "exact", "hutchinson"])
-@pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_curvature_brings_rmsprop_closer_to_the_truth(curvature, alpha):
-    """On U = w²/2 + w⁴/12 the gain 1/(|g| + eps) falls with |w|. Without Γ, and for α = 0, the law
-    is e^(−U)/G, up to a constant; with it, e^(−U).
-    """
-    eps, num_chains, steps, burnin = 0.5, 4_000, 700, 300
+# RMSprop on U = w²/2 + w⁴/12, where the gain 1/(√V + eps) falls with |w|: its law with and without Γ.
 
-    def loss_fn(params, batch):
-        return (params["w"] ** 2 / 2 + params["w"] ** 4 / 12).sum()
+LR, EPS = 0.02, 0.5
+NUM_CHAINS, NUM_STEPS, BURNIN, SPREAD = 4_000, 700, 300, 0.9
 
-    def second_moment(density):
-        total = quad(density, 0, 8, epsabs=1e-12)[0]
-        return quad(lambda w: w * w * density(w), 0, 8, epsabs=1e-12)[0] / total
 
-    def posterior(w):
-        return np.exp(-(w**2) / 2 - w**4 / 12)
+def slope(w):
+    return w + w**3 / 3
 
-    truth = second_moment(posterior)
-    without = second_moment(lambda w: posterior(w) * (w + w**3 / 3 + eps))
-    sampler = fs.rmsprop_sgld(0.02, nbeta=1.0, alpha=alpha, eps=eps, curvature=curvature)
+
+def rmsprop_step(w, square, alpha, with_correction):
+    """Mean and variance of w', and V', in NumPy."""
+    gradient, hessian = slope(w), 1 + w**2
+    square = alpha * square + (1 - alpha) * gradient**2
+    gain = 1 / (np.sqrt(square) + EPS)
+    drift = gain * gradient
+    if with_correction:
+        with np.errstate(invalid="ignore"):
+            gamma = -(1 - alpha) * gradient * hessian * gain**2 / np.sqrt(square)
+        drift = drift - np.where(square > 0, gamma, 0.0)
+    return w - LR / 2 * drift, LR * gain, square
+
+
+def stationary_second_moment(with_correction):
+    """E w² of the scheme with α = 0, whose w' is normal given w: by its transition matrix."""
+    grid = np.linspace(-5, 5, 1001)
+    mean, variance, _ = rmsprop_step(grid, 0.0, 0.0, with_correction)
+    density = np.exp(-((grid[:, None] - mean) ** 2) / 2 / variance) / np.sqrt(variance)
+    transition = density / density.sum(0)
+    system = np.vstack([transition - np.eye(len(grid)), np.ones(len(grid))])
+    law = np.linalg.lstsq(system, np.append(np.zeros(len(grid)), 1.0), rcond=None)[0]
+    return law @ grid**2
+
+
+def simulated_second_moment(alpha, with_correction):
+    """E w² of the scheme, and its standard error, over chains that NumPy draws."""
+    rng = np.random.default_rng(0)
+    w, square = SPREAD * rng.normal(size=NUM_CHAINS), np.zeros(NUM_CHAINS)
+    total = np.zeros(NUM_CHAINS)
+    for step in range(BURNIN + NUM_STEPS):
+        total += w**2 / NUM_STEPS if step >= BURNIN else 0.0
+        mean, variance, square = rmsprop_step(w, square, alpha, with_correction)
+        w = mean + np.sqrt(variance) * rng.normal(size=NUM_CHAINS)
+    return total.mean(), total.std() / NUM_CHAINS**0.5
+
+
+def sampled_second_moment(alpha, curvature):
+    """E w² of our chains, and its standard error."""
     samples = fs.sample(
-        loss_fn,
+        lambda params, batch: (params["w"] ** 2 / 2 + params["w"] ** 4 / 12).sum(),
         {"w": torch.zeros(1)},
         torch.zeros(1),
-        sampler,
-        num_chains=num_chains,
-        num_draws=steps,
-        num_burnin_steps=burnin,
-        init_noise=0.9,
+        fs.rmsprop_sgld(LR, nbeta=1.0, alpha=alpha, eps=EPS, curvature=curvature),
+        num_chains=NUM_CHAINS,
+        num_draws=NUM_STEPS,
+        num_burnin_steps=BURNIN,
+        init_noise=SPREAD,
         key=fs.key(2),
         observables={"square": lambda params: params["w"][0] ** 2},
         initial_loss=0.0,
     )
     per_chain = samples.observables["square"].mean(1)
-    mean, error = float(per_chain.mean()), float(per_chain.std()) / num_chains**0.5
+    return float(per_chain.mean()), float(per_chain.std()) / NUM_CHAINS**0.5
+
+
+@pytest.mark.parametrize("curvature", [None, "exact", "hutchinson"])
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_second_moment_of_rmsprop_is_that_of_its_equations(curvature, alpha):
+    mean, error = sampled_second_moment(alpha, curvature)
     if alpha == 0:
-        # Euler's bias is of order ε: 2 % of the moment here.
-        expected = without if curvature is None else truth
-        assert abs(mean - expected) < 4 * error + 0.03 * expected
-    if curvature is None:
-        assert mean - truth > 0.25 * truth
+        expected, expected_error = stationary_second_moment(curvature is not None), 0.0
     else:
-        # Γ removes the share 1 − α of the bias.
-        assert abs(mean - truth) < (0.25 if alpha == 0 else 0.7) * (without - truth) - 4 * error
+        expected, expected_error = simulated_second_moment(alpha, curvature is not None)
+    assert abs(mean - expected) < 4 * math.hypot(error, expected_error)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5])
+def test_curvature_brings_rmsprop_closer_to_the_truth(alpha):
+    """Γ takes away more of the bias than its noise of four standard errors could."""
+
+    def density(w):
+        return np.exp(-(w**2) / 2 - w**4 / 12)
+
+    total = quad(density, 0, 8, epsabs=1e-12)[0]
+    truth = quad(lambda w: w * w * density(w), 0, 8, epsabs=1e-12)[0] / total
+    without, error_without = sampled_second_moment(alpha, None)
+    corrected, error = sampled_second_moment(alpha, "exact")
+    assert without - truth > 4 * error_without
+    assert abs(without - truth) - abs(corrected - truth) > 4 * math.hypot(error, error_without)
 
 
 def test_gain_of_an_optimizer():
