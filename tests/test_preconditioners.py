@@ -142,7 +142,7 @@ def test_hutchinsons_estimate_is_unbiased_with_its_variance():
     assert ((flat.var(0) - variance) / error).abs().max() < 4.5
 
 
-# RMSprop on U = w²/2 + w⁴/12, where the gain 1/(√V + eps) falls with |w|: its law with and without Γ.
+# RMSprop on U = w²/2 + w⁴/12, where the gain 1/(√V + eps) falls with |w|, with and without Γ.
 
 LR, EPS = 0.02, 0.5
 NUM_CHAINS, NUM_STEPS, BURNIN, SPREAD = 4_000, 700, 300, 0.9
