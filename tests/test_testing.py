@@ -1,7 +1,5 @@
 """`funcsgmcmc.testing` itself: what it finds, how small it makes it, and what it refuses."""
 
-import ast
-import importlib.util
 import math
 import re
 import subprocess
@@ -419,19 +417,3 @@ def test_without_the_extra_it_is_named():
         "funcsgmcmc.testing needs hypothesis, which is not installed: "
         "pip install 'funcsgmcmc[test]'"
     )
-
-
-@pytest.fixture
-def mutants(monkeypatch):
-    """The mutants of `make mutants`."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent / "mutation"))
-    return importlib.import_module("mutants").MUTANTS
-
-
-def test_every_mutant_changes_its_module(mutants):
-    assert len(mutants) >= 60
-    assert len({str(mutant) for mutant in mutants}) == len(mutants)
-    for mutant in mutants:
-        spec = importlib.util.find_spec(f"funcsgmcmc.{mutant.module}")
-        source = Path(spec.origin).read_text()
-        assert ast.dump(mutant.applied(source)) != ast.dump(ast.parse(source))

@@ -47,9 +47,10 @@ TESTS: dict[str, list[list[str]]] = {
     "samplers.sgld": [laws_of("sgld", "rmsprop_sgld")],
     "samplers.cyclical_sgld": [laws_of("cyclical_sgld")],
     "samplers.base": [laws_of("sgld", "sghmc"), [LAWS, "-k", "refused"]],
+    "samplers.settings": [laws_of("sgld"), [LAWS, "-k", "refused"]],
     "priors": [laws_of("sgld", "contour_sgld"), [LAWS, "-k", "log_prior"]],
     "terms": [laws_of("sgld", "sghmc", "baoa"), ["tests/test_terms.py"], COMPAT],
-    "metrics": [laws_of("sgld", "sghmc")],
+    "norms": [laws_of("sgld", "sghmc")],
     "samplers.momentum": [laws_of("sghmc", "sgnht", "baoa")],
     "samplers.sghmc": [laws_of("sghmc")],
     "samplers.sgnht": [laws_of("sgnht")],
@@ -62,9 +63,11 @@ TESTS: dict[str, list[list[str]]] = {
     "schedules": [laws_of("sgld", "cyclical_sgld"), ["tests/test_schedules.py"]],
     "tree": [laws_of("sgld", "badoda"), ["tests/test_tree.py"]],
     "random": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_random.py"]],
-    "kernel": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_kernel.py"]],
-    "running": [["tests/test_sampling.py", "-k", "keys or company"], ["tests/test_sampling.py"]],
-    "sampling": [["tests/test_sampling.py", "-k", "independent"], ["tests/test_sampling.py"]],
+    "stepping": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_kernel.py"]],
+    "runs.request": [
+        ["tests/test_sampling.py", "-k", "keys or company or independent"],
+        ["tests/test_sampling.py"],
+    ],
 }
 
 
@@ -173,7 +176,8 @@ def page(killers: dict[Mutant, str | None]) -> str:
         "# Mutants",
         "",
         "`make mutants` breaks the update mathematics, one expression at a time, and runs tests",
-        "until one fails.",
+        "until one fails. Expressions are found in the syntax, wherever their function stands; a",
+        "single capital letter is any expression.",
         "",
         f"**{killed} of {len(killers)} mutants are killed**, {by_law} of",
         "them by the laws that any sampler is tried on (tests of `test_laws.py`);",
@@ -187,7 +191,7 @@ def page(killers: dict[Mutant, str | None]) -> str:
         old, new = (text.replace("|", "\\|") for text in (mutant.old, mutant.new))
         survives = mutant.equivalent or "**survives**"
         name = survives if test is None else f"`{test.split('::')[-1]}`"
-        where = f"`{mutant.module}` {mutant.where}"
+        where = f"`{mutant.module}` {mutant.where.removeprefix(mutant.module.split('.')[-1] + '.')}"
         lines.append(f"| {where} | `{old}` | `{new}` | {mutant.error} | {name} |")
     return "\n".join(lines) + "\n"
 
