@@ -99,8 +99,9 @@ def weighted_mean(values: Tensor, log_weights: Tensor) -> WeightedMean:
     """
     _check_draws(values)
     _check_weights(log_weights, values)
+    # A common factor cancels: the largest weight becomes 1, so that none overflows.
     weights = (log_weights - log_weights.max()).exp().double()
-    weights = weights / weights.mean()  # so that the error needs no division by the mean weight
+    weights = weights / weights.mean()  # then Σ weight · f/Σ weight is a plain mean
     tall = weights.reshape(*weights.shape, *(1,) * (values.ndim - 2))
     mean = (tall * values.double()).mean((0, 1))
     return WeightedMean(

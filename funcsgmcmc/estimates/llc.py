@@ -124,6 +124,7 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     draws = llc_draws(samples, initial_loss)
     used = draws[samples.usable_chains()]
     mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)
+    # Each chain by itself, for a sweep, where no two chains sample one distribution.
     mcse_per_chain[samples.healthy] = torch.stack([diagnostics(d[None]).mcse_mean for d in used])
     return LLC(
         mean=float(used.mean()),
@@ -147,5 +148,6 @@ def running_llc(samples: Samples) -> tuple[Tensor, Tensor]:
     samples.check_unweighted()
     draws = llc_draws(samples)[samples.usable_chains()]
     chains = draws.cumsum(1) / torch.arange(1, draws.shape[1] + 1)
+    # Over chains, which are independent, so that autocorrelation is in it.
     spread = chains.std(0) if len(chains) > 1 else torch.full_like(chains[0], torch.nan)
     return chains.mean(0), spread / len(chains) ** 0.5

@@ -47,6 +47,7 @@ def plot_llc(samples: Samples) -> "Figure":
 def _plot_losses(axes: "Axes", samples: Samples) -> None:
     losses = samples.losses[samples.healthy].float()
     steps = torch.arange(samples.num_steps)
+    # Many chains: each pale, and one picture instead of thousands of lines in a PDF.
     axes.plot(steps, losses.T, color="C0", lw=0.5, alpha=min(1.0, 8 / len(losses)), rasterized=True)
     axes.plot(steps, losses.mean(0), color="navy", lw=1, label="mean over chains")
     if samples.initial_loss is not None:

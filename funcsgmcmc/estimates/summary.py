@@ -76,19 +76,10 @@ def to_datatree(samples: Samples) -> "DataTree":
         import arviz_base
         import xarray
     healthy = samples.usable_chains()
-    posterior = _quantities(samples)
-    if samples.draws is not None:
-        for name, leaf in tree.leaves(samples.draws):
-            taken = tree.dotted(name) in posterior
-            posterior[f"params.{tree.dotted(name)}" if taken else tree.dotted(name)] = leaf
-    groups = {"posterior": posterior}
-    if samples.metrics is not None:
-        steps = samples.draw_steps
-        groups["sample_stats"] = {
-            name: value[:, steps] for name, value in samples.metrics._asdict().items()
-        }
-    if samples.log_weights is not None:
-        groups.setdefault("sample_stats", {})["log_weight"] = samples.log_weights
+    groups = {"posterior": _quantities(samples) | _parameters(samples)}
+    statistics = _statistics(samples)
+    if statistics:
+        groups["sample_stats"] = statistics
     chains = samples.chains[healthy].numpy()
     result = arviz_base.from_dict(
         {
@@ -98,6 +89,7 @@ def to_datatree(samples: Samples) -> "DataTree":
         coords={"chain": chains},
         attrs={"posterior": _settings(samples)},
     )
+    # ArviZ knows the dimensions chain and draw only: a trace over steps is a group of our own.
     trace = {"loss": (("chain", "step"), _array(samples.losses[healthy]))}
     result["trace"] = xarray.DataTree(
         xarray.Dataset(trace, coords={"chain": chains, "step": range(samples.num_steps)})
@@ -106,11 +98,30 @@ def to_datatree(samples: Samples) -> "DataTree":
 
 
 def _quantities(samples: Samples) -> dict[str, Tensor]:
-    """What is summarized, `[C, D, …]`: the learning coefficient first, since it is what runs are
-    made for.
-    """
+    """Learning coefficient, loss and observables of the draws, each `[C, D, …]`."""
+    # First in the table stands the quantity that most runs are made for.
     known = {} if samples.initial_loss is None else {"llc": llc_draws(samples)}
     return known | {"loss": samples.draw_losses} | samples.observables
+
+
+def _parameters(samples: Samples) -> dict[str, Tensor]:
+    """Recorded parameters by their dotted names, each `[C, D, …]`."""
+    if samples.draws is None:
+        return {}
+    taken = _quantities(samples)
+    named = {tree.dotted(name): leaf for name, leaf in tree.leaves(samples.draws)}
+    return {f"params.{name}" if name in taken else name: leaf for name, leaf in named.items()}
+
+
+def _statistics(samples: Samples) -> dict[str, Tensor]:
+    """Metrics of the draws' steps and log weights of the draws, each `[C, D]`."""
+    found = {}
+    if samples.metrics is not None:
+        metrics = samples.metrics._asdict()
+        found = {name: value[:, samples.draw_steps] for name, value in metrics.items()}
+    if samples.log_weights is not None:
+        found["log_weight"] = samples.log_weights
+    return found
 
 
 def _settings(samples: Samples) -> dict[str, Any]:
@@ -140,5 +151,6 @@ def _numbers(settings: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _array(values: Tensor) -> Any:
-    """NumPy has no bfloat16, and statistics of booleans are those of 0 and 1."""
+    """A NumPy array of values, as ArviZ takes it."""
+    # NumPy has no bfloat16, and statistics of booleans are those of 0 and 1.
     return (values.float() if values.dtype in (torch.bfloat16, torch.bool) else values).numpy()

@@ -40,6 +40,7 @@ class Chunk:
     def refresh_memory(self, step: int, estimator: GradientEstimator, batches: Batches) -> None:
         """Make the memory of an estimator that needs one, if it is due at a step."""
         interval = estimator.refresh_interval
+        # Not made with the chunk: a run that is only timed need not pass over the data.
         if interval is None and self.memory is None:
             anchor = self.sampler.center(self.state)
             self.memory = estimator.prepare(anchor, pass_over(batches))
@@ -84,7 +85,7 @@ def split(
     return [
         Chunk(
             rows,
-            sampler[rows] if sampler.shape else sampler,
+            sampler[rows] if sampler.shape else sampler,  # shared settings stay shared
             state[rows],
             keys[rows],
             healthy[rows],
@@ -96,6 +97,7 @@ def split(
 
 def gather(parts: list[Any]) -> Any:
     """Put the parts of all chunks back together, tensors or states, `[C, …]`."""
+    # Chains of a loop have no chain dimension yet.
     if not parts[0].shape:
         return torch.stack(parts)
     return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -16,20 +16,19 @@ class Clock:
 
     Attributes:
         draw_steps: The step of each draw, `[D]`; the last one ends the run.
+        num_steps: T.
         steps_done: Steps that all chains have made; the index of the next one.
     """
 
     draw_steps: Tensor
+    num_steps: int = field(init=False)
     steps_done: int = 0
     _draw_at: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        # Asked at every step, which is too often for reading a tensor.
+        self.num_steps = int(self.draw_steps[-1]) + 1
         self._draw_at = {step: draw for draw, step in enumerate(self.draw_steps.tolist())}
-
-    @property
-    def num_steps(self) -> int:
-        """T."""
-        return int(self.draw_steps[-1]) + 1
 
     @property
     def draws_done(self) -> int:
@@ -69,6 +68,7 @@ def steps_of_draws(
     every = num_steps_between_draws
     if not isinstance(temperature, Schedule):
         return torch.arange(num_draws) * every + num_burnin_steps + every - 1
+    # A schedule may be any function of the step: look for steps that count, block by block.
     wanted, found = num_draws * every, torch.empty(0, dtype=torch.int64)
     first, last, block = num_burnin_steps, num_burnin_steps - 1, max(wanted, 1024)
     while len(found) < wanted:

@@ -93,6 +93,7 @@ class TensorData:
         """
         first = block * self._steps_per_block
         steps = torch.arange(first, first + self._steps_per_block, device=self._keys.device)
+        # Keyed by the step, not the block: the size of a block depends on the number of chains.
         words = random.bits(random.fold_in(self._keys[:, None], steps), (self._batch_size,))
         # The high word of the product word · n: uniform up to a relative n/2**32.
         return ((words.to(torch.int64) & 0xFFFFFFFF) * self._n) >> 32
@@ -121,7 +122,7 @@ class IterableData:
     batch_dim: int | None = None
 
     def __init__(self, data: Iterable[Any], *, device: torch.device) -> None:
-        self._iterable = data
+        self._iterable = data  # kept, to be started again at its end
         self._iterator = iter(data)
         self._device = device
         self._latest: tuple[int, Any] = (-1, None)
@@ -144,6 +145,7 @@ class IterableData:
         Returns:
             None if the data cannot be passed over twice (an iterator), or has no known length.
         """
+        # A pass would use an iterator up, and might never end without a length.
         if isinstance(self._iterable, Iterator) or not _has_length(self._iterable):
             return None
         return ((self._to_device(batch), num_examples(batch)) for batch in self._iterable)
@@ -196,6 +198,7 @@ def stream(
     checks.choice("minibatches", minibatches, ("replacement", "epochs"))
     if isinstance(data, TensorDataset):
         data = data.tensors
+    # A list is an iterable of batches: a tuple of tensors is one structure of examples.
     if isinstance(data, Tensor | TensorDictBase | tuple | Mapping):
         epochs = minibatches == "epochs"
         return TensorData(data, batch_size=batch_size, epochs=epochs, keys=keys, device=device)

@@ -111,6 +111,7 @@ class Samples:
         for row in (~self.healthy).nonzero().flatten().tolist():
             step = int(self.frozen_at[row])
             loss = float(self.losses[row, step])
+            # A step fails by its loss, or else by the state that it led to.
             finite = torch.isfinite(self.losses[row, step])
             reason = "its state is not finite after the update" if finite else f"loss is {loss}"
             report.append(Frozen(int(self.chains[row]), step, reason))
@@ -191,6 +192,7 @@ def check_initial_loss(value: Any, num_chains: int) -> Tensor:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
         raise TypeError(f"initial_loss must be a number or a tensor, got {type(value).__name__}")
+    # Users pass the loss that they have computed, with its graph and on its device.
     loss = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     if loss.shape not in (torch.Size(), torch.Size((num_chains,))):
         raise ValueError(

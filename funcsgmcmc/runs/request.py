@@ -1,4 +1,4 @@
-"""What a run is asked, and the keys that follow from it."""
+"""The request for a run: its settings, and the keys that follow from them."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,10 +19,11 @@ Observable = Callable[[TensorDict], Tensor]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Request:
-    """The settings of a run, checked; each is the argument of `sample` of that name.
+    """The settings of a run; each is the argument of `sample` of that name.
 
     Raises:
-        TypeError, ValueError: A setting is of another type, or out of its range.
+        TypeError, ValueError: A setting is of another type, or out of its range. Settings that
+            depend on the data or the parameters are checked with these.
     """
 
     loss_fn: LossFn
@@ -33,13 +34,17 @@ class Request:
     num_draws: int
     num_burnin_steps: int
     num_steps_between_draws: int
+    batch_size: int | None
+    minibatches: Literal["replacement", "epochs"]
     chain_offset: int
+    init_noise: float
     save_draws: bool
     save_metrics: bool
     chain_method: Literal["vmap", "loop", "auto"]
     chunk_size: int | None
     compile: bool | Literal["noise"] | None
     on_divergence: Literal["freeze", "raise"]
+    initial_loss: float | Tensor | None
 
     def __post_init__(self) -> None:
         checks.function("loss_fn", self.loss_fn)
@@ -56,9 +61,11 @@ class Request:
         if self.compile is not None and not isinstance(self.compile, bool):
             checks.choice("compile", self.compile, ("noise",))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
+        # A batch of keys would pass for keys of chains, and give all chains one noise.
         _check_one_key(self.key)
         _check_functions_by_name(self.observables)
 
+    # Cached, since it is asked for at every step.
     @cached_property
     def estimator(self) -> GradientEstimator:
         """The estimator of the loss's gradient."""
@@ -88,6 +95,7 @@ class RunKeys:
     @property
     def noise(self) -> Tensor:
         """Keys of the steps' noise, `[C, 2]`; a step's Hessian probes have a child of its key."""
+        # From the key itself: `fold_in(fold_in(key, chain), step)` is promised to users.
         return random.fold_in(self.key, self.chains)
 
     @property
@@ -106,6 +114,7 @@ class RunKeys:
         return self._children(2)
 
     def _children(self, purpose: int) -> Tensor:
+        # Children by index and by data never meet: see `random`.
         return random.fold_in(random.split(self.key, 3)[purpose], self.chains)
 
 

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funcsgmcmc import memory, tree
+from funcsgmcmc import tree
+from funcsgmcmc.memory import chunk_size
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
@@ -37,21 +38,21 @@ _TIMED_STEPS = 4
 
 @dataclass
 class Run:
-    """A run in progress: all that its next step depends on, and what it has recorded.
+    """A run in progress: all that its next step depends on, and its record.
 
     Attributes:
-        request: What it was asked.
-        chain_method: How it steps its chains.
-        clock: How far it is.
-        keys: Its chains' keys.
+        request: Its settings.
+        chain_method: Whether chunks are vmapped, or chains are looped over.
+        clock: Its clock, which several runs may share until one goes.
+        keys: The chains' keys.
         sampler: The sampler, with its anchor.
-        start: State of all chains before the first step.
+        start: The chains' state before the first step, of batch size `[C]`.
         batches: Its data.
-        shared_memory: The memory of the gradient's estimator, where all chains share one.
+        shared_memory: The memory of the gradient's estimator, if all chains share one.
         initial_loss: L(w₀) on all data, if known.
-        recorder: Writes its record.
-        step: Makes a step of a chunk; made here.
-        chunks: Its chains; made here.
+        recorder: Its record.
+        step: The function that steps a chunk.
+        chunks: Its chains.
     """
 
     request: Request
@@ -71,21 +72,23 @@ class Run:
         self.step = self._make_step(tree.device(start.params))
         size = None
         if self.chain_method == "vmap":
-            size = self.request.chunk_size or memory.chunk_size(start.params)
+            size = self.request.chunk_size or chunk_size(start.params)
         self.chunks = split(self.sampler, start, self.keys.noise, self.shared_memory, size)
 
     def go(self, *, progress: bool) -> Samples:
-        """Make all steps; whatever ends them early, hand over what was recorded.
+        """Make all steps; if anything ends them early, hand over the record until then.
 
         Raises:
             DivergenceError, SamplingError: As `sample`.
         """
         clock, stop_at_divergence = self.clock, self.request.on_divergence == "raise"
+        # Outside of gradients, which each have a transform of their own, nothing needs a graph.
         with torch.no_grad(), progress_bar(clock.num_steps, enabled=progress) as advance:
             try:
                 while clock.steps_done < clock.num_steps:
                     self.make_step()
                     advance(self.status)
+                    # Reading health waits for the device: only if it is asked for.
                     if stop_at_divergence and self.num_healthy < self.request.num_chains:
                         samples = self.samples()
                         raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
@@ -95,7 +98,7 @@ class Run:
                     "what they recorded is returned",
                     stacklevel=3,
                 )
-            except SamplingError:
+            except SamplingError:  # a divergence has its record already
                 raise
             except Exception as error:
                 message = f"sampling stopped in step {clock.steps_done}: {error}"
@@ -120,10 +123,11 @@ class Run:
     def seconds_per_chain(self) -> float:
         """Time the next step of a chain, at best of a few; nothing is recorded or changed."""
         chunk, seconds = self.chunks[0], []
-        kept = chunk.memory
+        kept_memory = chunk.memory
         # What a pass over the data draws from torch's generator is drawn again by the run.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             batch = self._next_batch(chunk)
+            # The first step compiles, and warms caches: the best of a few is what a run sees.
             for _ in range(_TIMED_STEPS):
                 start = time.perf_counter()
                 _, info, _ = self.step(
@@ -131,7 +135,7 @@ class Run:
                 )
                 info.loss.tolist()  # waits for the device
                 seconds.append(time.perf_counter() - start)
-        chunk.memory = kept
+        chunk.memory = kept_memory
         return min(seconds) / chunk.frozen_at.numel()
 
     @property
@@ -171,21 +175,22 @@ class Run:
 
     def _next_batch(self, chunk: Chunk) -> Any:
         """The batch of a chunk's next step; before it, its memory is made where it is due."""
+        # In this order: both may draw from torch's generator, where a loader shuffles.
         batch = self.batches.batch(self.clock.steps_done, chunk.rows)
         if self.request.estimator.needs_memory:
             chunk.refresh_memory(self.clock.steps_done, self.request.estimator, self.batches)
         return batch
 
     def _make_step(self, device: torch.device) -> FreezingStep:
-        """Make the step of one chain or of many, compiled as asked."""
-        asked, estimator = self.request, self.request.estimator
-        compile = asked.compile
+        """Make the function that steps a chunk, compiled if that is asked for."""
+        request, estimator = self.request, self.request.estimator
+        compile = request.compile
         # On a GPU, in eager code, each operation of the generator is a launch of its own.
         if compile is None and device.type == "cuda" and find_spec("triton"):
             compile = "noise"
         settings: dict[str, Any] = {
-            "log_prior": asked.log_prior,
-            "metrics": asked.save_metrics,
+            "log_prior": request.log_prior,
+            "metrics": request.save_metrics,
             "noise": compiled(step_noise) if compile == "noise" else step_noise,
         }
         if self.chain_method == "loop":

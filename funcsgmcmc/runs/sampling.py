@@ -54,9 +54,9 @@ def sample(
 ) -> Samples:
     """Run many chains of a sampler.
 
-    Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps; where the
-    sampler's temperature is scheduled, steps at temperature 0 come on top, which explore: where
-    they lead to, no draw is made. Chain c at step t adds noise from the key
+    Every chain makes `num_burnin_steps + num_draws · num_steps_between_draws` steps. Where the
+    sampler's temperature is scheduled, steps at temperature 0 explore: they come on top, and the
+    parameters that they lead to make no draws. Chain c at step t adds noise from the key
     `fold_in(fold_in(key, chain_offset + c), t)`, and its minibatches are chosen by keys of the same
     form. So a chain does not depend on how many run beside it, on `chunk_size`, `chain_method` or
     `compile`, except for rounding in the gradients of batches of another shape.
@@ -128,45 +128,67 @@ def sample(
         num_draws=num_draws,
         num_burnin_steps=num_burnin_steps,
         num_steps_between_draws=num_steps_between_draws,
+        batch_size=batch_size,
+        minibatches=minibatches,
         chain_offset=chain_offset,
+        init_noise=init_noise,
         save_draws=save_draws,
         save_metrics=save_metrics,
         chain_method=chain_method,
         chunk_size=chunk_size,
         compile=compile,
         on_divergence=on_divergence,
+        initial_loss=initial_loss,
     )
     check_sampler(sampler)
     params = tree.parameters(params)
     _check_tree_and_sampler(request, params, sampler)
+    # With `chain_method="auto"` the run is made twice, and the faster one goes: steps are pure, so
+    # that timing them changes nothing.
+    return fastest(_make_runs(request, params, data, sampler)).go(progress=progress)
+
+
+def _make_runs(request: Request, params: TensorDict, data: Any, sampler: Sampler) -> list[Run]:
+    """Make the run that is asked for, once for each chain method that may be taken."""
     clock = Clock(
-        steps_of_draws(sampler.temperature, num_draws, num_burnin_steps, num_steps_between_draws)
+        steps_of_draws(
+            sampler.temperature,
+            request.num_draws,
+            request.num_burnin_steps,
+            request.num_steps_between_draws,
+        )
     )
     keep_freed_memory()
     device = tree.device(params)
     keys = request.keys(device)
-    # The sampler's own anchor would be expanded to one for each chain of a sweep.
+    # Not yet expanded to the chains of a sweep: L(w₀) is evaluated once where they share w₀.
     anchor = (params if sampler.anchor is None else sampler.anchor).to(device)
     sampler = sampler.to(device).with_anchor(params)
-    starts = _starts(params, sampler, init_noise, keys.starts)
+    starts = _starts(params, sampler, request.init_noise, keys.starts)
     state = sampler.init(starts, tree.normal_like(keys.momenta, starts))
     batches = stream(
         data,
-        batch_size=batch_size,
-        minibatches=minibatches,
+        batch_size=request.batch_size,
+        minibatches=request.minibatches,
         keys=keys.minibatches,
         device=device,
     )
     methods = usable_methods(request, state.params, batches)
-    loss_at_anchor = _anchor_loss(request, initial_loss, anchor, batches)
-    memory = make_shared_memory(request.estimator, sampler.center(state), batches)
-    store = MemoryStore(num_chains, {"step": clock.num_steps, "draw": num_draws})
-    recorder = Recorder(store, request.observables, save_draws=save_draws)
-    runs = [
-        Run(request, method, clock, keys, sampler, state, batches, memory, loss_at_anchor, recorder)
-        for method in methods
-    ]
-    return fastest(runs).go(progress=progress)
+    sizes = {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
+    common: dict[str, Any] = {
+        "request": request,
+        "clock": clock,
+        "keys": keys,
+        "sampler": sampler,
+        "start": state,
+        "batches": batches,
+        "initial_loss": _anchor_loss(request, anchor, batches),
+        "shared_memory": make_shared_memory(request.estimator, sampler.center(state), batches),
+        "recorder": Recorder(
+            MemoryStore(sizes), request.observables, save_draws=request.save_draws
+        ),
+    }
+    return [Run(chain_method=method, **common) for method in methods]
 
 
 def _check_tree_and_sampler(request: Request, params: TensorDict, sampler: Sampler) -> None:
@@ -183,6 +205,7 @@ def _check_tree_and_sampler(request: Request, params: TensorDict, sampler: Sampl
                 f"{name} must have batch size () or ({request.num_chains},), one for each of "
                 f"num_chains, got {tuple(batch_size)}"
             )
+    # In `to_datatree` observables and parameters are variables of one group.
     taken = _TAKEN | {tree.dotted(name) for name in tree.names(params)}
     for name in request.observables:
         if name in taken:
@@ -198,6 +221,7 @@ def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tenso
         TypeError, ValueError: `init_noise` is no number ≥ 0, or a chain is outside its box.
     """
     scale = checks.number("init_noise", init_noise).to(keys.device)
+    # Views of one tree, not copies: `init` copies what it is given.
     params = params if params.batch_size else params.expand(len(keys))
     center = sampler.anchor
     assert center is not None  # the sampler of a run has its anchor
@@ -205,6 +229,7 @@ def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tenso
         _check_inside_box(params, sampler.boxed(params, center))
     if not scale > 0:
         return params
+    # The mask keeps entries that are not sampled where they are.
     moved = tree.map_leaves(
         lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
         params,
@@ -232,12 +257,11 @@ def _check_inside_box(params: TensorDict, boxed: TensorDict) -> None:
             )
 
 
-def _anchor_loss(
-    request: Request, given: float | Tensor | None, anchor: TensorDict, batches: Batches
-) -> Tensor | None:
+def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tensor | None:
     """L(w₀) as given, or on all data, `[]` or `[C]`; None if the data cannot be passed over."""
-    if given is not None:
-        return check_initial_loss(given, request.num_chains)
+    if request.initial_loss is not None:
+        return check_initial_loss(request.initial_loss, request.num_chains)
+    # One chain at a time: a pass over all data takes the memory of a piece for each chain.
     chains = anchor.unbind(0) if anchor.batch_size else [anchor]
     losses = []
     with torch.no_grad():

@@ -57,13 +57,11 @@ class MemoryStore:
     """A store in memory.
 
     Args:
-        num_chains: C.
-        lengths: T and D, the number of values that a field may have, by its schedule.
+        sizes: C, T and D, under the names of these dimensions.
     """
 
-    def __init__(self, num_chains: int, lengths: Mapping[Each, int]) -> None:
-        self._num_chains = num_chains
-        self._lengths = lengths
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = sizes
         self._values: dict[Field, Tensor] = {}
 
     def write(self, field: Field, rows: Rows, index: int, value: Tensor) -> None:
@@ -74,17 +72,17 @@ class MemoryStore:
             # No step waits for a copy: values of each step stay on their device until they are
             # read. Draws are as large as the parameters, and a device has no room for many.
             values = torch.empty(
-                (self._num_chains, self._lengths[field.schedule], *shape),
+                (*(self._sizes[name] for name in field.dimensions), *shape),
                 dtype=value.dtype,
                 device=value.device if field.schedule == "step" else "cpu",
             )
             self._values[field] = values
-        values[rows, index] = value
+        values[rows, index] = value  # copied to where the values are
 
     def read(self, field: Field, start: int, stop: int) -> Tensor:
         """Values of all chains; `[C, 0]` of a field that was never written."""
         if field not in self._values:
-            return torch.empty(self._num_chains, 0)
+            return torch.empty(self._sizes["chain"], 0)
         return self._values[field][:, start:stop].cpu()
 
     def fields(self, group: str) -> list[Field]:
@@ -116,6 +114,7 @@ class Recorder:
     def write_draw(self, rows: Rows, draw: int, params: TensorDict) -> None:
         """Write a draw of some chains."""
         for name, function in self._functions.items():
+            # A chunk of one row has no chain dimension to map over.
             value = function(params) if isinstance(rows, int) else torch.vmap(function)(params)
             check_observable(name, value)
             self._store.write(Field("observables", name, "draw"), rows, draw, value)

@@ -22,8 +22,8 @@ def usable_methods(request: Request, params: TensorDict, batches: Batches) -> li
     """Try the functions at the first chain's start.
 
     Args:
-        request: What was asked.
-        params: Where the chains start.
+        request: The settings of the run.
+        params: The chains' starts.
         batches: The run's data.
 
     Returns:
@@ -39,7 +39,7 @@ def usable_methods(request: Request, params: TensorDict, batches: Batches) -> li
     try:
         _try_functions(request, params, batches, vmapped=True)
     except Exception as error:
-        warnings.warn(f"chains are looped over, since they do not vmap: {error}", stacklevel=3)
+        warnings.warn(f"chains are looped over, since they do not vmap: {error}", stacklevel=4)
         return ["loop"]
     return ["loop", "vmap"]
 
@@ -59,6 +59,7 @@ def _try_functions(
     # An estimator's memory would take a pass over the data: the loss alone is tried.
     plain = estimator_of(estimator.loss_fn) if estimator.needs_memory else estimator
     _try_loss(plain, params, batches, vmapped=vmapped)
+    # A gradient of zeros is fine, at a minimum: only the graph tells that none was taken.
     _check_dependence(plain, params[0], batches.batch(0, 0))
 
 
@@ -96,6 +97,7 @@ def _check_same_twice(evaluate: Callable[[], Any]) -> None:
     Raises:
         ValueError: It differs from one evaluation to the next, or moved torch's generator.
     """
+    # A loop has no transform that would complain, so that draws have to be found out.
     generator = torch.get_rng_state()
     loss, again = evaluate(), evaluate()
     drew = not torch.equal(generator, torch.get_rng_state())
