@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
 from funcsgmcmc import tree
+from funcsgmcmc.testing.scores import check_zero_means
 
 
 def numbers(low: float, high: float) -> st.SearchStrategy[float]:
@@ -64,6 +65,22 @@ def run(
         sampler,
         **(options | settings),
     )
+
+
+def check_means(
+    values: torch.Tensor, expected: torch.Tensor | float, false_alarm: float = 3e-4
+) -> None:
+    """Compare means over independent chains, `[C]` or `[C, n]`, entry by entry and of all.
+
+    A right mean fails with probability `false_alarm` at most: by default, of five z-scores none may
+    exceed 4.
+    """
+    away = values - expected
+    named = {"mean": away}
+    if away.ndim > 1:
+        named = {f"mean of entry {i}": each for i, each in enumerate(away.unbind(1))}
+        named["mean of all"] = (away / away.std(0)).mean(1)
+    check_zero_means(named, false_alarm)
 
 
 def assert_same(a: fs.Samples, b: fs.Samples, *, exact: bool = False) -> None:

@@ -13,7 +13,10 @@ from scipy.integrate import quad
 from tensordict import TensorDict
 
 import funcsgmcmc as fs
+from funcsgmcmc.samplers import Evaluation
 from funcsgmcmc.testing import SPECS, Quadratic, SamplerSpec, check_stationary
+from funcsgmcmc.testing.stationary import GaussianLaw, QuadraticChains
+from problems import check_means
 
 MOMENTUM = [spec for spec in SPECS.values() if spec.has_momentum]
 HESSIAN = torch.tensor([0.5, 1.0, 2.0, 4.0]).double()
@@ -21,58 +24,40 @@ MINIMUM = torch.tensor([1.0, -2.0, 0.5, 0.0]).double()
 SETTINGS = {"nbeta": 1.5, "temperature": 0.6, "localization": 0.5, "weight_decay": 0.3}
 ANCHOR = 0.3
 CURVATURE = 1.5 * HESSIAN + 0.5 + 0.3
-MEAN = (1.5 * HESSIAN * MINIMUM + 0.5 * ANCHOR) / CURVATURE
 NUM_CHAINS = 20_000
 
 
-class Chains:
-    """Independent chains on the quadratic, that start with given moments."""
-
-    def __init__(self, sampler, *, variance=None, noise_sd=0.0, num_chains=NUM_CHAINS, copies=1):
-        self.sampler, self.noise_sd, self.num_chains = sampler, noise_sd, num_chains
-        self.generator, self.copies = torch.Generator().manual_seed(0), copies
-        spread = 0.6 / CURVATURE if variance is None else variance
-        start = MEAN.repeat(copies) + spread.repeat(copies).sqrt() * self.draw()
-        self.state = sampler.init(self.tree(start), self.tree(self.draw()))
-
-    def draw(self) -> torch.Tensor:
-        return torch.randn(self.num_chains, 4 * self.copies, generator=self.generator)
-
-    def tree(self, values: torch.Tensor) -> TensorDict:
-        return TensorDict({"w": values}, batch_size=self.num_chains)
-
-    @property
-    def w(self) -> torch.Tensor:
-        """Around the mean."""
-        return self.state.params["w"] - MEAN.repeat(self.copies)
-
-    @property
-    def p(self) -> torch.Tensor:
-        return self.state.momentum["w"]
-
-    def step(self) -> None:
-        """One step, with gradient noise of its sd."""
-        away = self.state.params["w"] - MINIMUM.repeat(self.copies)
-        grads = HESSIAN.repeat(self.copies) * away + self.noise_sd * self.draw()
-        self.state, _ = self.sampler.update(
-            self.state, self.tree(grads), self.tree(self.draw()), loss=torch.zeros(self.num_chains)
-        )
+def quadratic(noise_sd: float = 0.0, copies: int = 1) -> Quadratic:
+    """The loss, or the sum of as many as there are copies."""
+    return Quadratic({"w": HESSIAN.repeat(copies)}, {"w": MINIMUM.repeat(copies)}, noise_sd)
 
 
-def make(spec: SamplerSpec, lr: float, copies: int = 1, **settings) -> fs.Sampler:
+def chains_of(
+    sampler: fs.samplers.Sampler,
+    *,
+    variance: torch.Tensor | None = None,
+    noise_sd: float = 0.0,
+    num_chains: int = NUM_CHAINS,
+    copies: int = 1,
+) -> QuadraticChains:
+    """Independent chains, which start with the variance given, or that of the posterior."""
+    target = quadratic(noise_sd, copies)
+    law = GaussianLaw(sampler, target, None if variance is None else {"w": variance})
+    return QuadraticChains(sampler, target, law, num_chains=num_chains)
+
+
+def around_mean(chains: QuadraticChains) -> torch.Tensor:
+    return chains.w - chains.law.mean
+
+
+def momentum_of(chains: QuadraticChains) -> torch.Tensor:
+    return chains.state.momentum["w"]
+
+
+def make(spec: SamplerSpec, lr: float, copies: int = 1, **settings) -> fs.samplers.Sampler:
     anchor = {"w": torch.full((4 * copies,), ANCHOR)}
     own = dict(spec.settings) | SETTINGS | {"anchor": anchor} | settings
     return spec.make(lr, **own)
-
-
-def check_mean(values: torch.Tensor, expected: torch.Tensor | float) -> None:
-    """Compare means over independent chains, `[C, …]`, one by one and pooled."""
-    score = values - expected
-    error = score.std(0) / len(score) ** 0.5
-    assert (score.mean(0) / error).abs().max() < 4.5
-    if score.ndim > 1:
-        scaled = (score / score.std(0)).mean(1)
-        assert abs(scaled.mean() / scaled.std()) * len(scaled) ** 0.5 < 4
 
 
 # Three step sizes each, for curvatures up to 7. The lattice random walk's are small: up to them, no
@@ -94,7 +79,7 @@ def test_stationary_law(name, lr, noise_sd):
     variance = spec.variance(lr, CURVATURE, SETTINGS["temperature"], gradient_variance, **own)
     found = check_stationary(
         make(spec, lr),
-        Quadratic({"w": HESSIAN}, {"w": MINIMUM}, noise_sd),
+        quadratic(noise_sd),
         variance={"w": variance},
         num_chains=8_000,
         # Eight times what the slowest entry needs to forget, at least.
@@ -115,24 +100,24 @@ def test_stationary_law_of_sghmc_and_baoa_with_their_momenta():
     temperature = SETTINGS["temperature"]
     lr, friction = 0.1, 0.4
     spec = SPECS["sghmc"]
-    chains = Chains(make(spec, lr, noise_estimate=0.0))
+    chains = chains_of(make(spec, lr, noise_estimate=0.0))
     for _ in range(150):
         chains.step()
     kinetic = 2 * lr * temperature / (2 - friction - lr * CURVATURE / 2)
-    check_mean(chains.p.square(), kinetic)
-    check_mean(chains.w * chains.p, kinetic / 2)
+    check_means(momentum_of(chains).square(), kinetic)
+    check_means(around_mean(chains) * momentum_of(chains), kinetic / 2)
 
     spec, lr, noise_sd = SPECS["baoa"], 0.4, 1.5
     c, gradient_variance = math.exp(-2.0 * lr), (1.5 * noise_sd) ** 2
     stiff = 4 - lr**2 * CURVATURE
     variance = spec.variance(lr, CURVATURE, temperature, gradient_variance, friction=2.0)
-    chains = Chains(make(spec, lr), variance=variance, noise_sd=noise_sd)
+    chains = chains_of(make(spec, lr), variance=variance, noise_sd=noise_sd)
     for _ in range(60):
         chains.step()
     kinetic = temperature + 4 * gradient_variance * lr**2 * c**2 / ((1 - c**2) * stiff)
     product = temperature + 2 * gradient_variance * lr**2 * c / ((1 - c) * stiff)
-    check_mean(chains.p.square(), kinetic)
-    check_mean(chains.w * chains.p, lr / 2 * product)
+    check_means(momentum_of(chains).square(), kinetic)
+    check_means(around_mean(chains) * momentum_of(chains), lr / 2 * product)
 
 
 @pytest.mark.parametrize("spec", MOMENTUM, ids=str)
@@ -142,36 +127,36 @@ def test_momenta_start_and_restart_at_the_temperature(spec):
     sampler = make(spec, lr, refresh_interval=3)
     splits = spec.name in ("baoa", "badoda")
     expected = SETTINGS["temperature"] * (1.0 if splits else lr)
-    chains = Chains(sampler, num_chains=100_000)
-    check_mean(chains.p.square(), expected)
+    chains = chains_of(sampler, num_chains=100_000)
+    check_means(momentum_of(chains).square(), expected)
     for _ in range(5):
         chains.step()
-    before, momentum = chains.w, chains.p
+    before, momentum = around_mean(chains), momentum_of(chains)
     chains.step()
-    fresh = chains.p if splits else chains.p + lr * CURVATURE * before
-    check_mean(fresh.square(), expected)
-    check_mean(fresh * momentum, 0.0)
-    check_mean(fresh * before, 0.0)
+    fresh = momentum_of(chains) if splits else momentum_of(chains) + lr * CURVATURE * before
+    check_means(fresh.square(), expected)
+    check_means(fresh * momentum, 0.0)
+    check_means(fresh * before, 0.0)
 
 
 @pytest.mark.parametrize("interval", [1, 4])
 def test_refreshment_leaves_the_law_of_baoa_and_keeps_sghmc_near(interval):
     temperature = SETTINGS["temperature"]
     spec = SPECS["baoa"]
-    chains = Chains(make(spec, 0.5, friction=0.1, refresh_interval=interval))
+    chains = chains_of(make(spec, 0.5, friction=0.1, refresh_interval=interval))
     for _ in range(80):
         chains.step()
-    check_mean(chains.w.square(), temperature / CURVATURE)
-    check_mean(chains.p.square(), temperature)
+    check_means(around_mean(chains).square(), temperature / CURVATURE)
+    check_means(momentum_of(chains).square(), temperature)
 
     spec = SPECS["sghmc"]
     lr, friction = 0.1, 0.1
     settings = {"friction": friction, "noise_estimate": 0.0}
     variance = sghmc_with_refreshment(lr, friction, interval, temperature)
-    chains = Chains(make(spec, lr, **settings, refresh_interval=interval), variance=variance)
+    chains = chains_of(make(spec, lr, **settings, refresh_interval=interval), variance=variance)
     for _ in range(160):
         chains.step()
-    check_mean(chains.w.square(), variance)
+    check_means(around_mean(chains).square(), variance)
 
 
 def sghmc_with_refreshment(lr, friction, interval, temperature):
@@ -194,23 +179,23 @@ def sghmc_with_refreshment(lr, friction, interval, temperature):
 def test_kinetic_and_virial_laws_of_sgnht(lr, noise_sd):
     spec = SPECS["sgnht"]
     temperature, diffusion_factor = SETTINGS["temperature"], spec.settings["diffusion_factor"]
-    chains = Chains(make(spec, lr, copies=4), noise_sd=noise_sd, num_chains=400, copies=4)
+    chains = chains_of(make(spec, lr, copies=4), noise_sd=noise_sd, num_chains=400, copies=4)
     kinetic, virial, shock, thermostat = torch.zeros(4, 400)
     burnin, steps, curvature = 300, 2000, CURVATURE.repeat(4)
     for step in range(burnin + steps):
-        w, p, xi = chains.w, chains.p, chains.state.thermostat
+        w, p, xi = around_mean(chains), momentum_of(chains), chains.state.thermostat
         chains.step()
         if step < burnin:
             continue
         kinetic += p.square().mean(1) / steps
         virial += (lr * curvature * w.square() - p.square() + xi[:, None] * w * p).mean(1) / steps
         # p' without friction and force is noise: the sampler's and the gradient's.
-        left = chains.p - (1 - xi[:, None]) * p + lr * curvature * w
+        left = momentum_of(chains) - (1 - xi[:, None]) * p + lr * curvature * w
         shock += left.square().mean(1) / steps
         thermostat += xi / steps
-    check_mean(kinetic, lr * temperature)
-    check_mean(virial, 0.0)
-    check_mean(
+    check_means(kinetic, lr * temperature)
+    check_means(virial, 0.0)
+    check_means(
         shock, 2 * diffusion_factor * lr * temperature + (lr * SETTINGS["nbeta"] * noise_sd) ** 2
     )
     # Friction balances all noise: A without gradient noise, more with it.
@@ -222,16 +207,16 @@ def test_kinetic_and_virial_laws_of_sgnht(lr, noise_sd):
 def test_kinetic_and_virial_laws_of_badoda(lr, noise_sd):
     spec = SPECS["badoda"]
     temperature, mass = SETTINGS["temperature"], spec.settings["thermostat_mass"]
-    chains = Chains(make(spec, lr, copies=4), noise_sd=noise_sd, num_chains=400, copies=4)
+    chains = chains_of(make(spec, lr, copies=4), noise_sd=noise_sd, num_chains=400, copies=4)
     kinetic, virial, shock = torch.zeros(3, 400)
     burnin, steps, curvature = 300, 2000, CURVATURE.repeat(4)
     for step in range(burnin + steps):
-        w, xi = chains.w, chains.state.thermostat
+        w, xi = around_mean(chains), chains.state.thermostat
         chains.step()
         if step < burnin:
             continue
-        after = chains.p
-        halfway = chains.w - lr / 2 * after
+        after = momentum_of(chains)
+        halfway = around_mean(chains) - lr / 2 * after
         kicked = (halfway - w) * 2 / lr
         kinetic += (kicked.square() + after.square()).mean(1) / 2 / steps
         gap = (kicked.square() + after.square()) / 2 - (kicked - after) * halfway / lr
@@ -241,9 +226,9 @@ def test_kinetic_and_virial_laws_of_badoda(lr, noise_sd):
         variance = spec.settings["diffusion_factor"] * temperature * (1 - (-2 * xi * lr).exp()) / xi
         left = after - (-xi * lr).exp()[:, None] * kicked
         shock += left.square().mean(1) / variance / steps
-    check_mean(kinetic, temperature)
-    check_mean(virial, 0.0)
-    check_mean(shock, 1.0)
+    check_means(kinetic, temperature)
+    check_means(virial, 0.0)
+    check_means(shock, 1.0)
 
 
 def adam_variance(lr, curvature, beta1):
@@ -256,24 +241,19 @@ def adam_variance(lr, curvature, beta1):
 @pytest.mark.parametrize("beta1", [0.0, 0.8])
 @pytest.mark.parametrize("lr", [0.05, 0.15])
 def test_stationary_law_with_adam(lr, beta1):
-    """With a large eps, G is 1/eps: the drift's average is what is left."""
-    eps = 1e9
-    sampler = fs.sgld(
-        lr * eps,
-        nbeta=1.5,
-        preconditioner=fs.adam(beta1, 0.9, eps),
-        anchor={"w": torch.zeros(4)},
+    """With a large eps, G is 1/eps, and only the drift's average is left of Adam."""
+    eps, nbeta, temperature = 1e9, SETTINGS["nbeta"], SETTINGS["temperature"]
+    preconditioner = fs.preconditioners.adam(beta1, 0.9, eps)
+    sampler = fs.sgld(lr * eps, nbeta=nbeta, temperature=temperature, preconditioner=preconditioner)
+    curvature = nbeta * HESSIAN
+    found = check_stationary(
+        sampler,
+        quadratic(),
+        variance={"w": temperature * adam_variance(lr, curvature, beta1)},
+        num_chains=8_000,
+        num_steps=math.ceil(8 / (lr * float(curvature.min()))),
     )
-    curvature = 1.5 * HESSIAN
-    variance = adam_variance(lr, curvature, beta1)
-    generator = torch.Generator().manual_seed(0)
-    w = variance.sqrt() * torch.randn(NUM_CHAINS, 4, generator=generator)
-    state = sampler.init(TensorDict({"w": w}, NUM_CHAINS))
-    for _ in range(math.ceil(4 / (lr * float(curvature.min())))):
-        noise = torch.randn(NUM_CHAINS, 4, generator=generator)
-        grads = TensorDict({"w": HESSIAN * state.params["w"]}, NUM_CHAINS)
-        state, _ = sampler.update(state, grads, TensorDict({"w": noise}, NUM_CHAINS))
-    check_mean(state.params["w"].square(), variance)
+    assert found.smallest_noise_error < 0.015
 
 
 @pytest.mark.parametrize("name", ["sgld", "sglrw"])
@@ -282,12 +262,15 @@ def test_a_diagonal_preconditioner_leaves_the_law(name):
     spec = SPECS[name]
     gain, lr = torch.tensor([3.0, 2.0, 1.0, 0.5]).double(), 0.015
     settings = {"noise_level": 1.0} if name == "sgld" else {}
-    sampler = make(spec, lr, preconditioner=fs.diagonal({"w": gain}), **settings)
-    variance = spec.variance(lr * gain, CURVATURE, SETTINGS["temperature"], 0.0)
-    chains = Chains(sampler, variance=variance)
-    for _ in range(200):
-        chains.step()
-    check_mean(chains.w.square(), variance)
+    preconditioner = fs.preconditioners.diagonal({"w": gain})
+    found = check_stationary(
+        make(spec, lr, preconditioner=preconditioner, **settings),
+        quadratic(),
+        variance={"w": spec.variance(lr * gain, CURVATURE, SETTINGS["temperature"], 0.0)},
+        num_chains=8_000,
+        num_steps=200,
+    )
+    assert found.smallest_noise_error < 0.015 or name == "sglrw"
 
 
 @pytest.mark.parametrize("flatness", [0.4, 1.0])
@@ -297,25 +280,25 @@ def test_weighted_moments_of_contour_sgld_at_a_fixed_theta(flatness):
     lr, temperature = 0.02, SETTINGS["temperature"]
     settings = {"flatness": flatness, "weight_lr": 0.0, "energy_range": (1.0, 9.0)}
     sampler = make(spec, lr, **settings)
-    chains = Chains(sampler)
+    chains = chains_of(sampler)
     theta = torch.linspace(1.0, 0.2, 12) ** 2
     spread = (theta / theta.sum()).expand(NUM_CHAINS, 12).clone()
     chains.state = chains.state.replace(theta=spread)
     total, weighted = torch.zeros(NUM_CHAINS), torch.zeros(NUM_CHAINS, 4)
     for step in range(400):
-        w, away = chains.w, chains.state.params["w"] - MINIMUM
-        loss = (HESSIAN / 2 * away.square()).sum(1)
-        grads, noise = chains.tree(HESSIAN * away), chains.tree(chains.draw())
-        chains.state, _ = sampler.update(chains.state, grads, noise, loss=loss)
+        w = around_mean(chains)
+        chains.step()
         if step >= 150:
             weight = sampler.log_weight(chains.state).exp()
             total += weight
             weighted += weight[:, None] * w.square()
     variance = SPECS["sgld"].variance(lr, CURVATURE, temperature, 0.0)
     # A ratio: what is averaged over chains has mean zero if the moments are right.
-    check_mean((weighted - variance * total[:, None]) / total.mean() / variance, 0.0)
-    unweighted = chains.w.square().mean(0) / variance
-    assert (unweighted > 1.02).all()  # the density that is sampled is flatter
+    check_means((weighted - variance * total[:, None]) / total.mean() / variance, 0.0)
+    # Unweighted, draws have a larger variance: the density that is sampled is flatter.
+    ratio = around_mean(chains).square() / variance
+    with pytest.raises(AssertionError, match=r"off by \+0"):
+        check_means(ratio, 1.0)
 
 
 # Weak order, on a potential that is not quadratic: U = Σ w²/2 − cos(1.4 w + 1/2).
@@ -342,7 +325,7 @@ def error_of_second_moment(sampler, lr, dt, num_chains, time, seed):
         if step >= burnin:
             squares += w.square().mean(1) / steps
         grads = TensorDict({"w": w + 1.4 * (1.4 * w + 0.5).sin()}, num_chains)
-        state, _ = sampler.update(state, grads, draw())
+        state, _ = sampler.update(state, Evaluation(grads), draw())
     error = squares / truth - 1
     return float(error.mean()), float(error.std()) / num_chains**0.5
 

@@ -133,46 +133,45 @@ def check_stationary(
     """
     target = Quadratic() if target is None else target
     checks.instance("target", target, Quadratic)
-    law = _Law(_plain(sampler, target), target, variance)
+    sampler = _plain(sampler, target)
+    law = GaussianLaw(sampler, target, variance)
     checks.count("num_chains", num_chains, minimum=MIN_CHAINS)
     checks.count("num_steps", num_steps, minimum=2)
     checks.count("seed", seed, minimum=0)
     arguments.probability("false_alarm", false_alarm)
     arguments.power(power)
-    moments = law.run(num_chains, num_steps, seed)
-    healthy = torch.stack([*moments.values()]).isfinite().all(0)
+
+    def deviations(noise_scale: float) -> dict[str, Tensor]:
+        chains = QuadraticChains(
+            sampler, target, law, num_chains=num_chains, seed=seed, noise_scale=noise_scale
+        )
+        return _deviations_of_averages(chains, num_steps)
+
+    found = deviations(noise_scale=1.0)
+    healthy = torch.stack([*found.values()]).isfinite().all(0)
     if not bool(healthy.all()):
         diverged = int(healthy.logical_not().sum())
         raise AssertionError(
             f"{type(sampler).__name__} diverged in {diverged} of {num_chains} chains of "
             f"{num_steps} steps: a smaller lr is needed for a stationary law"
         )
-    errors = {name: float(m.std()) / math.sqrt(num_chains) for name, m in moments.items()}
-    found = {
-        name: scores.skewed_z_score(m) if name.startswith("variance") else scores.z_score(m)
-        for name, m in moments.items()
-    }
-    limit = scores.z_limit(false_alarm, len(found))
-    wrong = {name: z for name, z in found.items() if not abs(z) <= limit}
-    if wrong:
-        lines = [
-            f"{name}: off by {float(moments[name].mean()):+.4f} ± {errors[name]:.4f}, z = {z:.1f}"
-            for name, z in sorted(wrong.items(), key=lambda item: -abs(item[1]))
-        ]
-        raise AssertionError(
-            f"{type(sampler).__name__} does not have its stationary law (|z| <= {limit:.2f} for "
-            f"{len(found)} scores; deviations in units of the standard deviation or variance):\n  "
-            + "\n  ".join(lines)
-        )
-    ratio = moments["variance of all"]
-    louder = law.run(num_chains, num_steps, seed, noise_scale=1 + _LOUDER)["variance of all"]
-    shift = scores.detectable_shift(errors["variance of all"], limit, power)
+    z_scores = scores.check_zero_means(
+        found,
+        false_alarm,
+        f"{type(sampler).__name__} does not have its stationary law; deviations are in units of "
+        "the standard deviation or variance",
+    )
+    limit = scores.z_limit(false_alarm, len(z_scores))
+    ratio = found["variance of all"]
+    error = scores.standard_error(ratio)
+    louder = deviations(noise_scale=1 + _LOUDER)["variance of all"]
+    shift = scores.detectable_shift(error, limit, power)
     return Stationary(
-        scores=found,
+        scores=z_scores,
         limit=limit,
         smallest_noise_error=_smallest(shift, louder - ratio),
         variance_ratio=1 + float(ratio.mean()),
-        standard_error=errors["variance of all"],
+        standard_error=error,
     )
 
 
@@ -189,8 +188,8 @@ def _smallest(shift: float, response: Tensor) -> float:
         shift: The shift of the relative variance.
         response: The shift of each chain's variance by a noise larger by `_LOUDER`, `[num_chains]`.
     """
-    mean, error = float(response.mean()), float(response.std()) / math.sqrt(len(response))
-    if not mean > 5 * error:
+    mean = float(response.mean())
+    if not mean > 5 * scores.standard_error(response):
         return math.inf
     # The variance goes as the square of the scale, in the share that is the noise's.
     share = mean / ((1 + _LOUDER) ** 2 - 1)
@@ -211,19 +210,23 @@ def _plain(sampler: Sampler, target: Quadratic) -> Sampler:
     return sampler.replace(anchor=sampler.anchor.double())
 
 
-class _Law:
-    """The law that a sampler should have, for vectors `[n]`, and chains to compare with it."""
+class GaussianLaw:
+    """The law that a sampler should have at a quadratic potential: independent normal entries.
+
+    Attributes:
+        mean: E w, `[n]`.
+        variance: Var w, `[n]`.
+    """
 
     def __init__(
-        self, sampler: Sampler, target: Quadratic, variance: Mapping[str, Tensor] | None
+        self, sampler: Sampler, target: Quadratic, variance: Mapping[str, Tensor] | None = None
     ) -> None:
-        hessian, self.minimum = target.trees()
-        self.sampler, self.gradient_sd = sampler, target.gradient_sd
-        self.h, self.m = tree.flatten(hessian), tree.flatten(self.minimum)
+        hessian, minimum = target.trees()
+        h, m = tree.flatten(hessian), tree.flatten(minimum)
         settings: Any = sampler
-        curvature = settings.nbeta * self.h + settings.localization + settings.weight_decay
+        curvature = settings.nbeta * h + settings.localization + settings.weight_decay
         pulled = settings.localization * tree.flatten(settings.anchor).double()
-        self.mean = (settings.nbeta * self.h * self.m + pulled) / curvature
+        self.mean = (settings.nbeta * h * m + pulled) / curvature
         self.variance = settings.temperature / curvature
         if variance is not None:
             given = tree.parameters(variance, "variance").double()
@@ -233,56 +236,99 @@ class _Law:
         if not bool(proper.all()):
             raise ValueError(f"Var w must be positive and finite, got {self.variance.tolist()}")
 
-    def run(
-        self, num_chains: int, num_steps: int, seed: int, noise_scale: float = 1.0
-    ) -> dict[str, Tensor]:
-        """Run chains, and compare averages over the second half of their steps with the law.
+    def standardized(self, w: Tensor) -> Tensor:
+        """Return z = (w − E w)/sd w, for w `[C, n]`."""
+        return (w - self.mean) / self.variance.sqrt()
 
-        Returns:
-            By name, the deviation of each chain's average from the law, `[num_chains]`, in units of
-            the law's standard deviation or variance.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        n, like = len(self.h), self.minimum.expand(num_chains)
-        hessian = tree.unflatten(self.h.expand(num_chains, n), like)
 
-        def normals() -> Tensor:
-            return torch.randn(num_chains, n, generator=generator, dtype=torch.float64)
+def deviations_of_moments(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """Compare moments of standardized entries z with those of independent entries.
 
-        w = self.mean + self.variance.sqrt() * normals()
-        state = self.sampler.init(tree.unflatten(w, like), tree.unflatten(normals(), like))
-        first = torch.zeros(num_chains, n, dtype=torch.float64)
-        second = torch.zeros(num_chains, n, n, dtype=torch.float64)
-        burnin = num_steps // 2
-        for step in range(num_steps):
-            w = tree.flatten(state.params)
-            z = (w - self.mean) / self.variance.sqrt()
-            if step >= burnin:
-                first += z
-                second += z[:, :, None] * z[:, None, :]
-            noisy = self.h * (w - self.m)
-            if self.gradient_sd:
-                noisy = noisy + self.gradient_sd * normals()
-            evaluation = Evaluation(
-                tree.unflatten(noisy, like),
-                loss=(self.h / 2 * (w - self.m).square()).sum(-1),
-                hessian_diagonal=hessian,
-            )
-            noise = tree.unflatten(noise_scale * normals(), like)
-            state, _ = self.sampler.update(state, evaluation, noise)
-            if step == 0 and self.sampler.log_weight(state) is not None:
-                raise ValueError(
-                    "draws must all count alike, got a sampler that gives them weights"
-                )
-        counted = num_steps - burnin
-        first, second = first / counted, second / counted
-        moments = {f"mean of entry {i}": first[:, i] for i in range(n)}
-        moments |= {f"variance of entry {i}": second[:, i, i] - 1 for i in range(n)}
-        moments |= {
-            f"covariance of entries {i} and {j}": second[:, i, j]
-            for i in range(n)
-            for j in range(i)
-        }
-        moments["mean of all"] = first.mean(1)
-        moments["variance of all"] = second.diagonal(dim1=1, dim2=2).mean(1) - 1
-        return moments
+    Args:
+        first: z of each chain, or its average over the chain's steps, `[C, n]`.
+        second: z zᵀ likewise, `[C, n, n]`.
+
+    Returns:
+        By name `[C]`, deviations in units of the law's standard deviation or variance.
+    """
+    n = first.shape[1]
+    moments = {f"mean of entry {i}": first[:, i] for i in range(n)}
+    moments |= {f"variance of entry {i}": second[:, i, i] - 1 for i in range(n)}
+    moments |= {
+        f"covariance of entries {i} and {j}": second[:, i, j] for i in range(n) for j in range(i)
+    }
+    moments["mean of all"] = first.mean(1)
+    moments["variance of all"] = second.diagonal(dim1=1, dim2=2).mean(1) - 1
+    return moments
+
+
+class QuadraticChains:
+    """Independent chains of a sampler on a quadratic loss, which start from a law.
+
+    Attributes:
+        law: The law of the start.
+        state: The state of all chains.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        target: Quadratic,
+        law: GaussianLaw,
+        *,
+        num_chains: int,
+        seed: int = 0,
+        noise_scale: float = 1.0,
+    ) -> None:
+        hessian, minimum = target.trees()
+        self.sampler, self.law = sampler, law
+        self._gradient_sd, self._noise_scale = target.gradient_sd, noise_scale
+        self._h, self._m = tree.flatten(hessian), tree.flatten(minimum)
+        self._hessian, self._like = hessian.expand(num_chains), minimum.expand(num_chains)
+        self._generator = torch.Generator().manual_seed(seed)
+        start = law.mean + law.variance.sqrt() * self._normals()
+        self.state = sampler.init(self._tree(start), self._tree(self._normals()))
+
+    def _normals(self) -> Tensor:
+        size = (len(self._like), len(self._h))
+        return torch.randn(size, generator=self._generator, dtype=torch.float64)
+
+    def _tree(self, values: Tensor) -> TensorDict:
+        return tree.unflatten(values, self._like)
+
+    @property
+    def w(self) -> Tensor:
+        """The parameters, `[C, n]`."""
+        return tree.flatten(self.state.params)
+
+    def step(self) -> None:
+        """Make one step of each chain."""
+        away = self.w - self._m
+        grads = self._h * away
+        if self._gradient_sd:
+            grads = grads + self._gradient_sd * self._normals()
+        evaluation = Evaluation(
+            self._tree(grads),
+            loss=(self._h / 2 * away.square()).sum(-1),
+            hessian_diagonal=self._hessian,
+        )
+        noise = self._tree(self._noise_scale * self._normals())
+        self.state, _ = self.sampler.update(self.state, evaluation, noise)
+
+
+def _deviations_of_averages(chains: QuadraticChains, num_steps: int) -> dict[str, Tensor]:
+    """Compare each chain's averages over the second half of its steps with the law."""
+    num_chains, n = chains.w.shape
+    first = torch.zeros(num_chains, n, dtype=torch.float64)
+    second = torch.zeros(num_chains, n, n, dtype=torch.float64)
+    burnin = num_steps // 2
+    for step in range(num_steps):
+        if step >= burnin:
+            z = chains.law.standardized(chains.w)
+            first += z
+            second += z[:, :, None] * z[:, None, :]
+        chains.step()
+        if step == 0 and chains.sampler.log_weight(chains.state) is not None:
+            raise ValueError("draws must all count alike, got a sampler that gives them weights")
+    counted = num_steps - burnin
+    return deviations_of_moments(first / counted, second / counted)
