@@ -1,7 +1,7 @@
 """The same seeds give the same chains, from one version to the next, to rounding.
 
-`references/chains.json` holds what six steps of every sampler gave when it was recorded. A change that
-is meant to change chains records it anew, and the changelog says so:
+`references/chains.json` holds what six steps of every sampler gave when it was recorded. A change
+that is meant to change chains records it anew, and the changelog says so:
 
     python tests/test_recorded_chains.py
 """
