@@ -45,10 +45,12 @@ def settings(groups: Iterable[Group]) -> list[dict[str, float]]:
         TypeError, ValueError: A function returned what is no number >= 0, or a number has become
             negative.
     """
+    # A function that several groups share is called once a step.
     called: dict[Callable[[], Any], float] = {}
 
     def number(name: str, value: Any) -> float:
         if not callable(value):
+            # A scheduler may have put a tensor here, or a number below 0.
             now = float(value)
             return now if now >= 0 else float(checks.number(name, now))
         if value not in called:

@@ -113,6 +113,7 @@ class Metrics:
 
     def take(self, metrics: norms.Metrics) -> None:
         """Take the values of a step's metrics."""
+        # One allocation for all nine fields.
         values = [float(getattr(metrics, name)) for name in _TENSORS]
         fields = torch.tensor(values, dtype=torch.float32, device=self.noise.device)
         for name, value in zip(_TENSORS, fields.reshape(-1, 1).unbind(), strict=True):

@@ -43,6 +43,7 @@ class SamplingOptimizer(Optimizer):
         self._sketch_seed = sketch_seed
         self._sketch_parts: dict[Tensor, functional.CountSketch] = {}
         self._remembered: dict[Tensor, list[str]] = {}
+        # torch takes neither a bare tensor nor a single group.
         groups: Any = [params] if isinstance(params, Tensor | dict) else params
         super().__init__(groups, defaults)
         self.register_state_dict_post_hook(leave_out_objects)
@@ -56,11 +57,13 @@ class SamplingOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: A setting or a parameter is refused; nothing is added then.
         """
+        # torch fills in the defaults first; only then can the group be checked.
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             self._start_group(group)
         except Exception:
+            # A refused group leaves the optimizer as it was.
             self.param_groups.pop()
             for param in group["params"]:
                 self.state.pop(param, None)
@@ -68,6 +71,7 @@ class SamplingOptimizer(Optimizer):
         for param in group["params"]:
             state = self.state.get(param, {})
             self._remembered[param] = [name for name in state if state[name] is not None]
+        # Hash functions are drawn for the number of all parameters: draw them anew.
         self._sketch_parts = {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -80,6 +84,7 @@ class SamplingOptimizer(Optimizer):
         """
         params = [param for group in self.param_groups for param in group["params"]]
         check_state(self, self._remembered, state_dict)
+        # torch casts every tensor to its parameter's dtype, momenta and averages too.
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, params, state_dict["state"])
 

@@ -183,6 +183,7 @@ class RMSpropPreconditioner(Preconditioner):
 
         The curvature term of a `grad` without a graph is 0.
         """
+        # With `create_graph=True` gradients carry a graph, which V must not keep alive.
         slopes = grad.detach()
         if "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(slopes)
@@ -193,6 +194,7 @@ class RMSpropPreconditioner(Preconditioner):
         if self.add_grad_correction:
             curvature = hessian_diagonal(grad, param)
             correction = rmsprop_correction(updated, gain, slopes, curvature, self.alpha)
+        # In place: V is the optimizer's state, in the parameter's dtype.
         average.copy_(updated)
         return PreconditionerCoefs(gain, gain, gain.sqrt(), 1.0, correction)
 

@@ -83,6 +83,7 @@ class GaussianPrior(Prior):
         elif self.center is None:
             centers = [None] * len(params)
         else:
+            # A 0-d tensor broadcasts against the parameter.
             centers = [param.new_tensor(float(self.center)) for param in params]
         return {param: {self.key: center} for param, center in zip(params, centers, strict=True)}
 
@@ -150,6 +151,7 @@ class CompositePrior(Prior):
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
         """What all priors remember, in compartments where names would meet."""
         combined: dict[Tensor, dict[str, Any]] = {param: {} for param in params}
+        # A prior's own name could be that of a compartment.
         reserved = {compartment for compartment, _ in self._compartments()}
         taken: set[str] = set()
         for compartment, prior in self._compartments():
@@ -214,6 +216,7 @@ def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
             direction = torch.as_tensor(gradient, device=param.device).expand_as(param)
             # Several priors may return the same memory, one after the other.
             pull = Term(1.0, direction.clone() if each is not prior else direction)
+        # As the published metrics have it: pulls to zero are weight decay, all others localization.
         decays = isinstance(each, GaussianPrior) and each.center is None
         (weight_decay if decays else localization).append(pull)
     return Pulls(sum_terms(localization), sum_terms(weight_decay), from_initial)

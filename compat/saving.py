@@ -40,6 +40,7 @@ def restore_objects(group: Group, live: Group) -> None:
             if isinstance(saved, dict):
                 value = type(value)(**saved).to(value.noise.device)
             group[name] = value
+        # Objects were left out when it was saved: those of the loading optimizer stay.
         elif name not in group or _plain(value) is _OBJECT or _is_setting(live, name):
             group[name] = value
 

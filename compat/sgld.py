@@ -91,6 +91,7 @@ class SGLD(SamplingOptimizer):
         """
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
+            # As published: SGLD takes 0 for no box.
             half_width = group["bounding_box_size"] or None
             for param, mask in zip(group["params"], masks(group), strict=True):
                 initial = self.state[param]["initial_param"]
@@ -110,6 +111,7 @@ class SGLD(SamplingOptimizer):
         """What one parameter's step is made of."""
         distance = localization = weight_decay = None
         if self.save_metrics or now["localization"]:
+            # Only where it is read: it is a pass over the parameter, and a copy of it.
             distance = Term(1.0, displacement(param.data, initial))
         if distance is not None and now["localization"]:
             localization = distance.times(now["localization"])

@@ -112,6 +112,7 @@ class SGMCMC(SamplingOptimizer):
         remembered = {} if group["prior"] is None else group["prior"].initialize(list(params))
         keeps_initial = group["bounding_box_size"] is not None or self.save_metrics
         for index, param in enumerate(params):
+            # A copy of the network: only for a box or metrics.
             initial = param.detach().clone() if keeps_initial else None
             self.state[param] |= remembered.get(param, {})
             self.state[param] |= {"param_idx": index, "initial_param": initial}
@@ -148,11 +149,13 @@ class SGMCMC(SamplingOptimizer):
             The closure's loss; None without one.
         """
         loss = evaluate(closure)
+        # Before anything moves: a refusal must not leave half a step.
         self._check_graphs()
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             half_width = group["bounding_box_size"]
             thermostat = Thermostat(group, now) if thermostat_of(group["preconditioner"]) else None
+            # In the order of the published package, whose noise is drawn in it.
             for param in group["params"]:
                 if param.grad is None:
                     continue

@@ -125,6 +125,7 @@ def start_thermostat(
     The momenta are drawn from the global generator, in the parameters' dtypes.
     """
     lr = float(group["lr"])
+    # One thermostat a group, in the default dtype, as published.
     group["thermostat"] = torch.tensor(float(group["diffusion_factor"]))
     for param, mask in zip(group["params"], group_masks, strict=True):
         momentum = fresh_momentum(torch.randn_like(param.detach()), lr, mask)
@@ -142,6 +143,7 @@ class Thermostat:
     def __init__(self, group: Group, now: dict[str, float]):
         self._thermostat: Tensor = group["thermostat"]
         self._now = now
+        # A number: the step's arithmetic then needs no tensor for ξ.
         self._friction = float(self._thermostat)
         self._energies: list[Tensor] = []
         self._sampled = 0
@@ -179,6 +181,7 @@ class Thermostat:
         """Move the thermostat by what the momenta hold."""
         if self._sampled:
             device, lr = self._thermostat.device, self._now["lr"]
+            # A group's parameters may live on several devices.
             energy = torch.stack([each.to(device) for each in self._energies]).sum()
             self._thermostat.copy_(
                 next_thermostat(

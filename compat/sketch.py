@@ -58,6 +58,7 @@ class CountSketch:
 
     def to(self, device: torch.device | str | int) -> "CountSketch":
         """The sketch on another device; itself, if it is there already."""
+        # As documented: a sketch is not written to, and need not be copied.
         if self.device == torch.device(device):
             return self
         return CountSketch(

@@ -64,12 +64,14 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
     """Call a closure, if there is one, with gradients on; a step is made with them off."""
     if closure is None:
         return None
+    # A step is made without gradients; the closure's backward needs them.
     with torch.enable_grad():
         return closure()
 
 
 def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normals of a parameter's shape, in the default dtype."""
+    # Drawn as `torch.normal` of the published package draws it: default dtype, contiguous.
     empty = torch.empty_like(
         param, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format
     )

@@ -93,6 +93,7 @@ def module_loss(
 
     def check_mode() -> None:
         for name, layer in impure:
+            # Dropout of probability 0 is pure; normalization has no p.
             if layer.training and getattr(layer, "p", 1.0) > 0:
                 raise ValueError(
                     f"the loss must be a function of its arguments alone, but layer {name!r} "
@@ -101,8 +102,10 @@ def module_loss(
                 )
 
     def loss_fn(params: TensorDict, batch: Any) -> Tensor:
+        # At every call: `model.train()` may be called between two runs.
         check_mode()
         inputs, targets = batch
+        # Parameters that the tree lacks keep the module's values.
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
         return criterion(functional_call(model, leaves, (inputs,)), targets)
 
@@ -137,6 +140,7 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
     """
     total, count = torch.zeros(()), 0
     for piece, size in pieces or ():
+        # A mean over pieces of unknown size would be another loss.
         if not size:
             return None
         loss, _ = loss_and_aux(loss_fn, params, piece)
@@ -232,6 +236,7 @@ def mean_evaluation(
         assert here.loss is not None  # an estimator evaluates the loss
         count += check_known_size(size)
         auxes.append(here.aux)
+        # Summed piece by piece: the activations of one piece are held at a time.
         weighted = (tree.widened(here.loss) * size, _times(size, here.grads))
         if total is not None:
             weighted = (total[0] + weighted[0], tree.map_leaves(torch.add, total[1], weighted[1]))
@@ -316,10 +321,12 @@ class ControlVariates(GradientEstimator):
 
     def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss on the minibatch, and g_B(w) − g_B(ŵ) + g(ŵ)."""
+        # On one batch, so that its noise is common to both and cancels.
         here = self._inner.evaluate(params, batch, None)
         there = self._inner.evaluate(memory.params, batch, None)
 
         def combined(here: Tensor, there: Tensor, known: Tensor) -> Tensor:
+            # In float32 at least: near ŵ the first two are almost equal.
             return (tree.widened(here) - there + known).to(here.dtype)
 
         grads = tree.map_leaves(combined, here.grads, there.grads, memory.grads)

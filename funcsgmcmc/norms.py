@@ -73,6 +73,7 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
         Metrics, each entry `[*chains]`.
     """
     measured = _measured(terms)
+    # Directions are multiplied, and coefficients afterwards: terms share directions.
     directions, places = _distinct(measured)
     dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in _pairs(places)}
     numel = tree.count(terms.noise.direction, mask)

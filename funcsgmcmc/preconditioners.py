@@ -77,6 +77,7 @@ class Identity(Preconditioner, frozen=True):
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
     ) -> Scaling:
         """G = 1."""
+        # None and not a tree of ones: a step without preconditioner multiplies by nothing.
         return Scaling(None, state)
 
 
@@ -112,6 +113,7 @@ class RMSprop(Preconditioner, frozen=True):
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
     ) -> Scaling:
         """V', G and Γ."""
+        # G is that of the new V', as in torch's RMSprop and in Li et al.
         averages = square_average(state, grads, self.alpha)
         gain = rmsprop_gain(averages, self.eps)
         if self.hessian is None:
@@ -135,6 +137,7 @@ class Adam(Preconditioner, frozen=True):
 
     def init(self, params: TensorDict) -> TensorDict:
         """No moments yet, in float32 or better."""
+        # A preconditioner sees gradients, and not the chain's step: it counts for itself.
         count = torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params))
         state = {"first": _zeros(params), "second": _zeros(params), "count": count}
         return TensorDict(state, batch_size=params.batch_size)
@@ -201,6 +204,7 @@ def _plus(a: TensorDict, b: TensorDict) -> TensorDict:
 
 
 def _zeros(params: TensorDict) -> TensorDict:
+    # Squares of half-precision gradients overflow in their own dtype.
     return tree.map_leaves(
         lambda leaf: torch.zeros_like(leaf, dtype=tree.working_dtype(leaf)), params
     )
@@ -216,6 +220,7 @@ def moving_average(average: AnyTree, values: AnyTree, beta: Scalar) -> AnyTree:
     """The running average βm + (1 − β) x, in float32 or better."""
 
     def blend(average: Tensor, value: Tensor) -> Tensor:
+        # One pass, where βm + (1 − β) x would be three.
         weight = tree.expand_right(1 - beta, average)
         return torch.lerp(tree.widened(average), tree.widened(value), weight)
 
@@ -258,6 +263,7 @@ def rmsprop_correction(
 
     def derivative(average: Tensor, gain: Tensor, grad: Tensor, hessian: Tensor) -> Tensor:
         forget = tree.expand_right(1 - alpha, average)
+        # 0/0 at V' = 0, which the choice below undoes.
         slope = -forget * grad * hessian * gain.square() / average.sqrt()
         return torch.where(average > 0, slope, 0.0)
 

@@ -29,6 +29,7 @@ def displacement(params: AnyTree, center: AnyTree) -> AnyTree:
     """
 
     def difference(leaf: Tensor, middle: Tensor) -> Tensor:
+        # w − w₀ is small: its digits are lost in a narrow dtype.
         return tree.widened(leaf) - tree.widened(middle)
 
     return tree.map_leaves(difference, params, center)
@@ -63,6 +64,7 @@ def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], tuple[TensorDi
 
     def potential(params: TensorDict) -> tuple[Tensor, Tensor]:
         value = checks.scalar("log_prior", log_prior(params))
+        # The value is what samplers that look at the energy need.
         return -value, value
 
     return torch.func.grad(potential, has_aux=True)

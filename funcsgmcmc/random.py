@@ -25,6 +25,7 @@ _KEY_SCHEDULE_PARITY = 0x1BD11BDA
 _WORD = 0xFFFFFFFF
 _SPLIT = 1 << 30
 _FOLD = 1 << 31
+# Two bits of a counter's second word tell its family: 62 are left for data.
 _MAX_DATA = 1 << 62
 _MAX_VALUES = 1 << 32
 
@@ -74,6 +75,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"num must be an int, got {num!r}")
     if not num >= 1:
         raise ValueError(f"num must be >= 1, got {num}")
+    # All children in one pass.
     index = torch.arange(num, dtype=torch.int32, device=key.device)
     return _child(key.unsqueeze(-2), index, torch.full_like(index, _SPLIT))
 
@@ -98,6 +100,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     if isinstance(data, Tensor):
         if data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
             raise TypeError(f"data must hold integers, got dtype {data.dtype}")
+        # In int64 the low word keeps its top bit, which is the sign in int32.
         wide = data.to(device=key.device, dtype=torch.int64)
         return _child(key, _as_word(wide), _as_word((wide >> 32) | _FOLD))
     if not isinstance(data, numbers.Integral):
@@ -157,10 +160,12 @@ def normal(
     dtype = torch.get_default_dtype() if dtype is None else dtype
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a real floating dtype, got {dtype}")
+    # Narrow dtypes have too few values between 0 and 1 for a logarithm's tail.
     compute = torch.promote_types(dtype, torch.float32)
 
     def box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         # In place wherever a value is needed no more: the words are this draw's own.
+        # The half keeps u₁ off 0, where the logarithm is infinite.
         uniform = first.bitwise_and_(0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
         radius = uniform.log_().mul_(-2).sqrt_()
         angle = second.to(compute).mul_(math.pi * 2.0**-31)
@@ -246,6 +251,7 @@ def _draw(
     if size == 0:
         empty = torch.zeros((*batch, 0), dtype=torch.int32, device=key.device)
         return transform(empty, empty)[0].reshape(batch + shape)
+    # Each counter gives two words; of an odd number the last one is left over.
     counters = (size + 1) // 2
 
     def values(start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -277,5 +283,6 @@ def _signed(word: int) -> int:
 
 def _as_word(wide: Tensor) -> Tensor:
     """The low 32 bits of int64 values, as int32."""
+    # A conversion of what int32 cannot hold is undefined: wrap it by hand.
     low = wide & _WORD
     return torch.where(low > 0x7FFFFFFF, low - (1 << 32), low).to(torch.int32)

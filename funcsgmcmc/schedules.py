@@ -103,6 +103,7 @@ def setting(
         TypeError, ValueError: As `checks.hyperparameter`; a schedule's first value is checked.
     """
     if isinstance(value, Schedule):
+        # Later values are the schedule's own affair: the first shows a wrong scale.
         first = over_steps(value, torch.zeros(1, dtype=torch.int64))
         checks.hyperparameter(f"{name} at step 0", first.reshape(-1), below=below)
         return value
@@ -121,6 +122,7 @@ def over_steps(value: Tensor | Schedule, steps: Tensor) -> Tensor:
     """
     if not isinstance(value, Schedule):
         return value.unsqueeze(-1).expand(*value.shape, len(steps))
+    # A schedule of C chains takes an index for each chain, here the same ones.
     return torch.vmap(lambda schedule: schedule(steps))(value) if value.shape else value(steps)
 
 

@@ -65,6 +65,7 @@ def count_sketch(
     """
     checks.count("input_dim", input_dim, minimum=0)
     checks.count("output_dim", output_dim, minimum=1)
+    # Drawn on the CPU: a device's generator would draw other functions.
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randint(output_dim, (input_dim,), generator=generator)
     signs = (2 * torch.randint(2, (input_dim,), generator=generator) - 1).float()
@@ -105,6 +106,7 @@ def project(vector: Tree, sketch: CountSketch) -> Tensor:
     size, input_dim = flat.shape[-1], len(sketch.indices)
     if size != input_dim:
         raise ValueError(f"the sketch is for {input_dim} parameters, got {size}")
+    # `index_add` sums colliding entries; plain indexing would keep one of them.
     result = flat.new_zeros((*flat.shape[:-1], sketch.output_dim))
     return result.index_add(-1, sketch.indices, sketch.signs.to(flat.dtype) * flat)
 

@@ -90,6 +90,7 @@ def kernel(
             or `log_prior` does not return a real scalar, or the state is that of many chains.
     """
     check_sampler(sampler)
+    # An estimator with a memory takes it as part of a kernel's batch.
     unpack = estimator_of(loss_fn).unpack
     sampler_step = chain_step(loss_fn, log_prior=log_prior, metrics=metrics)
 
@@ -178,6 +179,7 @@ def freezing(step: SamplerStep) -> FreezingStep:
         sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor, frozen_at: Tensor
     ) -> tuple[State, Info, Tensor]:
         moved, info = step(sampler, state, batch, memory, key)
+        # A frozen chain is stepped with the others, and what it would do is dropped.
         was_alive = frozen_at < 0
         finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
         frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)

@@ -129,6 +129,7 @@ class Terms:
 
     def total(self) -> Any:
         """The sum of the terms, w' − w without a box: a tree in float32 or better."""
+        # The first term is the start of the sum, so that no tree of zeros is made.
         first, *rest = self.up()
         return combine(first.value(), minus=self.down(), plus=rest)
 
@@ -161,6 +162,7 @@ def diagonal_factors(preconditioner: Tree | None, mask: Tree | None) -> Factors:
     """The factors of a diagonal preconditioner G and a mask m."""
     if preconditioner is None:
         return Factors(mask, mask, mask)
+    # G is multiplied by the mask once, for the gradient and for both pulls.
     drift = scaled(preconditioner, mask)
     root = tree.map_leaves(torch.sqrt, preconditioner)
     return Factors(drift, drift, scaled(root, mask))
@@ -168,6 +170,7 @@ def diagonal_factors(preconditioner: Tree | None, mask: Tree | None) -> Factors:
 
 def scaled(direction: Any, factors: Tree | None) -> Any:
     """Multiply elementwise, in the dtype of the direction, float32 at least; None means 1."""
+    # The same object, so that metrics see which terms share a direction.
     if factors is None:
         return direction
 
@@ -200,6 +203,7 @@ def step_terms(
         momentum: As in `Terms`.
     """
     unscaled_grad = _applied(drift, slope.grad, None)
+    # Without factors they are one term, whose norm is measured once.
     scaled_grad = unscaled_grad
     if factors.grad is not None or factors.drift_grad is not None:
         scaled_grad = _applied(drift, factors.drift_grad or slope.grad, factors.grad)
@@ -283,6 +287,7 @@ def _at(name: tree.Name, terms: Sequence[Term]) -> list[Term]:
 def _combine_leaf(
     leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], in_place: bool = False
 ) -> Tensor:
+    # Steps are far smaller than w: summed in a narrow dtype they would vanish one by one.
     result = tree.widened(leaf)
     # The leaf itself or a wider copy of it may be written to, unless a direction is read from it.
     writes = in_place and not _lies_in(result, (*minus, *plus))

@@ -42,6 +42,7 @@ def params_of(module: nn.Module) -> TensorDict:
     Raises:
         ValueError: The module has no parameters.
     """
+    # `named_parameters` yields tied weights once.
     leaves = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
     if not leaves:
         raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
@@ -63,6 +64,7 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
         ValueError: It is empty.
     """
     if isinstance(params, TensorDictBase):
+        # A tree of its own: what is written to it must not reach the caller's.
         taken = cast(TensorDict, params.copy())
     elif isinstance(params, Mapping):
         _check_named_tensors(params, name)
@@ -77,6 +79,7 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
             raise TypeError(
                 f"{name}[{dotted(key)!r}] must be real floating point, got {leaf.dtype}"
             )
+    # An empty tree would sample nothing, and have no device or dtype.
     if not size(taken):
         raise ValueError(f"{name} must hold at least one parameter, got {taken}")
     return taken
@@ -180,6 +183,7 @@ def map_leaves(function: Callable[..., Tensor], first: Any, *rest: Any) -> Tree:
     Returns:
         A tree of the batch size of the first one.
     """
+    # The arithmetic of an optimizer, with no tree built around its one leaf.
     if isinstance(first, Tensor):
         return function(first, *rest)
     return build(
@@ -218,6 +222,7 @@ def expand_right(value: Scalar, leaf: Tensor) -> Scalar:
     """
     if not isinstance(value, Tensor):
         return value
+    # Kept a tensor of dimensions: a 0-d one would not widen a half-precision leaf.
     return value.to(working_dtype(leaf)).reshape(value.shape + (1,) * (leaf.ndim - value.ndim))
 
 
@@ -276,6 +281,7 @@ def unflatten(flat: Tensor, like: TensorDictBase) -> TensorDict:
     for name, leaf in leaves(like):
         shape = leaf.shape[like.batch_dims :]
         stop = start + math.prod(shape)
+        # A view where dtypes agree: the noise of a step is drawn once, and not copied.
         view = flat[..., start:stop].reshape(flat.shape[:-1] + shape)
         views[name] = view.to(working_dtype(leaf))
         start = stop
@@ -310,6 +316,7 @@ def normal_like(key: Tensor, like: TensorDictBase) -> TensorDict:
 
 def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Bare tensors as vectors of one dtype, float32 at least."""
+    # Squares and products of float16 would overflow.
     vectors = [widened(tensor).reshape(-1) for tensor in tensors]
     if len({vector.dtype for vector in vectors}) > 1:
         vectors = [vector.to(torch.float64) for vector in vectors]
@@ -327,6 +334,7 @@ def dot(a: Tree, b: Tree) -> Tensor:
         ⟨a, b⟩, `[*chains]`, accumulated in float32 or better.
     """
     if isinstance(a, Tensor) or isinstance(b, Tensor):
+        # A norm: the vector is widened once.
         if a is b:
             vector = widened(cast(Tensor, a)).reshape(-1)
             return torch.dot(vector, vector)
@@ -369,6 +377,7 @@ def where(condition: Tensor, a: TreeT, b: TreeT) -> TreeT:
         b: What to take elsewhere, of the same structure.
     """
 
+    # States are pytrees too, so that one function serves trees and states.
     def choose(leaf: Tensor, other: Tensor) -> Tensor:
         shape = condition.shape + (1,) * (leaf.ndim - condition.ndim)
         return torch.where(condition.reshape(shape), leaf, other)

@@ -83,6 +83,7 @@ class BADODA(ThermostatSampler, frozen=True):
         num_sampled = tree.count(state.params, self.mask)
         energy = tree.dot(momentum, momentum) / num_sampled.clamp(min=1)
         change = self.lr / 2 * (energy - self.temperature) / self.thermostat_mass
+        # Without an entry to heat, the thermostat would fall without end.
         return torch.where(num_sampled > 0, change, 0.0)
 
 
@@ -100,6 +101,7 @@ def ornstein_uhlenbeck(
         The share of p that remains, e^(−ξh); and the variance of the noise, A (1 − e^(−2ξh))/ξ,
         which is 2Ah at ξ = 0.
     """
+    # The limit at ξ = 0 is chosen by `where`: its other branch must not divide by 0.
     at_rest = friction == 0
     divisor = torch.where(at_rest, 1.0, friction)
     time = torch.where(at_rest, 2 * lr, -torch.expm1(-2 * friction * lr) / divisor)

@@ -125,6 +125,7 @@ class Sampler(TensorClass, frozen=True):
             setting = getattr(self, name)
             if isinstance(setting, Schedule):
                 values[name] = setting(step)
+        # Without schedules nothing is built: this runs at every step.
         return self.replace(**values) if values else self
 
     def schedulable(self) -> tuple[str, ...]:
@@ -179,8 +180,10 @@ class Sampler(TensorClass, frozen=True):
         if self.anchor is not None:
             tree.check_same_dtypes("anchor", self.anchor, params)
         return {
+            # Copies: the caller may go on to train these tensors in place.
             "params": params.clone(),
             "step": torch.zeros(params.batch_size, dtype=torch.int64, device=tree.device(params)),
+            # A chain without an anchor is pulled to its own start.
             "anchor": params.clone() if self.anchor is None else None,
             "batch_size": params.batch_size,
             # Locking would lock the caller's own tree, and warns inside a compiled graph.
@@ -195,6 +198,7 @@ class Sampler(TensorClass, frozen=True):
         """
         if self.anchor is not None:
             return self
+        # An anchor per chain makes the other settings per chain, too.
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         fields, chains = checks.per_chain({**fields, "anchor": params.detach().clone()})
         return type(self)(**fields, batch_size=chains, lock=False)
@@ -208,11 +212,13 @@ class Sampler(TensorClass, frozen=True):
 
     def slope(self, state: State, evaluation: Evaluation) -> Slope:
         """∇U(w) term by term: nβ g, γ (w − w₀) − ∇log p, λ w."""
+        # A tensor: numbers may not leave a vmap.
         one = torch.ones_like(self.localization)
         distance = Term(one, displacement(state.params, self.center(state)))
         localization = Term(self.localization, distance.direction)
         if evaluation.prior_pull is not None:
             pull = gaussian_pull(distance.direction, self.localization)
+            # In metrics a user's log-prior counts with the localization.
             localization = Term(one, tree.map_leaves(torch.add, pull, evaluation.prior_pull))
         return Slope(
             grad=Term(self.nbeta, evaluation.grads),
@@ -238,6 +244,7 @@ def clamp_to_box(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTre
 
     def clamp_leaf(leaf: Tensor, middle: Tensor) -> Tensor:
         width = tree.expand_right(half_width, leaf)
+        # The bounds of a half-precision leaf are float32.
         return torch.clamp(leaf, middle - width, middle + width).to(leaf.dtype)
 
     return tree.map_leaves(clamp_leaf, params, center)

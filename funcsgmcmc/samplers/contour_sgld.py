@@ -182,7 +182,9 @@ def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Ten
     Returns:
         log Ψ and log θ(J) − log θ(J − 1), the latter 0 in the first and the last part; `[*chains]`.
     """
+    # A part that is never visited may underflow to 0.
     log_theta = theta.clamp(min=torch.finfo(theta.dtype).tiny).log()
+    # The first part has none below: with itself its slope is 0.
     below = (part - 1).clamp(min=0)
     end = torch.where(part == theta.shape[-1] - 1, below, part)
     start = log_theta.gather(-1, below.unsqueeze(-1)).squeeze(-1)

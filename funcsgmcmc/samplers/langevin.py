@@ -51,6 +51,7 @@ class LangevinSampler(Sampler, frozen=True):
 
     def factors(self, state: LangevinState, evaluation: Evaluation) -> tuple[Factors, TensorDict]:
         """M G, m √G and T m Γ of this step, and the preconditioner's next averages."""
+        # G adapts to the raw gradient of the loss: neither nβ nor a pull changes it.
         scaling = self.preconditioner.update(
             state.preconditioner, evaluation.grads, evaluation.hessian_diagonal
         )
@@ -58,6 +59,7 @@ class LangevinSampler(Sampler, frozen=True):
         if scaling.drift_grads is not None:
             factors = factors._replace(drift_grad=Term(self.nbeta, scaling.drift_grads))
         if scaling.correction is not None:
+            # G is in Γ already: only the mask is missing.
             correction = Term(self.temperature, scaled(scaling.correction, self.mask))
             factors = factors._replace(correction=correction)
         return factors, scaling.state

@@ -76,6 +76,7 @@ class MomentumSampler(Sampler, frozen=True):
             name = type(self).__name__.lower()
             raise ValueError(f"{name} needs noise for its momenta: init(params, noise), got None")
         fields = self.start(params)
+        # The step size may be a schedule: momenta start with its first value.
         variance = self.at(fields["step"]).momentum_variance()
         return {**fields, "momentum": fresh_momentum(noise, variance, self.mask)}
 
@@ -85,6 +86,7 @@ class MomentumSampler(Sampler, frozen=True):
         """C and q of a step: 0 and 1 if it draws the momentum afresh, else as they are."""
         if self.refresh_interval is None:
             return remaining, renewal
+        # Steps count from 0; the R-th is R − 1. Chosen by `where`, so that chains may differ.
         refreshes = (step + 1) % self.refresh_interval == 0
         return torch.where(refreshes, 0.0, remaining), torch.where(refreshes, 1.0, renewal)
 
@@ -186,6 +188,7 @@ def reflect_at_box(
     """
 
     def reflect(momentum: Tensor, leaf: Tensor, middle: Tensor) -> Tensor:
+        # Of w before it is clamped.
         inside = (leaf - middle).abs() < tree.expand_right(half_width, leaf)
         return torch.where(inside, momentum, -momentum)
 

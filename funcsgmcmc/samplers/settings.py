@@ -123,6 +123,7 @@ def build(
     checked = {
         name: each.check(name, given.get(name, each.default)) for name, each in _CHECKS.items()
     }
+    # One batch size for all fields, as a `TensorClass` wants it.
     fields, chains = checks.per_chain({"lr": setting("lr", lr), **checked, **own})
     return sampler(**fields, batch_size=chains, lock=False)
 
@@ -159,6 +160,7 @@ def takes_shared_settings(factory: Callable[P, T]) -> Callable[P, T]:
                 )
         return factory(*args, **kwargs)
 
+    # `help`, `inspect` and editors that run the code read this.
     make.__signature__ = full  # type: ignore[attr-defined]
     make.__doc__ = _with_sentences(
         factory.__doc__ or "", shared.name, [each.name for each in added]

@@ -50,10 +50,12 @@ class SGLRW(LangevinSampler, frozen=True):
         shock = Term((self.lr * self.temperature) ** 0.5, noise)
         terms = step_terms(slope, factors, shock, drift=self.lr / 2)
         fall = mean_fall(terms)
+        # δ as a tree: with a preconditioner each entry has a spacing of its own.
         ones = tree.map_leaves(torch.ones_like, state.params)
         spacing = Term(shock.coefficient, scaled(ones, factors.noise)).value()
         moves = tree.map_leaves(lattice_move, fall, spacing, noise)
         params = self.boxed(add(state.params, Term(1.0, moves)), self.center(state))
+        # The noise of a move is what it adds to its mean −d.
         surplus = tree.map_leaves(torch.add, moves, fall)
         terms = terms.with_noise(Term(torch.ones_like(self.localization), surplus))
         return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms

@@ -66,6 +66,7 @@ class SGNHT(ThermostatSampler, frozen=True):
         thermostat = next_thermostat(
             state.thermostat,
             energy=tree.dot(momentum, momentum),
+            # A chain that is masked all over has no entries to divide by.
             num_sampled=tree.count(state.params, self.mask).clamp(min=1),
             variance=self.momentum_variance(),
         )
