@@ -1,4 +1,4 @@
-"""What a parameter group holds, checked when it enters and read at every step."""
+"""Parameter groups: their settings are checked when they enter, and read at every step."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence

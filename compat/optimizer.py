@@ -1,4 +1,4 @@
-"""What the optimizers share: how groups enter, what is reported of a step, how they are saved."""
+"""The shared part of the optimizers: entry of groups, reports of a step, state dicts."""
 
 from collections.abc import Iterator
 from typing import Any

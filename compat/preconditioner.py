@@ -83,7 +83,7 @@ def _factor(coef: float | Tensor, param: Tensor) -> Tensor | None:
 
 
 class Preconditioner(ABC):
-    """What every preconditioner is; subclass it to write one."""
+    """The contract of a preconditioner; subclass it to write one."""
 
     @abstractmethod
     def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:

@@ -19,7 +19,7 @@ State = MutableMapping[str, Any]
 
 
 class Prior(ABC):
-    """What every prior is; subclass it to write one.
+    """The contract of a prior; subclass it to write one.
 
     Attributes:
         key: Under which name the prior keeps what it remembers of a parameter.
@@ -29,7 +29,7 @@ class Prior(ABC):
 
     @abstractmethod
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
-        """What to remember of each parameter of a group, at its values now."""
+        """Make the memory of each parameter of a group, at its values now."""
 
     @abstractmethod
     def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
@@ -149,7 +149,7 @@ class CompositePrior(Prior):
         self.priors = [prior for prior in priors if not isinstance(prior, UniformPrior)]
 
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
-        """What all priors remember, in compartments where names would meet."""
+        """The memories of all priors, in compartments where names would meet."""
         combined: dict[Tensor, dict[str, Any]] = {param: {} for param in params}
         # A prior's own name could be that of a compartment.
         reserved = {compartment for compartment, _ in self._compartments()}

@@ -67,7 +67,7 @@ def check_state(
     Args:
         optimizer: The one that is about to load.
         needed: Names of what it has remembered of each parameter from the start.
-        state_dict: What it is to load.
+        state_dict: The one to load.
 
     Raises:
         ValueError: The state dict lacks something, as after another method or without metrics or a

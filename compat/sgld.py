@@ -108,7 +108,7 @@ class SGLD(SamplingOptimizer):
         now: dict[str, float],
         generator: Generator | None,
     ) -> Potential:
-        """What one parameter's step is made of."""
+        """Slope, factors and noise of one parameter."""
         distance = localization = weight_decay = None
         if self.save_metrics or now["localization"]:
             # Only where it is read: it is a pass over the parameter, and a copy of it.

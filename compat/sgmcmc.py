@@ -195,7 +195,7 @@ class SGMCMC(SamplingOptimizer):
     def _potential(
         self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
     ) -> Potential:
-        """What one parameter's step is made of."""
+        """Slope, factors and noise of one parameter."""
         state, grad = self.state[param], dense_grad(param)
         coefs = group["preconditioner"].get_coefficients(param, grad, state)
         pulled = pulls(group["prior"], param.data, state)

@@ -1,4 +1,4 @@
-"""What the optimizers' steps share, one parameter at a time."""
+"""The shared part of the optimizers' steps, one parameter at a time."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Potential(NamedTuple):
-    """What one parameter's step is made of, before step sizes.
+    """The potential of one parameter, and the noise of its step, before step sizes.
 
     Attributes:
         slope: nβ g and the pulls.
@@ -104,7 +104,7 @@ def langevin_step_(
     Args:
         param: w.
         initial: w₀.
-        potential: What the step is made of.
+        potential: Slope, factors and noise.
         lr: ε.
         half_width: b, or None for no box.
         report: Where the step is reported.

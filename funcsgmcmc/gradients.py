@@ -41,15 +41,15 @@ LossFn = Callable[[TensorDict, Any], Tensor | tuple[Tensor, Any]]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of the potential at a chain's parameters, before a step.
+    """The potential at a chain's parameters, before a step, as far as it is known.
 
-    What is not known, or not there, is None. An evaluation is a pytree, which `torch.vmap` may
+    Unknown and absent parts are None. An evaluation is a pytree, which `torch.vmap` may
     return.
 
     Attributes:
         grads: g = ∇L(w), raw: without nβ. A tree like the parameters.
         loss: L(w) on the batch, `[*chains]`.
-        aux: What the loss function returned beside the loss.
+        aux: The second value of the loss function, if it returned one.
         prior_pull: −∇log p(w) of a user's log-prior, a tree like the parameters.
         log_prior: log p(w), `[*chains]`.
         hessian_diagonal: h, the diagonal of ∇²L(w), a tree like the parameters.

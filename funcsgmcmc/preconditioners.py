@@ -33,7 +33,7 @@ class Scaling(NamedTuple):
         gain: G, a tree like the parameters; None for 1, which costs nothing.
         state: The preconditioner's next state.
         correction: Γ; None for 0.
-        drift_grads: What stands for g in the drift; None for g itself.
+        drift_grads: The tree that replaces g in the drift; None for g itself.
     """
 
     gain: TensorDict | None

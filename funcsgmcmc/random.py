@@ -224,7 +224,7 @@ def check_key(key: Tensor) -> None:
 def _rotation_operands(
     device: torch.device,
 ) -> tuple[Sequence[int | Tensor], Sequence[int | Tensor]]:
-    """What the right parts of the eight rotations are shifted by, and masked with.
+    """The shifts and the masks of the right parts of the eight rotations.
 
     In eager code on the CPU a number costs a conversion at each use, which doubles the time of an
     operation on few values: there they are tensors.

@@ -90,7 +90,7 @@ def _half_cosine(share: Tensor) -> Tensor:
 
 
 def _share_of_cycle(step: Tensor, num_steps_per_cycle: Tensor) -> Tensor:
-    """How much of its cycle has passed at a step, in [0, 1)."""
+    """The share of its cycle that has passed at a step, in [0, 1)."""
     return (step % num_steps_per_cycle) / num_steps_per_cycle
 
 

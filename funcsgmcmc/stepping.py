@@ -39,7 +39,7 @@ class Info:
     Attributes:
         loss: L(w) on the batch at the parameters before the step, `[*chains]`.
         metrics: Norms and inner products of the update's terms; None if not asked for.
-        aux: What the loss function returned beside the loss; None if nothing.
+        aux: The second value of the loss function; None if it returned the loss alone.
         log_weight: Log of the importance weight of the parameters before the step, `[*chains]`;
             None for samplers whose draws all count alike.
     """
@@ -112,7 +112,7 @@ def step_noise(key: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tens
         key: The chains' keys, `[*chains, 2]`.
         step: Index of the step, `[*chains]`.
         size: n, the number of parameters of a chain.
-        dtype: What to draw in.
+        dtype: Of the noise.
 
     Returns:
         Independent N(0, 1), `[*chains, n]`.

@@ -77,7 +77,7 @@ class Factors(NamedTuple):
         prior: Factor of the pulls, m G.
         noise: Factor of the noise, m √G.
         correction: The drift T · m Γ; None for 0.
-        drift_grad: What stands for nβ · g in the drift; None for nβ · g itself.
+        drift_grad: The term that replaces nβ · g in the drift; None for nβ · g itself.
     """
 
     grad: Tree | None = None
@@ -99,10 +99,10 @@ class Terms:
         unscaled_grad: The same without preconditioner and mask.
         localization: Drift from the pull to the anchor, and from a user's log-prior.
         weight_decay: Drift from the pull to zero.
-        noise: What was added at random.
+        noise: The random term.
         distance: w − w₀ before the update, with coefficient 1.
         correction: Drift from the curvature of a preconditioner, Γ.
-        momentum: What a momentum carries over from the step before.
+        momentum: The momentum that remains of the step before.
 
     Without a box, w' − w = momentum − scaled_grad − localization − weight_decay + correction +
     noise.
@@ -198,7 +198,7 @@ def step_terms(
     Args:
         slope: ∇U(w), term by term.
         factors: m G, m √G and T m Γ.
-        shock: What is added at random, before preconditioner and mask: √(εT) σ · η for SGLD.
+        shock: The noise before preconditioner and mask: √(εT) σ · η for SGLD.
         drift: Step size of the drift: ε/2 for SGLD.
         momentum: As in `Terms`.
     """

@@ -193,7 +193,7 @@ def map_leaves(function: Callable[..., Tensor], first: Any, *rest: Any) -> Tree:
 
 
 def working_dtype(leaf: Tensor) -> torch.dtype:
-    """What sums and products with a leaf are computed in: its dtype, but float32 at least."""
+    """The dtype for sums and products with a leaf: its own, but float32 at least."""
     return torch.promote_types(leaf.dtype, torch.float32)
 
 
@@ -373,8 +373,8 @@ def where(condition: Tensor, a: TreeT, b: TreeT) -> TreeT:
 
     Args:
         condition: `[*chains]`.
-        a: What to take where the condition holds; every leaf `[*chains, …]`.
-        b: What to take elsewhere, of the same structure.
+        a: Taken where the condition holds; every leaf `[*chains, …]`.
+        b: Taken elsewhere, of the same structure.
     """
 
     # States are pytrees too, so that one function serves trees and states.

@@ -1,1 +1,1 @@
-"""What is concluded from a run: functions of its record, or of tensors of draws."""
+"""Estimates: functions of a run's record, or of tensors of draws."""

@@ -1,1 +1,1 @@
-"""How chains are run: `sample`, a run in progress, its data, its record and where that is kept."""
+"""Runs of many chains: `sample`, a run in progress, its data, its record and the store of that."""

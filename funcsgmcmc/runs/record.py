@@ -20,7 +20,7 @@ class Frozen:
     Attributes:
         chain: Index of the chain.
         step: The step that failed; the chain stays at the parameters before it.
-        reason: What was not finite.
+        reason: Names the value that was not finite.
     """
 
     chain: int
@@ -168,7 +168,7 @@ class SamplingError(RuntimeError):
     """A run stopped before its end.
 
     Attributes:
-        samples: What was recorded until then.
+        samples: The record until then.
     """
 
     def __init__(self, message: str, samples: Samples) -> None:

@@ -55,7 +55,7 @@ class SharedSettings(TypedDict, total=False):
 
 
 class _Check(NamedTuple):
-    """How a setting is checked, and its default; no default means that it must be given."""
+    """The check of a setting, and its default; a setting without one must be given."""
 
     check: Callable[[str, Any], Any]
     default: Any = inspect.Parameter.empty
