@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from cases import BY_NAME, CASES
 from funcsgmcmc import random, tree
+from funcsgmcmc.runs.request import RunKeys
 from funcsgmcmc.runs.run import Run
 from problems import assert_same, classification, good_loss, observables, records, run
 
@@ -364,3 +365,13 @@ def test_starts_and_momenta_are_independent():
     assert abs(product.mean() / product.std()) * len(product) ** 0.5 < 4
     assert abs(start.var() - 1) < 0.06
     assert abs(momentum.var() - 1) < 0.06
+
+
+def test_every_purpose_has_a_key_of_its_own():
+    """Also for each chain; and the keys are those that the documentation names."""
+    keys = RunKeys(fs.key(3), torch.arange(4, 9))
+    purposes = [keys.noise, keys.minibatches, keys.starts, keys.momenta]
+    assert len(torch.cat(purposes).unique(dim=0)) == 4 * 5
+    assert torch.equal(keys.noise[2], random.fold_in(fs.key(3), 6))
+    for child, purpose in zip(random.split(fs.key(3), 3), purposes[1:], strict=True):
+        assert torch.equal(purpose[2], random.fold_in(child, 6))

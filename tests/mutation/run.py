@@ -65,7 +65,7 @@ TESTS: dict[str, list[list[str]]] = {
     "random": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_random.py"]],
     "stepping": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_kernel.py"]],
     "runs.request": [
-        ["tests/test_sampling.py", "-k", "keys or company or independent"],
+        ["tests/test_sampling.py", "-k", "purpose or keys or company or independent"],
         ["tests/test_sampling.py"],
     ],
 }
