@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import Potential, StepReport, dense_grad, langevin_step_, noise_like
+from compat.step import StepInputs, StepReport, dense_grad, langevin_step_, noise_like
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Slope, Term, diagonal_factors
 
@@ -95,19 +95,19 @@ class SGLD(SamplingOptimizer):
             half_width = group["bounding_box_size"] or None
             for param, mask in zip(group["params"], masks(group), strict=True):
                 initial = self.state[param]["initial_param"]
-                potential = self._potential(param, initial, mask, now, noise_generator)
-                langevin_step_(param, initial, potential, now["lr"], half_width, report)
-                del potential  # so that two parameters' temporaries are never held at once
+                inputs = self._inputs(param, initial, mask, now, noise_generator)
+                langevin_step_(param, initial, inputs, now["lr"], half_width, report)
+                del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
 
-    def _potential(
+    def _inputs(
         self,
         param: Tensor,
         initial: Tensor,
         mask: Tensor | None,
         now: dict[str, float],
         generator: Generator | None,
-    ) -> Potential:
+    ) -> StepInputs:
         """Slope, factors and noise of one parameter."""
         distance = localization = weight_decay = None
         if self.save_metrics or now["localization"]:
@@ -118,7 +118,7 @@ class SGLD(SamplingOptimizer):
         if now["weight_decay"]:
             weight_decay = Term(now["weight_decay"], param.data)
         grad = Term(now["nbeta"], dense_grad(param))
-        return Potential(
+        return StepInputs(
             slope=Slope(grad, localization, weight_decay, distance),
             factors=diagonal_factors(None, mask),
             noise=noise_like(param, generator),

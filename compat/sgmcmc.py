@@ -19,7 +19,7 @@ from compat.preconditioner import (
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
-from compat.step import Potential, StepReport, dense_grad, evaluate, langevin_step_, noise_like
+from compat.step import StepInputs, StepReport, dense_grad, evaluate, langevin_step_, noise_like
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Slope, Term
@@ -160,13 +160,13 @@ class SGMCMC(SamplingOptimizer):
                 if param.grad is None:
                     continue
                 state = self.state[param]
-                potential = self._potential(group, param, now, noise_generator)
+                inputs = self._inputs(group, param, now, noise_generator)
                 if thermostat is None:
                     initial = state["initial_param"]
-                    langevin_step_(param, initial, potential, now["lr"], half_width, report)
+                    langevin_step_(param, initial, inputs, now["lr"], half_width, report)
                 else:
-                    thermostat.step_(param, state, potential, half_width, report)
-                del potential  # so that two parameters' temporaries are never held at once
+                    thermostat.step_(param, state, inputs, half_width, report)
+                del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
             if thermostat is not None:
                 thermostat.finish()
@@ -192,9 +192,9 @@ class SGMCMC(SamplingOptimizer):
                 "backward(create_graph=True), got gradients without one"
             )
 
-    def _potential(
+    def _inputs(
         self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
-    ) -> Potential:
+    ) -> StepInputs:
         """Slope, factors and noise of one parameter."""
         state, grad = self.state[param], dense_grad(param)
         coefs = group["preconditioner"].get_coefficients(param, grad, state)
@@ -203,7 +203,7 @@ class SGMCMC(SamplingOptimizer):
         if self.save_metrics and distance is None:
             distance = Term(1.0, displacement(param.data, state["initial_param"]))
         mask, force = coefs.mask(param), Term(now["nbeta"], grad)
-        return Potential(
+        return StepInputs(
             slope=Slope(force, pulled.localization, pulled.weight_decay, distance),
             factors=coefs.factors(param, mask),
             noise=noise_like(param, generator),

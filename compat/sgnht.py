@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import Potential, StepReport, dense_grad, entries, evaluate, noise_like
+from compat.step import StepInputs, StepReport, dense_grad, entries, evaluate, noise_like
 from funcsgmcmc import checks, tree
 from funcsgmcmc.samplers.momentum import euler_terms, fresh_momentum, reflect_at_box
 from funcsgmcmc.samplers.sgnht import next_thermostat
@@ -103,7 +103,7 @@ class SGNHT(SamplingOptimizer):
             for param, mask in zip(group["params"], masks(group), strict=True):
                 if param.grad is None:
                     continue
-                potential = Potential(
+                inputs = StepInputs(
                     slope=Slope(Term(now["nbeta"], dense_grad(param)), None, None, None),
                     factors=diagonal_factors(None, mask),
                     noise=noise_like(param),
@@ -111,8 +111,8 @@ class SGNHT(SamplingOptimizer):
                     mask=mask,
                 )
                 half_width = group["bounding_box_size"] or None
-                thermostat.step_(param, self.state[param], potential, half_width, report)
-                del potential  # so that two parameters' temporaries are never held at once
+                thermostat.step_(param, self.state[param], inputs, half_width, report)
+                del inputs  # so that two parameters' temporaries are never held at once
             thermostat.finish()
         return loss
 
@@ -152,7 +152,7 @@ class Thermostat:
         self,
         param: Tensor,
         state: dict[str, Any],
-        potential: Potential,
+        inputs: StepInputs,
         half_width: float | None,
         report: StepReport,
     ) -> None:
@@ -160,14 +160,14 @@ class Thermostat:
         momentum, now = state["momentum"], self._now
         scale = (2 * now["diffusion_factor"] * now["lr"]) ** 0.5
         terms = euler_terms(
-            potential.slope,
-            potential.factors,
-            Term(scale * potential.noise_level, potential.noise),
+            inputs.slope,
+            inputs.factors,
+            Term(scale * inputs.noise_level, inputs.noise),
             Term(1 - self._friction, momentum),
             drift=now["lr"],
             force_first=True,
         )
-        report.add(param, terms, potential.mask)
+        report.add(param, terms, inputs.mask)
         pushed = terms.total()
         w = add(param.data, Term(1.0, pushed), in_place=True)
         if half_width is not None:
@@ -175,7 +175,7 @@ class Thermostat:
             w.copy_(clamped)
         momentum.copy_(pushed)
         self._energies.append(tree.dot(pushed, pushed))
-        self._sampled += entries(param, potential.mask)
+        self._sampled += entries(param, inputs.mask)
 
     def finish(self) -> None:
         """Move the thermostat by what the momenta hold."""

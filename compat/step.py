@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from compat.optimizer import SamplingOptimizer
 
 
-class Potential(NamedTuple):
-    """The potential of one parameter, and the noise of its step, before step sizes.
+class StepInputs(NamedTuple):
+    """The inputs of one parameter's step, before step sizes.
 
     Attributes:
         slope: nβ g and the pulls.
@@ -94,7 +94,7 @@ def entries(param: Tensor, mask: Tensor | None) -> int:
 def langevin_step_(
     param: Tensor,
     initial: Tensor,
-    potential: Potential,
+    inputs: StepInputs,
     lr: float,
     half_width: float | None,
     report: StepReport,
@@ -104,15 +104,15 @@ def langevin_step_(
     Args:
         param: w.
         initial: w₀.
-        potential: Slope, factors and noise.
+        inputs: Slope, factors and noise.
         lr: ε.
         half_width: b, or None for no box.
         report: Where the step is reported.
     """
     w = param.data
-    shock = Term(lr**0.5 * potential.noise_level, potential.noise)
-    terms = step_terms(potential.slope, potential.factors, shock, drift=lr / 2)
-    report.add(param, terms, potential.mask)
+    shock = Term(lr**0.5 * inputs.noise_level, inputs.noise)
+    terms = step_terms(inputs.slope, inputs.factors, shock, drift=lr / 2)
+    report.add(param, terms, inputs.mask)
     move(w, terms, in_place=True)
     if half_width is not None:
         w.copy_(clamp_to_box(w, initial, half_width))

@@ -65,7 +65,7 @@ class BADODA(ThermostatSampler, frozen=True):
     ) -> tuple[ThermostatState, Terms]:
         """Make one step, by the equation in the module's docstring."""
         shock = Term(self.temperature**0.5, noise)
-        force = step_terms(self.slope(state, evaluation), self.masked(), shock, drift=self.lr)
+        force = step_terms(self.slope(state, evaluation), self.mask_factors(), shock, drift=self.lr)
         kicked = kick(state.momentum, force)
         friction = state.thermostat + self.half_step(state, kicked)
         remaining, renewal = ornstein_uhlenbeck(friction, self.diffusion_factor, self.lr)

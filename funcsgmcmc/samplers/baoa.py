@@ -67,7 +67,7 @@ class BAOA(MomentumSampler, frozen=True):
         renewal = -torch.expm1(-2 * self.friction * self.lr)
         remaining, renewal = self.with_refresh(state.step, remaining, renewal)
         shock = Term(self.temperature**0.5, noise)
-        force = step_terms(self.slope(state, evaluation), self.masked(), shock, drift=self.lr)
+        force = step_terms(self.slope(state, evaluation), self.mask_factors(), shock, drift=self.lr)
         kicked = kick(state.momentum, force)
         momentum = damp(kicked, force, remaining, renewal)
         params = add(state.params, Term(self.lr / 2, kicked), Term(self.lr / 2, momentum))

@@ -64,9 +64,9 @@ class MomentumSampler(Sampler, frozen=True):
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> MomentumState:
         """State at `params`, which are copied, with momenta √(M T) m η₀."""
-        return MomentumState(**self.start_moving(params, noise))
+        return MomentumState(**self.start_with_momentum(params, noise))
 
-    def start_moving(self, params: TensorDict, noise: TensorDict | None) -> dict[str, Any]:
+    def start_with_momentum(self, params: TensorDict, noise: TensorDict | None) -> dict[str, Any]:
         """Make the fields of a state with a momentum.
 
         Raises:
@@ -90,7 +90,7 @@ class MomentumSampler(Sampler, frozen=True):
         refreshes = (step + 1) % self.refresh_interval == 0
         return torch.where(refreshes, 0.0, remaining), torch.where(refreshes, 1.0, renewal)
 
-    def masked(self) -> Factors:
+    def mask_factors(self) -> Factors:
         """The factors of a step without preconditioner: the mask."""
         return diagonal_factors(None, self.mask)
 
@@ -116,7 +116,7 @@ class MomentumSampler(Sampler, frozen=True):
         shock = Term((renewal * self.momentum_variance()) ** 0.5, noise)
         slope = self.slope(state, evaluation)
         return euler_terms(
-            slope, self.masked(), shock, Term(remaining, state.momentum), drift=self.lr
+            slope, self.mask_factors(), shock, Term(remaining, state.momentum), drift=self.lr
         )
 
     def reflect_at_box(
@@ -139,7 +139,7 @@ class ThermostatSampler(MomentumSampler, frozen=True):
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> ThermostatState:
         """State at `params`, which are copied, with momenta √(M T) m η₀ and thermostats A."""
-        fields = self.start_moving(params, noise)
+        fields = self.start_with_momentum(params, noise)
         thermostat = self.diffusion_factor.expand(fields["step"].shape).clone()
         return ThermostatState(**fields, thermostat=thermostat)
 
