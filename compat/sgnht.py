@@ -168,13 +168,15 @@ class Thermostat:
             force_first=True,
         )
         report.add(param, terms, inputs.mask)
-        pushed = terms.total()
-        w = add(param.data, Term(1.0, pushed), in_place=True)
+        new_momentum = terms.total()
+        w = add(param.data, Term(1.0, new_momentum), in_place=True)
         if half_width is not None:
-            clamped, pushed = reflect_at_box(w, pushed, state["initial_param"], half_width)
+            clamped, new_momentum = reflect_at_box(
+                w, new_momentum, state["initial_param"], half_width
+            )
             w.copy_(clamped)
-        momentum.copy_(pushed)
-        self._energies.append(tree.dot(pushed, pushed))
+        momentum.copy_(new_momentum)
+        self._energies.append(tree.dot(new_momentum, new_momentum))
         self._sampled += entries(param, inputs.mask)
 
     def finish(self) -> None:
