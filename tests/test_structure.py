@@ -1,10 +1,13 @@
 """The house as its plan says: names that reach what they name, and a door that is documented."""
 
+import ast
 import importlib
+import importlib.util
 import inspect
 import pkgutil
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -24,6 +27,24 @@ def test_no_function_hides_a_module(name):
     module = importlib.import_module(name)
     parent, _, last = name.rpartition(".")
     assert getattr(sys.modules[parent], last) is module
+
+
+EXTRAS = {"arviz_base", "arviz_stats", "matplotlib", "tqdm", "xarray"}
+
+
+@pytest.mark.parametrize("name", modules(fs) + modules(compat))
+def test_functions_import_extras_only(name):
+    """The order of modules is kept by the contracts of import-linter, in pyproject.toml."""
+    source = Path(importlib.util.find_spec(name).origin).read_text()
+    imports = [
+        node
+        for function in ast.walk(ast.parse(source))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    ]
+    names = [alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in imports if isinstance(node, ast.ImportFrom)]
+    assert {each.partition(".")[0] for each in names} <= EXTRAS
 
 
 def test_the_door_is_small_and_documented():
