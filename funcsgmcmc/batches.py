@@ -42,12 +42,14 @@ def pieces_of(data: Any, num_examples: int, piece_size: int) -> Iterator[Piece]:
     """Cut a batch into pieces of some size; the last one may be smaller."""
     for start in range(0, num_examples, piece_size):
         stop = min(start + piece_size, num_examples)
+        # By slices: each piece is a view of the data.
         yield take_examples(data, slice(start, stop)), stop - start
 
 
 def num_examples(batch: Any) -> int:
     """The first dimension of a batch's first tensor that has one; 0 if none has."""
     leaves = pytree.tree_leaves(batch)
+    # A scalar beside the tensors, such as a weight, says nothing of the examples.
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 

@@ -40,10 +40,12 @@ def hyperparameter(
         TypeError: `value` is not a real number or tensor.
         ValueError: It has more than one dimension, or a value is out of range or NaN.
     """
+    # To Python `True` is the number 1; as a setting it is a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
         raise TypeError(f"{name} must be real, got dtype {value.dtype}")
+    # float64: 1 − β and e^(−ζh) keep their digits. A copy: the caller's tensor may change.
     tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
     if tensor.ndim > 1:
         raise ValueError(
@@ -55,6 +57,7 @@ def hyperparameter(
             above = number > minimum if exclusive else number >= minimum
             if not (above and number < below):
                 where = f" for chain {index}" if tensor.ndim else ""
+                # Without a limit `< inf` still refuses infinity.
                 limit = "finite" if below == math.inf else f"< {below:g}"
                 rule = f"{relation} {minimum:g}" if not above else limit
                 raise ValueError(f"{name} must be {rule}, got {number:g}{where}")
@@ -144,6 +147,7 @@ def instance(name: str, value: Any, kind: type | UnionType) -> None:
         TypeError: The value is of another.
     """
     if not isinstance(value, kind):
+        # A union has arguments, a single type has none.
         kinds = [each.__name__ for each in get_args(kind) or (kind,)]
         raise TypeError(f"{name} must be a {' or '.join(kinds)}, got {type(value).__name__}")
 
@@ -192,6 +196,7 @@ def per_chain(fields: dict[str, Any]) -> tuple[dict[str, Any], torch.Size]:
     """
     chains, owner = torch.Size(), ""
     for name, value in fields.items():
+        # Tensors and trees both have a `shape`; a tree's is its batch size.
         if value is None or not value.shape:
             continue
         if chains and value.shape != chains:
@@ -200,6 +205,7 @@ def per_chain(fields: dict[str, Any]) -> tuple[dict[str, Any], torch.Size]:
                 f"got {chains[0]} for {owner} and {value.shape[0]} for {name}"
             )
         chains, owner = value.shape, name
+    # Views: a shared anchor, copied for each chain, would take C times its memory.
     expanded = {
         name: value if value is None or value.shape == chains else value.expand(chains)
         for name, value in fields.items()

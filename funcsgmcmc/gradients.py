@@ -84,6 +84,8 @@ def module_loss(
         ValueError: Now or when called, if `model` has dropout or batch normalization in train
             mode: the loss must be a function of its arguments alone.
     """
+    # The base classes of dropout and of batch normalization are private in torch. Without running
+    # statistics a normalization is a function of its batch.
     impure = [
         (name, layer)
         for name, layer in model.named_modules()
@@ -109,6 +111,7 @@ def module_loss(
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
         return criterion(functional_call(model, leaves, (inputs,)), targets)
 
+    # Here too: a mistake shows where the loss is made.
     check_mode()
     return loss_fn
 
@@ -126,6 +129,7 @@ def loss_and_aux(loss_fn: LossFn, params: TensorDict, batch: Any) -> tuple[Tenso
         raise TypeError(f"loss_fn must return a loss or (loss, aux), got {len(output)} values")
     loss, aux = output
     if aux is not None:
+        # `torch.vmap` and `torch.func.grad` return nothing but tensors.
         for leaf in pytree.tree_leaves(aux):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"aux must hold tensors only, got {type(leaf).__name__}")
@@ -138,6 +142,7 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
     Returns:
         None if there are no pieces, or a piece does not know its number.
     """
+    # 0-d, so that it adds to a loss on any device.
     total, count = torch.zeros(()), 0
     for piece, size in pieces or ():
         # A mean over pieces of unknown size would be another loss.
@@ -228,6 +233,7 @@ def mean_evaluation(
     """
     evaluate = estimator.evaluate
     if params.batch_size:
+        # One vmap a piece: loading a piece is no part of the traced function.
         evaluate = torch.vmap(estimator.evaluate, in_dims=(0, None, None))
     total: Any = None
     count, auxes = 0, []
@@ -284,7 +290,9 @@ class Accumulated(GradientEstimator):
     def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss and gradient on a batch; `aux` is the tuple of the micro-batches'."""
         mean = mean_evaluation(self._inner, params, self._microbatches(batch))
+        # Summed in float32 or better; a plain gradient has the parameters' dtype.
         grads = tree.map_leaves(lambda leaf, like: leaf.to(like.dtype), mean.grads, params)
+        # A tuple of None may not leave a vmap.
         has_aux = any(aux is not None for aux in mean.aux)
         return Evaluation(grads, mean.loss, mean.aux if has_aux else None)
 
@@ -452,6 +460,7 @@ def control_point(
     """
     estimator = estimator_of(loss_fn)
     if not estimator.needs_memory:
+        # Both estimators have the same control point.
         estimator = ControlVariates(loss_fn, None)
     size = check_examples(pytree.tree_leaves(data))
     pieces = pieces_of(data, size, check_batch_size(batch_size, size))

@@ -52,6 +52,7 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     seed = int(seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    # int32 with the bits of the words: torch adds and shifts no uint32.
     return torch.tensor(
         [_signed(seed >> 32), _signed(seed & _WORD)], dtype=torch.int32, device=device
     )
@@ -77,6 +78,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise ValueError(f"num must be >= 1, got {num}")
     # All children in one pass.
     index = torch.arange(num, dtype=torch.int32, device=key.device)
+    # Keys [..., 1, 2] against num indices: all children in one pass.
     return _child(key.unsqueeze(-2), index, torch.full_like(index, _SPLIT))
 
 
@@ -168,6 +170,7 @@ def normal(
         # The half keeps u₁ off 0, where the logarithm is infinite.
         uniform = first.bitwise_and_(0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
         radius = uniform.log_().mul_(-2).sqrt_()
+        # Signed words cover [−π, π).
         angle = second.to(compute).mul_(math.pi * 2.0**-31)
         cosine = angle.cos().mul_(radius)
         return cosine.to(dtype), angle.sin_().mul_(radius).to(dtype)
@@ -200,6 +203,7 @@ def threefry2x32(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Te
         rotated = (x1 >> shifts[round_ % 8]).bitwise_and_(masks[round_ % 8])
         x1 = rotated.add_(x1, alpha=1 << distance).bitwise_xor_(x0)
         if round_ % 4 == 3:
+            # The key again; its number keeps the five injections apart.
             injection = round_ // 4 + 1
             x0.add_(schedule[injection % 3])
             x1.add_(schedule[(injection + 1) % 3] + injection)
@@ -250,6 +254,7 @@ def _draw(
     batch = key.shape[:-1]
     if size == 0:
         empty = torch.zeros((*batch, 0), dtype=torch.int32, device=key.device)
+        # Through `transform`, which gives the dtype.
         return transform(empty, empty)[0].reshape(batch + shape)
     # Each counter gives two words; of an odd number the last one is left over.
     counters = (size + 1) // 2
@@ -259,6 +264,7 @@ def _draw(
         return transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
 
     block = max(1, _EAGER_BLOCK // max(1, math.prod(batch)))
+    # A compiler fuses the passes itself, and would unroll the blocks.
     if counters <= block or torch.compiler.is_compiling():
         drawn = torch.cat(values(0, counters), -1)
     else:
@@ -267,6 +273,7 @@ def _draw(
         drawn = pair[0].new_empty((*batch, 2 * counters))
         for start in range(0, counters, block):
             stop = min(start + block, counters)
+            # In the order of a single block: all cosines, then all sines.
             for offset, half in enumerate(pair if start == 0 else values(start, stop)):
                 drawn[..., offset * counters + start : offset * counters + stop] = half
     return drawn[..., :size].reshape(batch + shape)

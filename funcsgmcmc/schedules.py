@@ -44,6 +44,7 @@ class PolynomialDecay(Schedule, frozen=True):
 
     def __call__(self, step: Tensor) -> Tensor:
         """Value at step t."""
+        # A positive offset keeps step 0 finite.
         return self.scale * (self.offset + step) ** -self.power
 
 
@@ -56,6 +57,7 @@ class Cosine(Schedule, frozen=True):
 
     def __call__(self, step: Tensor) -> Tensor:
         """Value at step t."""
+        # Beyond the last step the cosine would go back.
         done = (step / self.num_steps).clamp(max=1)
         return self.end + (self.start - self.end) * _half_cosine(done)
 
@@ -91,6 +93,7 @@ def _half_cosine(share: Tensor) -> Tensor:
 
 def _share_of_cycle(step: Tensor, num_steps_per_cycle: Tensor) -> Tensor:
     """The share of its cycle that has passed at a step, in [0, 1)."""
+    # In float64: a cycle need not be a whole number of steps.
     return (step % num_steps_per_cycle) / num_steps_per_cycle
 
 

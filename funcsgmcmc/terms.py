@@ -119,6 +119,7 @@ class Terms:
 
     def down(self) -> list[Term]:
         """The terms that the update subtracts."""
+        # `unscaled_grad` and `distance` are measured, and not applied.
         terms = (self.scaled_grad, self.localization, self.weight_decay)
         return [term for term in terms if term is not None]
 
@@ -206,6 +207,7 @@ def step_terms(
     # Without factors they are one term, whose norm is measured once.
     scaled_grad = unscaled_grad
     if factors.grad is not None or factors.drift_grad is not None:
+        # A `Term` is a tuple with entries, and so never false.
         scaled_grad = _applied(drift, factors.drift_grad or slope.grad, factors.grad)
     return Terms(
         scaled_grad=scaled_grad,
@@ -272,6 +274,7 @@ def combine(
     if isinstance(start, Tensor):
         leaf: Any = _combine_leaf(start, minus, plus, in_place)
         return leaf
+    # Sums are rounded in their order: it is part of what a seed reproduces.
     combined = {
         name: _combine_leaf(leaf, _at(name, minus), _at(name, plus))
         for name, leaf in tree.leaves(start)
@@ -301,6 +304,7 @@ def _combine_leaf(
                 result.add_(direction, alpha=sign * coefficient)
             else:
                 result = torch.add(result, direction, alpha=sign * coefficient)
+    # The one rounding to a narrow dtype.
     if in_place:
         return leaf if result is leaf else leaf.copy_(result)
     return result if result.dtype == leaf.dtype else result.to(leaf.dtype)
@@ -308,6 +312,7 @@ def _combine_leaf(
 
 def _lies_in(memory: Tensor, terms: Sequence[Term]) -> bool:
     """Whether a direction lies in some memory."""
+    # Storages are compared, since a direction may be a view of the parameter.
     storage = memory.untyped_storage().data_ptr()
     # A generator would cost an optimizer of small parameters a microsecond each.
     for term in terms:  # noqa: SIM110

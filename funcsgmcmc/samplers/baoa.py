@@ -70,6 +70,7 @@ class BAOA(MomentumSampler, frozen=True):
         force = step_terms(self.slope(state, evaluation), self.mask_factors(), shock, drift=self.lr)
         kicked = kick(state.momentum, force)
         momentum = damp(kicked, force, remaining, renewal)
+        # Both parts A in one sum: w is rounded once.
         params = add(state.params, Term(self.lr / 2, kicked), Term(self.lr / 2, momentum))
         terms = position_terms(force, state.momentum, remaining, renewal, self.lr)
         params, momentum = self.reflect_at_box(state, params, momentum)

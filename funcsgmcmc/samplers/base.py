@@ -178,6 +178,7 @@ class Sampler(TensorClass, frozen=True):
             if other is not None:
                 tree.check_same_structure(name, other, params)
         if self.anchor is not None:
+            # In another dtype w₀ may differ from a start that was meant to be w₀.
             tree.check_same_dtypes("anchor", self.anchor, params)
         return {
             # Copies: the caller may go on to train these tensors in place.
@@ -257,6 +258,7 @@ def check_sampler(value: Any) -> None:
         TypeError: It is none; a factory that was not called is named.
     """
     if not isinstance(value, Sampler):
+        # A factory that was not called shows its name, not its address.
         given = value.__name__ if callable(value) and hasattr(value, "__name__") else value
         raise TypeError(
             f"sampler must be one made by a factory such as sgld(lr=..., nbeta=...), got {given!r}"

@@ -70,6 +70,7 @@ class EnergyPartition(TensorClass, frozen=True):
         place = torch.nan_to_num((energy - self.low) / self.width + 1, nan=last)
         part = place.floor().clamp(0, last)
         share = torch.where(part == last, 0.0, place - part)
+        # `gather` takes int64.
         return part.to(torch.int64), share
 
 
@@ -103,11 +104,13 @@ class ContourSGLD(LangevinSampler, frozen=True):
         fields = self.start(params)
         start = fields["params"]
         shape = (*start.shape, self.partition.start.shape[-1])
+        # Cloned: an expanded θ would be the sampler's own memory.
         theta = self.partition.start.to(tree.device(start)).expand(shape).clone()
         return ContourState(
             **fields,
             preconditioner=self.preconditioner.init(start),
             theta=theta,
+            # No weight is known before a step has met an energy.
             log_weight=torch.zeros_like(theta[..., 0]),
         )
 
@@ -129,6 +132,7 @@ class ContourSGLD(LangevinSampler, frozen=True):
         theta = next_theta(state.theta, part, self.weight_lr, self.flatness)
         log_psi, rise = log_density(theta, part, share)
         multiplier = 1 + self.flatness * self.temperature * rise / self.partition.width
+        # The multiplier is the drift's only: noise is that of SGLD.
         shock = Term((self.lr * self.temperature) ** 0.5, noise)
         terms = step_terms(slope, factors, shock, drift=self.lr / 2 * multiplier)
         params = self.boxed(move(state.params, terms), self.center(state))
@@ -168,6 +172,7 @@ def next_theta(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Ten
     part = part.unsqueeze(-1)
     is_here = torch.arange(theta.shape[-1], device=theta.device) == part
     rate = lr.unsqueeze(-1) * theta.gather(-1, part) ** flatness.unsqueeze(-1)
+    # The difference of two distributions: θ keeps its sum 1.
     return theta + rate * (is_here.to(theta.dtype) - theta)
 
 
@@ -202,6 +207,7 @@ def check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"energy_range must be a pair (low, high), got {value!r}")
     names = ("low energy", "high energy")
+    # Energies may be negative.
     bounds = (checks.hyperparameter("energy_range", each, minimum=-math.inf) for each in value)
     low, high = checks.per_chain(dict(zip(names, bounds, strict=True)))[0].values()
     if checks.has_values(low) and not bool((low < high).all() & low.isfinite().all()):
@@ -251,6 +257,7 @@ def contour_sgld(
     preconditioner = identity() if preconditioner is None else preconditioner
     check_preconditioner(preconditioner)
     low, high = check_energy_range(energy_range)
+    # The first and the last part are open, without a width.
     num_inner = checks.count("num_partitions", num_partitions, minimum=3) - 2
     bounds, chains = checks.per_chain({"low": low, "width": (high - low) / num_inner})
     start = torch.full((*chains, num_partitions), 1 / num_partitions, dtype=torch.float64)

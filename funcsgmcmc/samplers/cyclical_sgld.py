@@ -56,6 +56,7 @@ def cyclical_sgld(
     Raises:
         TypeError, ValueError: As for `sgld`, `cyclical` and `sampling_phases`.
     """
+    # Checked here, so that an error names `lr` and not the schedule's `peak`.
     step_size = cyclical(checks.hyperparameter("lr", lr), num_steps_per_cycle=num_steps_per_cycle)
     shared["temperature"] = sampling_phases(
         temperature, num_steps_per_cycle=num_steps_per_cycle, exploration=exploration

@@ -140,6 +140,7 @@ class ThermostatSampler(MomentumSampler, frozen=True):
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> ThermostatState:
         """State at `params`, which are copied, with momenta √(M T) m η₀ and thermostats A."""
         fields = self.start_with_momentum(params, noise)
+        # Cloned: an expanded ξ would be the sampler's own memory.
         thermostat = self.diffusion_factor.expand(fields["step"].shape).clone()
         return ThermostatState(**fields, thermostat=thermostat)
 
@@ -212,4 +213,5 @@ def check_interval(name: str, value: int | Tensor | None) -> Tensor | None:
         checks.count(name, value, minimum=1)
     elif value.is_floating_point():
         raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
+    # `hyperparameter` refuses bool and complex tensors, and values below 1.
     return checks.hyperparameter(name, value, minimum=1.0).to(torch.int64)

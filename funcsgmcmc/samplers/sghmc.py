@@ -70,6 +70,7 @@ class SGHMC(MomentumSampler, frozen=True):
             diffusion_factor=self.friction - self.noise_estimate,
         )
         momentum = terms.total()
+        # By the new momentum: by the old one the scheme would be unstable without friction.
         params = add(state.params, Term(1.0, momentum))
         params, momentum = self.reflect_at_box(state, params, momentum)
         return state.replace(params=params, momentum=momentum, step=state.step + 1), terms
@@ -114,5 +115,6 @@ def sghmc(
         noise_estimate=checks.hyperparameter("noise_estimate", noise_estimate),
         refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
+    # After `build`, which gave both settings the same chains.
     checks.at_most("noise_estimate", sampler.noise_estimate, "friction", sampler.friction)
     return sampler
