@@ -33,8 +33,8 @@ class HessianDiagonal(TensorClass, frozen=True):
         Args:
             loss_fn: L.
             params: One chain's w, to be vmapped over chains.
-            batch: What L is evaluated on.
-            key: Where probes come from.
+            batch: The batch on which L is evaluated.
+            key: The key of the random probes.
         """
 
 
@@ -60,7 +60,7 @@ class Hutchinson(HessianDiagonal, frozen=True):
     """An unbiased estimate, by one Hessian-vector product with random signs."""
 
     def evaluate(self, loss_fn: LossFn, params: TensorDict, batch: Any, key: Tensor) -> TensorDict:
-        """Z ⊙ ∇²L(w) z."""
+        """The estimate z ⊙ ∇²L(w) z."""
         # Any bit of a word is a fair coin.
         coins = random.bits(key, (tree.size(params),)) & 1
         signs = (2 * coins - 1).to(tree.noise_dtype(params))

@@ -43,8 +43,7 @@ LossFn = Callable[[TensorDict, Any], Tensor | tuple[Tensor, Any]]
 class Evaluation:
     """The potential at a chain's parameters, before a step, as far as it is known.
 
-    Unknown and absent parts are None. An evaluation is a pytree, which `torch.vmap` may
-    return.
+    Unknown and absent parts are None. An evaluation is a pytree, which `torch.vmap` may return.
 
     Attributes:
         grads: g = ∇L(w), raw: without nβ. A tree like the parameters.
@@ -107,7 +106,7 @@ def module_loss(
         # At every call: `model.train()` may be called between two runs.
         check_mode()
         inputs, targets = batch
-        # Parameters that the tree lacks keep the module's values.
+        # `functional_call` knows dotted names; those of a nested tree are tuples.
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
         return criterion(functional_call(model, leaves, (inputs,)), targets)
 
@@ -140,7 +139,7 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
     """L(w) of one chain's parameters over pieces of data, weighted by their numbers of examples.
 
     Returns:
-        None if there are no pieces, or a piece does not know its number.
+        The mean; None if there are no pieces, or a piece does not know its number.
     """
     # 0-d, so that it adds to a loss on any device.
     total, count = torch.zeros(()), 0
@@ -163,7 +162,7 @@ class GradientEstimator(ABC):
     Attributes:
         loss_fn: L.
         needs_memory: Whether it needs a memory.
-        refresh_interval: Steps after which the memory is due again; None if it never is.
+        refresh_interval: Steps after which the memory is made anew; None for never.
     """
 
     needs_memory = False
@@ -185,12 +184,12 @@ class GradientEstimator(ABC):
         """Make the memory at some parameters, of one chain or of many, by one pass over the data.
 
         Returns:
-            A pytree of tensors, with the chains first; None if none is needed.
+            A pytree of tensors, with the chains first; None for an estimator without memory.
         """
         return None
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Take apart what `kernel` is given as a batch: the minibatch, and the memory."""
+        """Split the batch that `kernel` is given into the minibatch and the memory."""
         return batch, None
 
 
@@ -211,7 +210,7 @@ class Plain(GradientEstimator):
 
 
 def estimator_of(loss_fn: LossFn) -> GradientEstimator:
-    """The estimator that a loss function is, or the plain one for it."""
+    """The loss function itself if it is an estimator, else the plain estimator of it."""
     return loss_fn if isinstance(loss_fn, GradientEstimator) else Plain(loss_fn)
 
 
@@ -254,15 +253,15 @@ def mean_evaluation(
 
 
 def _times(number: float, grads: TensorDict) -> TensorDict:
-    """In float32 or better: sums over many examples."""
+    """Gradients times a number, in float32 or better: they are summed over many examples."""
     return tree.map_leaves(lambda leaf: tree.widened(leaf) * number, grads)
 
 
 def _memoryless(loss_fn: LossFn) -> GradientEstimator:
-    """The estimator of a loss that another estimator is to wrap.
+    """The inner estimator of one that wraps a loss.
 
     Raises:
-        TypeError: It needs a memory, for which there is no place inside another.
+        TypeError: The inner estimator needs a memory, which only the outermost is given.
     """
     estimator = estimator_of(loss_fn)
     if estimator.needs_memory:
@@ -306,11 +305,11 @@ class Accumulated(GradientEstimator):
 
 
 class ControlPoint(NamedTuple):
-    """Where control variates are taken, and the gradient there.
+    """The point ŵ of control variates, and the gradient there.
 
     Attributes:
         params: ŵ, a tree.
-        grads: ∇L(ŵ) on all data, a tree like it.
+        grads: ∇L(ŵ) on all data, a tree like `params`.
     """
 
     params: TensorDict
@@ -345,10 +344,10 @@ class ControlVariates(GradientEstimator):
         return ControlPoint(params, mean_evaluation(self._inner, params, pieces).grads)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Take a pair (minibatch, control point) apart.
+        """Split a pair (minibatch, control point).
 
         Raises:
-            TypeError: It is none.
+            TypeError: The batch is no such pair.
         """
         is_pair = isinstance(batch, tuple) and len(batch) == 2
         if not (is_pair and isinstance(batch[1], ControlPoint)):

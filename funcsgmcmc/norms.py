@@ -141,13 +141,13 @@ class PartialMetrics:
 
 
 def _pairs(places: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Which directions to multiply."""
+    """The pairs of directions to multiply."""
     # A set: terms with one direction share their products.
     return sorted({(places[a], places[b]) for a, b in _PAIRS})
 
 
 def _measured(terms: Terms) -> list[Term | None]:
-    """The terms that metrics are of, the sum of both pulls last."""
+    """The terms whose products the metrics need; the sum of both pulls is the last."""
     pulls = [term for term in (terms.localization, terms.weight_decay) if term is not None]
     return [
         terms.scaled_grad,
@@ -161,7 +161,7 @@ def _measured(terms: Terms) -> list[Term | None]:
 
 
 def _coefficients(terms: Sequence[Term | None]) -> list[Scalar | None]:
-    """The terms' coefficients; None for a term that is absent."""
+    """The terms' coefficients; None for an absent term."""
     return [None if term is None else term.coefficient for term in terms]
 
 
@@ -169,7 +169,7 @@ def _distinct(terms: Sequence[Term | None]) -> tuple[list[Any], tuple[int, ...]]
     """The terms' directions without repetition, and the place of each term's direction.
 
     Without preconditioner, mask and log-prior several terms share one direction. An absent term is
-    given the first place; nobody reads the products of that place for it.
+    given the first place, whose products its coefficient None leaves out.
     """
     directions: list[Any] = []
     places: list[int] = []
@@ -192,7 +192,7 @@ def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: An
     """Norms and inner products of terms from those of their directions.
 
     Args:
-        coefficients: Of the terms and of the sum of pulls; None for one that is absent.
+        coefficients: Of the terms and of the sum of pulls; None for an absent term.
         values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if the coefficients are.
         numel: As in `Metrics`.
     """

@@ -208,14 +208,14 @@ def _plus(a: TensorDict, b: TensorDict) -> TensorDict:
 
 
 def _zeros(params: TensorDict) -> TensorDict:
-    # Squares of half-precision gradients overflow in their own dtype.
+    # In float16 squares overflow; in bfloat16 an average near 1 takes no increment of 1e-3.
     return tree.map_leaves(
         lambda leaf: torch.zeros_like(leaf, dtype=tree.working_dtype(leaf)), params
     )
 
 
 def _unbiased(moment: TensorDict, beta: Tensor, count: Tensor) -> TensorDict:
-    """A running average from zero, divided by the weight 1 − βᵗ of what it has seen."""
+    """A running average that started from 0, divided by 1 − βᵗ, the sum of its weights."""
     # In float64: at the first steps βᵗ is close to 1.
     seen = 1 - beta**count
     return tree.map_leaves(lambda leaf: leaf / tree.expand_right(seen, leaf), moment)
@@ -371,7 +371,7 @@ def rmsprop(
             `"hutchinson"`: an unbiased estimate of h by one product. None: no Γ.
 
     Raises:
-        TypeError, ValueError: A value is not a number in its range, or no such option.
+        TypeError, ValueError: A number is out of its range, or `curvature` is no such option.
     """
     if curvature is not None:
         checks.choice("curvature", curvature, ("exact", "hutchinson"))
@@ -432,12 +432,13 @@ def adam(
 def compose(*preconditioners: Preconditioner) -> Preconditioner:
     """Make a preconditioner of several: G = G₁ G₂ …, Γ = Γ₁ G₂ … + G₁ Γ₂ … + …
 
-    Each sees the gradients themselves, not those that another has scaled.
+    Each preconditioner sees the raw gradients, not those that another one has scaled.
 
     Raises:
         TypeError: An argument is not a preconditioner.
-        ValueError: None is given, two of them replace the drift (`adam`), they find the Hessian's
-            diagonal in different ways, or their chains differ in number.
+        ValueError: No preconditioner is given, two of them replace the drift's gradient
+            (`adam`) or find the Hessian's diagonal in different ways, or their chains differ in
+            number.
     """
     if not preconditioners:
         raise ValueError("compose needs at least one preconditioner, got none")
@@ -472,10 +473,10 @@ def _members(preconditioners: Iterable[Preconditioner]) -> Iterator[Precondition
 
 
 def check_preconditioner(value: Any) -> None:
-    """Refuse a value that is not a preconditioner.
+    """Check that a value is a preconditioner.
 
     Raises:
-        TypeError: It is none.
+        TypeError: The value is of another type.
     """
     if not isinstance(value, Preconditioner):
         raise TypeError(

@@ -38,7 +38,7 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
     Args:
         seed: `0 <= seed < 2**64`; its high and low 32 bits are the two words of the key.
-        device: Where the key, and what is drawn from it, lives.
+        device: Device of the key and of the values drawn from it.
 
     Returns:
         A key, int32 `[2]`.
@@ -76,7 +76,6 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"num must be an int, got {num!r}")
     if not num >= 1:
         raise ValueError(f"num must be >= 1, got {num}")
-    # All children in one pass.
     index = torch.arange(num, dtype=torch.int32, device=key.device)
     # Keys [..., 1, 2] against num indices: all children in one pass.
     return _child(key.unsqueeze(-2), index, torch.full_like(index, _SPLIT))
@@ -211,11 +210,11 @@ def threefry2x32(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Te
 
 
 def check_key(key: Tensor) -> None:
-    """Refuse what is not a key or a batch of keys.
+    """Check that a value is a key or a batch of keys.
 
     Raises:
-        TypeError: It is not a tensor.
-        ValueError: It is not int32 of shape `[..., 2]`.
+        TypeError: The value is not a tensor.
+        ValueError: The tensor is not int32 of shape `[..., 2]`.
     """
     if not isinstance(key, Tensor):
         raise TypeError(f"key must be made by funcsgmcmc.key(seed), got {type(key).__name__}")
@@ -290,6 +289,6 @@ def _signed(word: int) -> int:
 
 def _as_word(wide: Tensor) -> Tensor:
     """The low 32 bits of int64 values, as int32."""
-    # A conversion of what int32 cannot hold is undefined: wrap it by hand.
+    # The conversion of a value out of range is undefined: wrap it by hand.
     low = wide & _WORD
     return torch.where(low > 0x7FFFFFFF, low - (1 << 32), low).to(torch.int32)

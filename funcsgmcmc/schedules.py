@@ -87,7 +87,7 @@ class SamplingPhases(Schedule, frozen=True):
 
 
 def _half_cosine(share: Tensor) -> Tensor:
-    """From 1 to 0, as share goes from 0 to 1."""
+    """Half a cosine, which falls from 1 to 0 as `share` goes from 0 to 1."""
     return (1 + torch.cos(math.pi * share)) / 2
 
 
@@ -239,7 +239,7 @@ def sampling_phases(
         T_t = 0 if (t mod K)/K < β, else T
 
     At temperature 0 a sampler is an optimizer, which moves to a mode (`sglrw` stands still), and
-    `sample` makes no draws of what it passes through.
+    `sample` makes no draws.
 
     Source: Zhang et al. 2020 (see `cyclical`), algorithm 1, with their β.
 

@@ -179,7 +179,7 @@ def freezing(step: SamplerStep) -> FreezingStep:
         sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor, frozen_at: Tensor
     ) -> tuple[State, Info, Tensor]:
         moved, info = step(sampler, state, batch, memory, key)
-        # A frozen chain is stepped with the others, and what it would do is dropped.
+        # All chains are stepped as one batch; the moves of frozen ones are dropped.
         was_alive = frozen_at < 0
         finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
         frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)

@@ -54,17 +54,17 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
 
     Args:
         params: A `TensorDict`, or a mapping of names to tensors (batch size `[]`).
-        name: What to call it in errors.
+        name: Name of the tree in errors.
 
     Returns:
-        A tree of its own (the tensors are shared, the tree is not).
+        A new tree that holds the same tensors.
 
     Raises:
         TypeError: It is not a tree of tensors, or a leaf is integer, boolean or complex.
         ValueError: It is empty.
     """
     if isinstance(params, TensorDictBase):
-        # A tree of its own: what is written to it must not reach the caller's.
+        # A new tree: leaves that are added or replaced must not reach the caller's.
         taken = cast(TensorDict, params.copy())
     elif isinstance(params, Mapping):
         _check_named_tensors(params, name)
@@ -86,7 +86,7 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
 
 
 def _check_named_tensors(params: Mapping[Any, Any], name: str) -> None:
-    """Refuse a mapping, nested or not, of something else than names to tensors."""
+    """Check that a mapping, nested or not, is of names to tensors."""
     for key, value in params.items():
         if not isinstance(key, str):
             raise TypeError(f"{name} must be keyed by strings, got {key!r}")
@@ -100,7 +100,7 @@ def check_same_structure(name: str, other: TensorDictBase, params: TensorDictBas
     """Refuse a tree whose names or shapes are not those of the parameters.
 
     Args:
-        name: What to call the tree, for instance `mask`.
+        name: Name of the tree in errors, for instance `mask`.
         other: Tree of batch size `[]` or of the batch size of `params`.
         params: Tree of batch size `[*chains]`.
 
@@ -199,7 +199,7 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
 
 
 def widened(leaf: Tensor) -> Tensor:
-    """The leaf in its working dtype; itself, if it has it (`to` takes longer to find out)."""
+    """The leaf in its working dtype: itself where it is wide (`to` takes longer to find out)."""
     return leaf if leaf.dtype in _WIDE else leaf.to(working_dtype(leaf))
 
 
@@ -359,7 +359,7 @@ def all_finite(tree: Any, chains: torch.Size) -> Tensor:
 
     Args:
         tree: Parameters or a state, of batch size `[*chains]`.
-        chains: That batch size.
+        chains: The batch size.
 
     Returns:
         bool `[*chains]`.

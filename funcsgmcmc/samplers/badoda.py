@@ -80,7 +80,7 @@ class BADODA(ThermostatSampler, frozen=True):
         return state.replace(thermostat=thermostat), terms
 
     def half_step(self, state: ThermostatState, momentum: TensorDict) -> Tensor:
-        """D: (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if nothing is sampled."""
+        """Change of ξ in part D, (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if d is 0."""
         num_sampled = tree.count(state.params, self.mask)
         energy = tree.dot(momentum, momentum) / num_sampled.clamp(min=1)
         change = self.lr / 2 * (energy - self.temperature) / self.thermostat_mass

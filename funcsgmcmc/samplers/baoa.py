@@ -63,7 +63,7 @@ class BAOA(MomentumSampler, frozen=True):
     ) -> tuple[MomentumState, Terms]:
         """Make one step, by the equation in the module's docstring."""
         remaining = torch.exp(-self.friction * self.lr)
-        # 1 − c² by `expm1`: exact for frictions far below 1/h.
+        # 1 − c² by `expm1`: the difference would cancel for frictions far below 1/h.
         renewal = -torch.expm1(-2 * self.friction * self.lr)
         remaining, renewal = self.with_refresh(state.step, remaining, renewal)
         shock = Term(self.temperature**0.5, noise)

@@ -119,7 +119,7 @@ class ContourSGLD(LangevinSampler, frozen=True):
         return (*super().schedulable(), "weight_lr")
 
     def log_weight(self, state: ContourState) -> Tensor:
-        """Log of the weight of the parameters that the last step started from."""
+        """The log weight ζ log Ψ of the parameters that the last step started from."""
         return state.log_weight
 
     def advance(
@@ -177,7 +177,7 @@ def next_theta(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Ten
 
 
 def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Log Ψ, and how far it rises over the part.
+    """Density of the energy: log Ψ, and its rise over the part.
 
     Args:
         theta: θ, `[*chains, m]`.
@@ -198,10 +198,10 @@ def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Ten
 
 
 def check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
-    """Take the bounds of a range of energies, each shared or one a chain.
+    """Check the two bounds of a range of energies, each shared or one a chain.
 
     Raises:
-        TypeError: They are no pair of real numbers or tensors.
+        TypeError: The value is no pair of real numbers or tensors.
         ValueError: A bound is not finite, or the first is not below the second.
     """
     if not isinstance(value, tuple | list) or len(value) != 2:

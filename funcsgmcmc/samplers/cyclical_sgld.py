@@ -7,7 +7,7 @@
 in the update of `sgld`, with t = 0, 1, … the step. At the start of a cycle steps are large and
 without noise: gradient descent that overshoots, into another mode (exploration). Then noise is
 added, and steps become small: the chain samples the mode it is in (sampling). `sample` makes draws
-of what steps at T_t > 0 lead to only.
+only where a step at T_t > 0 has led.
 
 The law of the draws is that of SGLD within a mode, in the limit of small steps; the weights of the
 modes are how often the cycles find them, which is not their posterior probability.
