@@ -214,7 +214,7 @@ def estimator_of(loss_fn: LossFn) -> GradientEstimator:
     return loss_fn if isinstance(loss_fn, GradientEstimator) else Plain(loss_fn)
 
 
-def mean_evaluation(
+def _mean_evaluation(
     estimator: GradientEstimator, params: TensorDict, pieces: Iterable[Piece]
 ) -> Evaluation:
     """Loss and gradient over pieces of data, weighted by their numbers of examples.
@@ -288,7 +288,7 @@ class Accumulated(GradientEstimator):
 
     def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss and gradient on a batch; `aux` is the tuple of the micro-batches'."""
-        mean = mean_evaluation(self._inner, params, self._microbatches(batch))
+        mean = _mean_evaluation(self._inner, params, self._microbatches(batch))
         # Summed in float32 or better; a plain gradient has the parameters' dtype.
         grads = tree.map_leaves(lambda leaf, like: leaf.to(like.dtype), mean.grads, params)
         # A tuple of None may not leave a vmap.
@@ -341,7 +341,7 @@ class ControlVariates(GradientEstimator):
 
     def prepare(self, params: TensorDict, pieces: Iterable[Piece]) -> ControlPoint:
         """ŵ = `params`, and ∇L(ŵ)."""
-        return ControlPoint(params, mean_evaluation(self._inner, params, pieces).grads)
+        return ControlPoint(params, _mean_evaluation(self._inner, params, pieces).grads)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Split a pair (minibatch, control point).

@@ -197,7 +197,7 @@ def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Ten
     return start + rise * share, rise
 
 
-def check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
+def _check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
     """Check the two bounds of a range of energies, each shared or one a chain.
 
     Raises:
@@ -256,7 +256,7 @@ def contour_sgld(
     """
     preconditioner = identity() if preconditioner is None else preconditioner
     check_preconditioner(preconditioner)
-    low, high = check_energy_range(energy_range)
+    low, high = _check_energy_range(energy_range)
     # The first and the last part are open, without a width.
     num_inner = checks.count("num_partitions", num_partitions, minimum=3) - 2
     bounds, chains = checks.per_chain({"low": low, "width": (high - low) / num_inner})
