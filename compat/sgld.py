@@ -35,7 +35,7 @@ class SGLD(SamplingOptimizer):
         nbeta: Inverse temperature nβ ≥ 0, or a function that gives it, called at every step.
         bounding_box_size: Half-width b of the box; None (or 0) for no box.
         save_metrics: Whether to keep each step's norms and inner products for `get_metrics`.
-        sketch_dim: Numbers to keep in each of a step's sketches, for `get_sketches`.
+        sketch_dim: Number of entries of each of a step's sketches, for `get_sketches`.
         sketch_seed: Names the sketch.
 
     Raises:
@@ -79,6 +79,7 @@ class SGLD(SamplingOptimizer):
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
         check_masks(masks(group), group["params"])
+        # Kept in any case: a group may be given its localization or box later.
         for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
 
@@ -91,9 +92,9 @@ class SGLD(SamplingOptimizer):
         """
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
-            # As published: SGLD takes 0 for no box.
-            half_width = group["bounding_box_size"] or None
+            half_width = group["bounding_box_size"] or None  # 0 is no box, as published
             for param, mask in zip(group["params"], masks(group), strict=True):
+                # A parameter whose gradient is None moves by noise and pulls, as published.
                 initial = self.state[param]["initial_param"]
                 inputs = self._inputs(param, initial, mask, now, noise_generator)
                 langevin_step_(param, initial, inputs, now["lr"], half_width, report)
@@ -108,10 +109,10 @@ class SGLD(SamplingOptimizer):
         now: dict[str, float],
         generator: Generator | None,
     ) -> StepInputs:
-        """Slope, factors and noise of one parameter."""
+        """The ingredients of one parameter's step."""
+        # One tensor for both: localization is the distance of the metrics times γ.
         distance = localization = weight_decay = None
         if self.save_metrics or now["localization"]:
-            # Only where it is read: it is a pass over the parameter, and a copy of it.
             distance = Term(1.0, displacement(param.data, initial))
         if distance is not None and now["localization"]:
             localization = distance.times(now["localization"])
