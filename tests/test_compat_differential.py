@@ -9,7 +9,7 @@ the other `test_compat_*.py` are about those places.
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -51,7 +51,7 @@ class Configuration:
         shapes: Of the parameters of each group.
         make: Makes the optimizer of a package from lists of parameters, one a group.
         without_grad: Indices of the parameters whose gradient is None.
-        masked: Whether parameters have masks.
+        masked: Whether parameters of a group have masks.
         generator: Whether noise comes from a generator of its own.
         metrics: Whether metrics are on.
         sketches: Whether sketches are on.
@@ -63,7 +63,9 @@ class Configuration:
     groups: list[dict[str, Any]]
     dtypes: tuple[torch.dtype, torch.dtype]
     shapes: list[list[tuple[int, ...]]]
-    make: Callable[[ModuleType, list[list[nn.Parameter]]], torch.optim.Optimizer]
+    make: Callable[[ModuleType, list[list[nn.Parameter]]], torch.optim.Optimizer] = field(
+        repr=False
+    )
     without_grad: set[int]
     masked: bool
     generator: bool
@@ -71,14 +73,14 @@ class Configuration:
     sketches: bool
 
     def __str__(self) -> str:
-        """Its name in reports: `-k "12-sgld"` runs it alone."""
+        """Its name in reports: `-k 012-sgld` runs it alone."""
         param, noise = (str(dtype).removeprefix("torch.") for dtype in self.dtypes)
         flags = ("masked", "generator", "metrics", "sketches")
         words = [self.method, param if param == noise else f"{param} with noise in {noise}"]
         if self.method == "SGMCMC":
             words += [f"{name}: {self.settings[name]}" for name in ("prior", "preconditioner")]
         words += [flag for flag in flags if getattr(self, flag)]
-        return f"{self.seed}-" + ", ".join(words)
+        return f"{self.seed:03}-" + ", ".join(words)
 
 
 def user_prior(package: ModuleType) -> Any:
@@ -221,6 +223,10 @@ def configuration(seed: int) -> Configuration:
     preconditioner = draw.choice(list(PRECONDITIONERS))
     chosen = {"prior": prior, "preconditioner": preconditioner} if method == "SGMCMC" else {}
 
+    # SGLD takes one mask a group, which must fit all of its parameters.
+    one_shape = [len(set(group)) == 1 for group in shapes]
+    masked = masked and (method != "SGLD" or any(one_shape)) and method != "SGNHT"
+
     def make(package: ModuleType, params: list[list[nn.Parameter]]) -> torch.optim.Optimizer:
         generator = torch.Generator().manual_seed(mask_seed)
         groups = []
@@ -229,7 +235,7 @@ def configuration(seed: int) -> Configuration:
             groups.append({"params": group, **group_settings})
             if masked and method == "SGLD" and len({param.shape for param in group}) == 1:
                 groups[-1]["mask"] = masks[0].to(torch.get_default_dtype())
-            elif masked and method not in ("SGLD", "SGNHT"):
+            elif masked and method != "SGLD":
                 groups[-1]["mask"] = masks
         if method in ("SGLD", "SGNHT"):
             return getattr(package, method)(groups, **settings)
@@ -252,7 +258,7 @@ def configuration(seed: int) -> Configuration:
         shapes=shapes,
         make=make,
         without_grad=without_grad,
-        masked=masked and method != "SGNHT",
+        masked=masked,
         generator=method != "SGNHT" and draw.random() < 0.5,
         metrics=metrics,
         sketches=sketches,
