@@ -12,6 +12,7 @@ from compat.saving import check_state, leave_out_objects, restore_dtypes, restor
 from compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc import checks
 from funcsgmcmc import sketch as functional
+from funcsgmcmc.memory import keep_freed_memory
 
 
 class SamplingOptimizer(Optimizer):
@@ -38,6 +39,9 @@ class SamplingOptimizer(Optimizer):
             checks.count("sketch_dim", sketch_dim, minimum=1)
             checks.count("sketch_seed", sketch_seed, minimum=0)
         # Before torch's __init__, which calls add_param_group, which reads them.
+        # Temporaries of a step are as large as a parameter: given back to the system, they would
+        # be mapped anew at each step, which takes as long as the arithmetic.
+        keep_freed_memory()
         self.save_metrics = save_metrics
         self.save_sketches = sketch_dim is not None
         self._sketch_dim = sketch_dim or 0
