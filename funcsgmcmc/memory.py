@@ -24,8 +24,8 @@ def keep_freed_memory() -> None:
     From then on blocks of up to 32 MiB come from the heap of the whole process, which returns to
     the system what is free at its end beyond 64 MiB, and nothing below a block in use.
 
-    `sample`, `compiled` and the optimizers of `compat` call this. With another allocator, or thresholds set by environment
-    variables, it does nothing.
+    `sample`, `compiled` and the optimizers of `compat` call this. With another allocator, or
+    thresholds set by environment variables, it does nothing.
     """
     # A storage is not filled, as deterministic tensors are: its pages are never touched.
     torch.UntypedStorage(_LARGEST_KEPT, device="cpu")
