@@ -1,4 +1,4 @@
-"""Parameter groups: their settings are checked when they enter, and read at every step."""
+"""Parameter groups: checks of a new group, and a group's settings at each step."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,8 @@ from funcsgmcmc import checks
 
 Group = dict[str, Any]
 
-_REQUIRED = (
+# Settings of all classes; a group holds those of its own class.
+_NUMBERS = (
     "lr",
     "nbeta",
     "noise_level",
@@ -25,13 +26,14 @@ def check_group(group: Group) -> None:
     """Check the parameters and the numbers of a new group.
 
     Raises:
-        TypeError, ValueError: A parameter is not real floating point; a number is none, negative,
-            infinite or NaN. `nbeta` may be a function, `bounding_box_size` None.
+        TypeError, ValueError: A parameter is not real floating point, or a setting is not a finite
+            number >= 0. `nbeta` may be a function, `bounding_box_size` None.
     """
     for index, param in enumerate(group["params"]):
         if not param.is_floating_point():
             raise TypeError(f"params[{index}] must be real floating point, got {param.dtype}")
-    for name in _REQUIRED:
+    for name in _NUMBERS:
+        # A function is called, and its value checked, at each step.
         if name in group and not (name == "nbeta" and callable(group[name])):
             checks.number(name, group[name])
     if group.get("bounding_box_size") is not None:
@@ -39,54 +41,57 @@ def check_group(group: Group) -> None:
 
 
 def settings(groups: Iterable[Group]) -> list[dict[str, float]]:
-    """Each group's numbers for a step: a function is called once, a scheduler's tensor read.
+    """Evaluate each group's numbers for a step: functions are called, tensors read.
 
     Raises:
-        TypeError, ValueError: A function returned what is no number >= 0, or a number has become
-            negative.
+        TypeError, ValueError: A function returned something else than a number >= 0, or a setting
+            has become negative.
     """
-    # A function that several groups share is called once a step.
+    # By function, not by group: one that counts its calls is called once a step for all groups.
     called: dict[Callable[[], Any], float] = {}
 
     def number(name: str, value: Any) -> float:
         if not callable(value):
-            # A scheduler may have put a tensor here, or a number below 0.
+            # A float is what an in-place add takes as `alpha`, without a tensor for each product.
             now = float(value)
+            # One comparison at every step; only a refusal, NaN included, pays for the wording.
             return now if now >= 0 else float(checks.number(name, now))
         if value not in called:
             called[value] = float(checks.number(name, value()))
         return called[value]
 
     return [
-        {name: number(name, group[name]) for name in _REQUIRED if name in group} for group in groups
+        {name: number(name, group[name]) for name in _NUMBERS if name in group} for group in groups
     ]
 
 
 def masks(group: Group) -> list[Tensor | None]:
-    """Each parameter's mask, from a group's tensors or its one tensor; None for none."""
+    """Each parameter's mask, None for none; a group's single tensor is shared by all."""
     mask = group.get("mask")
+    # Read at every step, not kept: a mask may be changed during a run.
     if mask is None or isinstance(mask, Tensor):
         return [mask] * len(group["params"])
     return list(mask)
 
 
 def check_masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
-    """Take one mask for each parameter, tensors or what makes them; None for no mask.
+    """Convert masks to tensors, one for each parameter; None stands for no mask.
 
     Raises:
-        TypeError: They are no list, or one is not real.
-        ValueError: Number or shapes differ from the parameters', or a value is not finite.
+        TypeError: They are not iterable.
+        ValueError: Number or shapes differ from the parameters', or a mask is not real and finite.
     """
     if not isinstance(given, Iterable):
         raise TypeError(f"mask must be one tensor for each parameter, got {type(given).__name__}")
-    taken = [None if each is None else torch.as_tensor(each) for each in given]
-    present = [each for each in taken if each is not None]
-    sampled = [p for p, each in zip(params, taken, strict=False) if each is not None]
-    check_one_each("mask", present, sampled if len(taken) == len(params) else params)
-    for index, each in enumerate(taken):
+    tensors = [None if each is None else torch.as_tensor(each) for each in given]
+    present = [each for each in tensors if each is not None]
+    sampled = [p for p, each in zip(params, tensors, strict=False) if each is not None]
+    # With another number of masks, the error names the shapes of all parameters.
+    check_one_each("mask", present, sampled if len(tensors) == len(params) else params)
+    for index, each in enumerate(tensors):
         if each is not None and not (not each.is_complex() and each.isfinite().all()):
             raise ValueError(f"mask[{index}] must be real and finite, got {each}")
-    return taken
+    return tensors
 
 
 def check_one_each(name: str, values: Sequence[Any], params: Sequence[Tensor]) -> None:
@@ -108,6 +113,7 @@ def check_one_each(name: str, values: Sequence[Any], params: Sequence[Tensor]) -
 
 def warn_of_settings(nbeta: Any, noise_level: Any = 1.0) -> None:
     """Warn of settings that sample another distribution than most users mean."""
+    # stacklevel=3 is the line that made the optimizer.
     if noise_level != 1.0:
         warnings.warn(f"noise_level is {noise_level}: only 1 samples the posterior", stacklevel=3)
     if nbeta == 1.0:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from funcsgmcmc import norms, tree
 
 
 def _zeros() -> Tensor:
-    return torch.zeros(1, dtype=torch.float32)
+    return torch.zeros(1, dtype=torch.float32)  # one entry, not a scalar: the published shape
 
 
 @dataclass
@@ -92,6 +92,7 @@ class Metrics:
         """Add a parameter's sums of squares to the norms' fields, in float32 or better."""
         vectors = (scaled_grad, unscaled_grad, localization, weight_decay, noise, distance)
         for name, vector in zip(self.NORM_FIELDS, vectors, strict=True):
+            # In place: the field stays float32, whatever is added.
             getattr(self, name).add_(tree.dot(vector, vector))
 
     def add_dot_products_(self, scaled_grad: Tensor, prior: Tensor, noise: Tensor) -> None:
@@ -112,20 +113,21 @@ class Metrics:
             getattr(self, name).sqrt_()
 
     def take(self, metrics: norms.Metrics) -> None:
-        """Take the values of a step's metrics."""
-        # One allocation for all nine fields.
+        """Set all fields from a step's metrics."""
         values = [float(getattr(metrics, name)) for name in _TENSORS]
+        # One tensor and a view for each field: one copy to the group's device, not nine.
         fields = torch.tensor(values, dtype=torch.float32, device=self.noise.device)
         for name, value in zip(_TENSORS, fields.reshape(-1, 1).unbind(), strict=True):
-            setattr(self, name, value)
-        self.numel = cast(int, metrics.numel)
+            setattr(self, name, value)  # new memory: a caller may have kept the last step's
+        self.numel = int(metrics.numel)
 
     @staticmethod
     def aggregate(group_metrics: Iterable["Metrics"]) -> "Metrics":
         """Metrics of all groups together, on the CPU: norms in quadrature, sums of the rest."""
         result = Metrics()
         for each in group_metrics:
-            metrics = each.to("cpu")
+            metrics = each.to("cpu")  # groups may live on several devices
+            # The fields hold norms, so squaring gives back the sums of squares, to be rooted below.
             result.add_sum_squared_(*(getattr(metrics, name) for name in Metrics.NORM_FIELDS))
             for name in Metrics.DOT_FIELDS:
                 getattr(result, name).add_(getattr(metrics, name))

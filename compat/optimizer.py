@@ -1,4 +1,4 @@
-"""The shared part of the optimizers: entry of groups, reports of a step, state dicts."""
+"""The optimizers' base class: it adds groups, keeps reports of a step, saves and loads."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +21,7 @@ class SamplingOptimizer(Optimizer):
         params: Parameters, or dicts of parameter groups.
         defaults: Settings of groups that do not set their own.
         save_metrics: Whether to keep each step's norms and inner products.
-        sketch_dim: Numbers to keep in each step's sketches; None for no sketches.
+        sketch_dim: Number of entries of each of a step's sketches; None for no sketches.
         sketch_seed: Names the sketch.
     """
 
@@ -37,15 +37,17 @@ class SamplingOptimizer(Optimizer):
         if sketch_dim is not None:
             checks.count("sketch_dim", sketch_dim, minimum=1)
             checks.count("sketch_seed", sketch_seed, minimum=0)
+        # Before torch's __init__, which calls add_param_group, which reads them.
         self.save_metrics = save_metrics
         self.save_sketches = sketch_dim is not None
         self._sketch_dim = sketch_dim or 0
         self._sketch_seed = sketch_seed
         self._sketch_parts: dict[Tensor, functional.CountSketch] = {}
         self._remembered: dict[Tensor, list[str]] = {}
-        # torch takes neither a bare tensor nor a single group.
+        # As published: one bare tensor or group will do, which torch refuses.
         groups: Any = [params] if isinstance(params, Tensor | dict) else params
         super().__init__(groups, defaults)
+        # A hook, not an override: hooks that a user adds later see the state dict as it is saved.
         self.register_state_dict_post_hook(leave_out_objects)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -57,44 +59,44 @@ class SamplingOptimizer(Optimizer):
         Raises:
             TypeError, ValueError: A setting or a parameter is refused; nothing is added then.
         """
-        # torch fills in the defaults first; only then can the group be checked.
+        # First, since torch puts the defaults into the group; a refusal takes the group out again.
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             self._start_group(group)
         except Exception:
-            # A refused group leaves the optimizer as it was.
             self.param_groups.pop()
             for param in group["params"]:
                 self.state.pop(param, None)
             raise
         for param in group["params"]:
             state = self.state.get(param, {})
+            # An entry that is None (w₀ without a box) need not be in a state dict.
             self._remembered[param] = [name for name in state if state[name] is not None]
-        # Hash functions are drawn for the number of all parameters: draw them anew.
-        self._sketch_parts = {}
+        self._sketch_parts = {}  # drawn anew for the new number of parameters
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave, by an optimizer made with the same settings.
+        """Load the state dict of an optimizer that was made with the same settings.
 
-        Objects (priors, preconditioners, functions) stay those of this optimizer.
+        Priors, preconditioners and functions stay those of this optimizer.
 
         Raises:
-            ValueError: The groups differ, or the state dict lacks what this optimizer remembers.
+            ValueError: The groups differ, or the state dict lacks an entry that this optimizer has.
         """
         params = [param for group in self.param_groups for param in group["params"]]
+        # Before torch loads: a refusal leaves the optimizer as it was.
         check_state(self, self._remembered, state_dict)
-        # torch casts every tensor to its parameter's dtype, momenta and averages too.
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, params, state_dict["state"])
 
     def _start_group(self, group: Group) -> None:
-        """Check a new group, and make what it needs before its first step."""
+        """Check a new group, and make its metrics and sketches."""
         check_group(group)
         device = group["params"][0].device if group["params"] else "cpu"
         if self.save_metrics:
             group["metrics"] = Metrics().to(device)
         if self.save_sketches:
+            # One for each group, on its device; the published package has one for all.
             group["sketches"] = SketchBuffer.create(self._sketch_dim, device)
 
     def iter_group_metrics(self) -> Iterator[Metrics]:
@@ -130,11 +132,13 @@ class SamplingOptimizer(Optimizer):
         return result
 
     def sketch_part(self, param: Tensor) -> functional.CountSketch:
-        """The part of the sketch that a parameter's entries belong to."""
+        """The hash functions of one parameter's entries."""
+        # At the first step that needs them: the hash functions are for all groups together.
         if not self._sketch_parts:
             params = [param for group in self.param_groups for param in group["params"]]
             size = sum(param.numel() for param in params)
             sketch = CountSketch.create(size, self._sketch_dim, self._sketch_seed)
+            # Parameters without gradient keep their place: sketches of all steps are comparable.
             offset = 0
             for each in params:
                 part = sketch.to(each.device).part(offset, each.numel())
@@ -143,6 +147,8 @@ class SamplingOptimizer(Optimizer):
         return self._sketch_parts[param]
 
     def __getstate__(self) -> dict[str, Any]:
+        # torch copies and pickles only its own three. `_sketch_parts` is left out: it is larger
+        # than the parameters, and drawn again from the seed.
         own = ("save_metrics", "save_sketches", "_sketch_dim", "_sketch_seed", "_remembered")
         return super().__getstate__() | {name: getattr(self, name) for name in own}
 
@@ -150,7 +156,7 @@ class SamplingOptimizer(Optimizer):
         replaced = self.__dict__.get("param_groups")
         super().__setstate__(state)
         self._sketch_parts = {}
-        if replaced is None:  # made by copy or pickle
+        if replaced is None:  # made by copy or pickle, which drop hooks
             self.register_state_dict_post_hook(leave_out_objects)
         else:  # called by load_state_dict
             for group, live in zip(self.param_groups, replaced, strict=True):

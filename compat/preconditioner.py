@@ -58,10 +58,11 @@ class PreconditionerCoefs(NamedTuple):
         return reduce(cls.combine_with, coefs, cls(1.0, 1.0, 1.0, 1.0))
 
     def factors(self, param: Tensor, mask: Tensor | None) -> Factors:
-        """Elementwise factors of the update's terms, where None stands for 1; `mask` is its own."""
+        """Elementwise factors of the update's terms, None for 1, times the factor of all terms."""
         grad, prior, noise = (_factor(coef, param) for coef in self[:3])
         correction = None
         if self.grad_correction is not None:
+            # `overall_coef` multiplies all terms, the correction among them.
             drift = torch.as_tensor(self.grad_correction, device=param.device).expand_as(param)
             correction = Term(1.0, scaled(drift, mask))
         if mask is not None:
@@ -79,11 +80,12 @@ def _factor(coef: float | Tensor, param: Tensor) -> Tensor | None:
     """A coefficient as an elementwise factor; None for the number 1."""
     if isinstance(coef, Tensor):
         return coef
+    # A factor of 1 costs no product, and no tensor.
     return None if coef == 1 else torch.tensor(coef, device=param.device)
 
 
 class Preconditioner(ABC):
-    """The contract of a preconditioner; subclass it to write one."""
+    """Base class of preconditioners; subclass it to write one."""
 
     @abstractmethod
     def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
@@ -167,6 +169,7 @@ class RMSpropPreconditioner(Preconditioner):
         TypeError, ValueError: A value is not a number in its range.
     """
 
+    # For subclasses whose __init__ does not call the one below.
     alpha: float = 0.99
     eps: float = 0.1
     add_grad_correction: bool = False
@@ -179,12 +182,11 @@ class RMSpropPreconditioner(Preconditioner):
         self.add_grad_correction = add_grad_correction
 
     def get_coefficients(self, param: Tensor, grad: Tensor, state: dict) -> PreconditionerCoefs:
-        """G and √G, after V, `state["square_avg"]`, is brought up to date.
+        """Update V, `state["square_avg"]`, and return G and √G.
 
         The curvature term of a `grad` without a graph is 0.
         """
-        # With `create_graph=True` gradients carry a graph, which V must not keep alive.
-        slopes = grad.detach()
+        slopes = grad.detach()  # the running average must not keep graphs alive
         if "square_avg" not in state:
             state["square_avg"] = torch.zeros_like(slopes)
         average = state["square_avg"]
@@ -194,7 +196,7 @@ class RMSpropPreconditioner(Preconditioner):
         if self.add_grad_correction:
             curvature = hessian_diagonal(grad, param)
             correction = rmsprop_correction(updated, gain, slopes, curvature, self.alpha)
-        # In place: V is the optimizer's state, in the parameter's dtype.
+        # Last: V' is rounded to the parameter's dtype only after G is made of it.
         average.copy_(updated)
         return PreconditionerCoefs(gain, gain, gain.sqrt(), 1.0, correction)
 
@@ -252,7 +254,7 @@ _PRECONDITIONERS: dict[str, type[Preconditioner]] = {
 def preconditioner_of(
     given: Any, named_settings: dict[str, Any], mask: Any, params: list[Tensor]
 ) -> Preconditioner:
-    """The preconditioner that a group's settings stand for, its mask included."""
+    """Make a group's preconditioner from its settings, the mask included."""
     if isinstance(given, Preconditioner):
         chosen = given
     elif given is None or isinstance(given, str):
@@ -264,6 +266,7 @@ def preconditioner_of(
         )
     if mask is None:
         return chosen
+    # float32, bool masks too, as published; a product takes it to the dtype of its term.
     masks = check_masks([mask] if isinstance(mask, Tensor) else mask, params)
     masking = MaskPreconditioner(
         [
@@ -271,7 +274,7 @@ def preconditioner_of(
             for each, param in zip(masks, params, strict=True)
         ]
     )
-    if isinstance(chosen, IdentityPreconditioner):
+    if isinstance(chosen, IdentityPreconditioner):  # a composite would combine coefficients of 1
         return masking
     return CompositePreconditioner([chosen, masking])
 

@@ -1,10 +1,10 @@
-"""Priors of `SGMCMC`: pulls on one parameter, with what they remember in the optimizer's state."""
+"""Priors of `SGMCMC`: each pulls on one parameter, and may keep entries in its state."""
 
 from abc import ABC, abstractmethod
 from collections import ChainMap
-from collections.abc import Iterable, MutableMapping, Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, TypeGuard, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,21 +15,22 @@ from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement, gaussian_pull
 from funcsgmcmc.terms import Term, sum_terms
 
-State = MutableMapping[str, Any]
+PriorT = TypeVar("PriorT", bound="Prior")
+State = dict[str, Any]
 
 
 class Prior(ABC):
-    """The contract of a prior; subclass it to write one.
+    """Base class of priors; subclass it to write one.
 
     Attributes:
-        key: Under which name the prior keeps what it remembers of a parameter.
+        key: Name of the prior's entry in a parameter's state.
     """
 
     key: str
 
     @abstractmethod
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
-        """Make the memory of each parameter of a group, at its values now."""
+        """The entries of each parameter's state, made at the parameters' values now."""
 
     @abstractmethod
     def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
@@ -37,7 +38,7 @@ class Prior(ABC):
 
         Args:
             param: w.
-            state: The optimizer's state of the parameter, with what `initialize` gave.
+            state: The optimizer's state of the parameter, with the entries from `initialize`.
         """
 
 
@@ -64,10 +65,10 @@ class GaussianPrior(Prior):
         elif isinstance(center, Real):
             checks.finite_number("center", center)
         self.localization = localization
-        self.key = "prior_center"
+        self.key = "prior_center"  # fixed, unlike the published one, which a composite renames
         self.center: Any = center
         if isinstance(center, Iterable) and not isinstance(center, str):
-            self.center = list(center)
+            self.center = list(center)  # an iterator could be read for one group only
 
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
         """The centre of each parameter, under `key`; None for zero.
@@ -77,13 +78,14 @@ class GaussianPrior(Prior):
         """
         if isinstance(self.center, list):
             check_one_each("center", self.center, params)
+            # Copies: steps write to parameters in place, and users may write to their tensors.
             centers: list[Tensor | None] = [center.detach().clone() for center in self.center]
         elif isinstance(self.center, str):
             centers = [param.detach().clone() for param in params]
         elif self.center is None:
             centers = [None] * len(params)
         else:
-            # A 0-d tensor broadcasts against the parameter.
+            # A scalar, which broadcasts: no memory of the parameter's size.
             centers = [param.new_tensor(float(self.center)) for param in params]
         return {param: {self.key: center} for param, center in zip(params, centers, strict=True)}
 
@@ -93,7 +95,7 @@ class GaussianPrior(Prior):
         return gaussian_pull(direction, precision).to(param.dtype)
 
     def pull(self, param: Tensor, state: State) -> Term:
-        """The same as the product γ · (w − c)."""
+        """The pull as a product γ · (w − c), in float32 or better if c is not zero."""
         center = state.get(self.key)
         return Term(
             float(self.localization), param if center is None else displacement(param, center)
@@ -114,7 +116,7 @@ class UniformPrior(Prior):
     """
 
     def __init__(self, box_size: float = np.inf):
-        if not box_size == np.inf:
+        if not box_size == np.inf:  # refuses NaN, too
             raise ValueError(
                 f"box_size must be infinite, got {box_size}: use the optimizer's bounding_box_size"
             )
@@ -122,7 +124,7 @@ class UniformPrior(Prior):
         self.box_size = box_size
 
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
-        """Nothing to remember."""
+        """No entries."""
         return {}
 
     def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
@@ -137,8 +139,8 @@ class CompositePrior(Prior):
     """A product of priors, whose pulls add up.
 
     One prior may stand in several composites, or several times in one, and a composite may stand
-    in another: where two priors would remember something of a parameter under the same name, the
-    later one is given a compartment of its own in the state.
+    in another: if two priors use the same name in a parameter's state, the later one is given a
+    compartment of its own.
 
     Args:
         priors: Any number; uniform ones are left out.
@@ -149,34 +151,38 @@ class CompositePrior(Prior):
         self.priors = [prior for prior in priors if not isinstance(prior, UniformPrior)]
 
     def initialize(self, params: Sequence[Tensor]) -> dict[Tensor, dict[str, Any]]:
-        """The memories of all priors, in compartments where names would meet."""
+        """The entries of all priors; a prior whose names are in use gets a compartment."""
         combined: dict[Tensor, dict[str, Any]] = {param: {} for param in params}
-        # A prior's own name could be that of a compartment.
         reserved = {compartment for compartment, _ in self._compartments()}
-        taken: set[str] = set()
+        used: set[str] = set()
         for compartment, prior in self._compartments():
             remembered = prior.initialize(params)
             names = {name for param in params for name in remembered.get(param, {})}
-            meets = bool(names & (taken | reserved))
-            taken |= names
+            # An entry named like a compartment would be read as that compartment.
+            in_use = bool(names & (used | reserved))
+            used |= names
             for param in params:
                 own = remembered.get(param, {})
-                combined[param] |= {compartment: own} if meets else own
+                combined[param] |= {compartment: own} if in_use else own
         return combined
 
     def grad(self, param: Tensor, state: dict[str, Any]) -> Tensor:
         """The sum of all pulls; in the dtype of `param`."""
         result = torch.zeros_like(param)
         for prior, remembered in self.members(state):
-            result += prior.grad(param, cast(dict[str, Any], remembered))
+            result += prior.grad(param, remembered)
         return result
 
     def members(self, state: State) -> list[tuple[Prior, State]]:
-        """Every prior, with the state as it sees it: its compartment before all others."""
-        return [
-            (prior, ChainMap(state[compartment], state) if compartment in state else state)
-            for compartment, prior in self._compartments()
-        ]
+        """Each prior with its view of the state: its compartment, then everything else."""
+        views: list[tuple[Prior, State]] = []
+        for compartment, prior in self._compartments():
+            view = state
+            # Behaves as a dict: reads its compartment first, and writes only there.
+            if compartment in state:
+                view = cast(State, ChainMap(state[compartment], state))
+            views.append((prior, view))
+        return views
 
     def _compartments(self) -> list[tuple[str, Prior]]:
         return [(f"{self.key}_{i}", prior) for i, prior in enumerate(self.priors)]
@@ -200,59 +206,63 @@ class Pulls(NamedTuple):
 
 
 def pulls(prior: Prior | None, param: Tensor, state: State) -> Pulls:
-    """Sort the pulls of a prior on one parameter."""
+    """Compute the pulls of a prior on one parameter, sorted by kind."""
     localization: list[Term] = []
     weight_decay: list[Term] = []
     from_initial: Term | None = None
-    for each, remembered in leaves(prior, state):
+    for each, remembered in _leaves(prior, state):
         if _is_plain(each, GaussianPrior):
-            gaussian = cast(GaussianPrior, each)
-            pull = gaussian.pull(param, remembered)
-            center = remembered.get(gaussian.key)
+            pull = each.pull(param, remembered)  # a product: no tensor for γ (w − c)
+            center = remembered.get(each.key)
+            # The same tensor (see share_initial): the displacement is the distance of the metrics.
             if center is not None and center is state.get("initial_param"):
                 from_initial = Term(1.0, pull.direction)
         else:
-            gradient = each.grad(param, cast(dict[str, Any], remembered))
+            gradient = each.grad(param, remembered)
+            # A user's prior may return a number, or one tensor for several entries.
             direction = torch.as_tensor(gradient, device=param.device).expand_as(param)
             # Several priors may return the same memory, one after the other.
             pull = Term(1.0, direction.clone() if each is not prior else direction)
-        # As the published metrics have it: pulls to zero are weight decay, all others localization.
+        # As published, a Gaussian around zero counts as weight decay, and all else as localization.
         decays = isinstance(each, GaussianPrior) and each.center is None
         (weight_decay if decays else localization).append(pull)
     return Pulls(sum_terms(localization), sum_terms(weight_decay), from_initial)
 
 
-def share_initial(prior: Prior | None, state: dict[str, Any]) -> None:
+def share_initial(prior: Prior | None, state: State) -> None:
     """Let Gaussians around the initial parameters share the optimizer's copy of them."""
     initial = state["initial_param"]
-    for each, remembered in leaves(prior, state):
+    for each, remembered in _leaves(prior, state):
         if isinstance(each, GaussianPrior) and isinstance(each.center, str):
             center = remembered.get(each.key)
+            # Only equal values: a user may have edited the centre in a state dict.
             if initial is not None and center is not None and torch.equal(initial, center):
-                remembered[each.key] = initial
+                remembered[each.key] = initial  # saves one copy of the parameters
 
 
-def leaves(prior: Prior | None, state: State) -> list[tuple[Prior, State]]:
-    """The priors in a composite, at any depth, with the state as each sees it."""
+def _leaves(prior: Prior | None, state: State) -> list[tuple[Prior, State]]:
+    """The priors in a composite, at any depth, each with its view of the state."""
     if prior is None:
         return []
     if not _is_plain(prior, CompositePrior):
         return [(prior, state)]
     found: list[tuple[Prior, State]] = []
-    for member, remembered in cast(CompositePrior, prior).members(state):
-        found += leaves(member, remembered)
+    for member, remembered in prior.members(state):
+        found += _leaves(member, remembered)
     return found
 
 
-def _is_plain(prior: Prior, kind: type[Prior]) -> bool:
-    """Whether a prior pulls as its class does: a user may have given another `grad`."""
+def _is_plain(prior: Prior, kind: type[PriorT]) -> TypeGuard[PriorT]:
+    """Whether a prior's `grad` is that of a class here: a user may have overridden it."""
+    # On the instance: a function that a user has put on one prior counts as well.
     return isinstance(prior, kind) and getattr(prior.grad, "__func__", None) is kind.grad
 
 
 def gaussians(weight_decay: float, localization: float) -> CompositePrior:
-    """The priors that two precisions stand for."""
+    """Make the prior of weight decay and localization; a precision of 0 adds nothing."""
     checks.number("weight_decay", weight_decay)
     checks.number("localization", localization)
+    # In the published order, which the sum of the pulls and the names in the state follow.
     priors: list[Prior] = []
     if weight_decay > 0:
         priors.append(GaussianPrior(weight_decay, center=None))
@@ -262,10 +272,11 @@ def gaussians(weight_decay: float, localization: float) -> CompositePrior:
 
 
 def prior_of(given: Any, localization: float) -> Prior | None:
-    """The prior that a group's setting stands for."""
+    """Make a group's prior from its settings."""
     if isinstance(given, Prior) or (given is None and not localization):
         return given
     if given is None or isinstance(given, str | Iterable):
+        # As published, a group's localization alone stands for a pull to its initial parameters.
         center: Any = "initial" if given is None else given
         return GaussianPrior(localization or 1.0, center=center)
     if isinstance(given, Real):

@@ -1,7 +1,7 @@
-"""State dicts of tensors and plain values, and how an optimizer takes them back.
+"""State dicts of tensors and plain values: saving and loading.
 
-What a user gave as an object (a prior, a preconditioner with its mask, a function for nbeta) is
-given again when the optimizer is made again, and stays that of the optimizer that loads.
+Objects (a prior, a preconditioner with its mask, a function for nbeta) are not saved. A user gives
+them again to the new optimizer, and loading leaves them as they are.
 """
 
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ from compat.groups import Group
 from compat.metrics import Metrics
 from compat.sketch import SketchBuffer
 
-_OBJECT = object()
+_OBJECT = object()  # not None, which is a plain value
 
 
 def leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Leave tensors and plain values in a state dict, so that `weights_only` may read it."""
+    """Drop all but tensors and plain values, so that `torch.load(weights_only=True)` works."""
     groups = [
         {
             name: value
@@ -33,14 +33,13 @@ def leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[
 
 
 def restore_objects(group: Group, live: Group) -> None:
-    """Give a loaded group what its state dict left out, from the group that it replaces."""
+    """Copy the objects of a replaced group to the loaded one, and rebuild its reports."""
     for name, value in live.items():
         if isinstance(value, Metrics | SketchBuffer):
             saved = group.get(name)
-            if isinstance(saved, dict):
+            if isinstance(saved, dict):  # else saved without reports: the live ones go on
                 value = type(value)(**saved).to(value.noise.device)
             group[name] = value
-        # Objects were left out when it was saved: those of the loading optimizer stay.
         elif name not in group or _plain(value) is _OBJECT or _is_setting(live, name):
             group[name] = value
 
@@ -62,12 +61,12 @@ def restore_dtypes(
 def check_state(
     optimizer: Optimizer, needed: Mapping[Tensor, list[str]], state_dict: Mapping[str, Any]
 ) -> None:
-    """Check that a state dict holds what an optimizer needs of its parameters.
+    """Check that a state dict has every entry that an optimizer needs.
 
     Args:
-        optimizer: The one that is about to load.
-        needed: Names of what it has remembered of each parameter from the start.
-        state_dict: The one to load.
+        optimizer: The optimizer that is about to load.
+        needed: Names of the entries that each parameter's state must have.
+        state_dict: The state dict to load.
 
     Raises:
         ValueError: The state dict lacks something, as after another method or without metrics or a
@@ -78,10 +77,12 @@ def check_state(
         saved = state_dict["state"].get(index, {})
         for name in needed[param]:
             if saved.get(name) is None:
+                # Here, by name: a step would raise KeyError, or pull to zero for want of a centre.
                 raise ValueError(
                     f"the state dict must hold {name!r} of parameter {index}, as this optimizer "
                     f"does, got {sorted(saved)}: make it with the same settings"
                 )
+    # Not strict: torch refuses another number of groups itself, in its own words.
     for live, group in zip(optimizer.param_groups, state_dict["param_groups"], strict=False):
         if "sketches" in live and "sketches" in group:
             wanted, got = len(live["sketches"].noise), len(group["sketches"]["noise"])
@@ -93,13 +94,14 @@ def check_state(
 
 
 def _is_setting(group: Group, name: str) -> bool:
-    """Whether a value has become part of the group's preconditioner."""
+    """Whether an entry is part of the group's preconditioner already: the mask of `SGMCMC`."""
     return name == "mask" and "preconditioner" in group
 
 
 def _plain(value: Any) -> Any:
-    """A value of a group as it is saved; `_OBJECT` for what is neither tensor nor plain."""
+    """The form in which a group's value is saved; `_OBJECT` if it is not saved."""
     if isinstance(value, Metrics | SketchBuffer):
+        # Their tensors, so that a resumed run still reports the last step.
         return dict(vars(value))
     if value is None or isinstance(value, bool | str | Tensor):
         return value
@@ -120,6 +122,8 @@ def _restore_dtypes(loaded: dict[str, Any], saved: Mapping[str, Any]) -> None:
         if isinstance(value, Mapping) and isinstance(now, dict):
             _restore_dtypes(now, value)
         elif isinstance(value, Tensor) and isinstance(now, Tensor) and value.dtype != now.dtype:
+            # A float32 centre of a bfloat16 parameter comes back exact, or the chain would differ;
+            # a copy, as steps write to the state in place and the saved tensor is the caller's.
             exact = value.detach().to(now.device, copy=True)
             if torch.equal(exact.to(now.dtype), now):  # and no hook has changed it
                 loaded[name] = exact

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import Potential, StepReport, dense_grad, langevin_step_, noise_like
+from compat.step import StepInputs, StepReport, dense_grad, langevin_step_, noise_like
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Slope, Term, diagonal_factors
 
@@ -35,7 +35,7 @@ class SGLD(SamplingOptimizer):
         nbeta: Inverse temperature nβ ≥ 0, or a function that gives it, called at every step.
         bounding_box_size: Half-width b of the box; None (or 0) for no box.
         save_metrics: Whether to keep each step's norms and inner products for `get_metrics`.
-        sketch_dim: Numbers to keep in each of a step's sketches, for `get_sketches`.
+        sketch_dim: Number of entries of each of a step's sketches, for `get_sketches`.
         sketch_seed: Names the sketch.
 
     Raises:
@@ -79,6 +79,7 @@ class SGLD(SamplingOptimizer):
     def _start_group(self, group: Group) -> None:
         super()._start_group(group)
         check_masks(masks(group), group["params"])
+        # Kept in any case: a group may be given its localization or box later.
         for param in group["params"]:
             self.state[param]["initial_param"] = param.detach().clone()
 
@@ -91,34 +92,34 @@ class SGLD(SamplingOptimizer):
         """
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
-            # As published: SGLD takes 0 for no box.
-            half_width = group["bounding_box_size"] or None
+            half_width = group["bounding_box_size"] or None  # 0 is no box, as published
             for param, mask in zip(group["params"], masks(group), strict=True):
+                # A parameter whose gradient is None moves by noise and pulls, as published.
                 initial = self.state[param]["initial_param"]
-                potential = self._potential(param, initial, mask, now, noise_generator)
-                langevin_step_(param, initial, potential, now["lr"], half_width, report)
-                del potential  # so that two parameters' temporaries are never held at once
+                inputs = self._inputs(param, initial, mask, now, noise_generator)
+                langevin_step_(param, initial, inputs, now["lr"], half_width, report)
+                del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
 
-    def _potential(
+    def _inputs(
         self,
         param: Tensor,
         initial: Tensor,
         mask: Tensor | None,
         now: dict[str, float],
         generator: Generator | None,
-    ) -> Potential:
-        """Slope, factors and noise of one parameter."""
+    ) -> StepInputs:
+        """The ingredients of one parameter's step."""
+        # One tensor for both: localization is the distance of the metrics times γ.
         distance = localization = weight_decay = None
         if self.save_metrics or now["localization"]:
-            # Only where it is read: it is a pass over the parameter, and a copy of it.
             distance = Term(1.0, displacement(param.data, initial))
         if distance is not None and now["localization"]:
             localization = distance.times(now["localization"])
         if now["weight_decay"]:
             weight_decay = Term(now["weight_decay"], param.data)
         grad = Term(now["nbeta"], dense_grad(param))
-        return Potential(
+        return StepInputs(
             slope=Slope(grad, localization, weight_decay, distance),
             factors=diagonal_factors(None, mask),
             noise=noise_like(param, generator),

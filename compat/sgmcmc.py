@@ -19,7 +19,7 @@ from compat.preconditioner import (
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
-from compat.step import Potential, StepReport, dense_grad, evaluate, langevin_step_, noise_like
+from compat.step import StepInputs, StepReport, dense_grad, evaluate, langevin_step_, noise_like
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Slope, Term
@@ -35,7 +35,7 @@ class SGMCMC(SamplingOptimizer):
     clamped to [w₀ − b, w₀ + b] if b is given; with `NHTPreconditioning`, steps of SGNHT (see
     `compat.sgnht`). g is the gradient in `.grad`; parameters where it is None stay where they are,
     and w₀ are the parameters when their group was added. Make one by `SGMCMC.sgld`,
-    `SGMCMC.rmsprop_sgld` or `SGMCMC.sgnht`, which know what their method needs.
+    `SGMCMC.rmsprop_sgld` or `SGMCMC.sgnht`, which choose prior and preconditioner.
 
     The noise is drawn parameter by parameter, in the order of the groups, in the default dtype.
 
@@ -53,7 +53,7 @@ class SGMCMC(SamplingOptimizer):
         mask: m, 0 where an entry stays: one tensor for each parameter of the group, of its shape;
             a bare tensor for a group of one parameter.
         save_metrics: Whether to keep each step's norms and inner products for `get_metrics`.
-        sketch_dim: Numbers to keep in each of a step's sketches, for `get_sketches`.
+        sketch_dim: Number of entries of each of a step's sketches, for `get_sketches`.
         sketch_seed: Names the sketch.
 
     Raises:
@@ -110,29 +110,25 @@ class SGMCMC(SamplingOptimizer):
             group["preconditioner"], group.pop("preconditioner_kwargs"), group["mask"], params
         )
         remembered = {} if group["prior"] is None else group["prior"].initialize(list(params))
+        # A copy of the parameters, which only a box and metrics read; None without, as published.
         keeps_initial = group["bounding_box_size"] is not None or self.save_metrics
         for index, param in enumerate(params):
-            # A copy of the network: only for a box or metrics.
             initial = param.detach().clone() if keeps_initial else None
             self.state[param] |= remembered.get(param, {})
             self.state[param] |= {"param_idx": index, "initial_param": initial}
             share_initial(group["prior"], self.state[param])
         nht = thermostat_of(group["preconditioner"])
         if nht is not None:
+            # In the group, where `settings` reads it and a group's own value wins.
             group.setdefault("diffusion_factor", nht.diffusion_factor)
             start_thermostat(
                 group, self.state, [mask_of(group["preconditioner"], i) for i in range(len(params))]
             )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take back what `state_dict` gave, by an optimizer made with the same settings.
-
-        Priors, preconditioners and functions stay those of this optimizer.
-
-        Raises:
-            ValueError: The groups differ, or the state dict lacks what this optimizer remembers.
-        """
+        """Load a state dict, as `SamplingOptimizer.load_state_dict` does, with its errors."""
         super().load_state_dict(state_dict)
+        # Loading makes copies: a centre and w₀ are two tensors again.
         for group in self.param_groups:
             for param in group["params"]:
                 share_initial(group["prior"], self.state[param])
@@ -149,28 +145,26 @@ class SGMCMC(SamplingOptimizer):
             The closure's loss; None without one.
         """
         loss = evaluate(closure)
-        # Before anything moves: a refusal must not leave half a step.
-        self._check_graphs()
+        self._check_graphs()  # before anything moves
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             half_width = group["bounding_box_size"]
             thermostat = Thermostat(group, now) if thermostat_of(group["preconditioner"]) else None
-            # In the order of the published package, whose noise is drawn in it.
             for param in group["params"]:
-                if param.grad is None:
+                if param.grad is None:  # as published, draws no noise
                     continue
                 state = self.state[param]
-                potential = self._potential(group, param, now, noise_generator)
+                inputs = self._inputs(group, param, now, noise_generator)
                 if thermostat is None:
                     initial = state["initial_param"]
-                    langevin_step_(param, initial, potential, now["lr"], half_width, report)
+                    langevin_step_(param, initial, inputs, now["lr"], half_width, report)
                 else:
-                    thermostat.step_(param, state, potential, half_width, report)
-                del potential  # so that two parameters' temporaries are never held at once
+                    thermostat.step_(param, state, inputs, half_width, report)
+                del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
             if thermostat is not None:
                 thermostat.finish()
-        return loss
+        return loss  # despite the annotation, which is the published one
 
     def _check_graphs(self) -> None:
         """Refuse gradients without a graph where a preconditioner needs their derivatives.
@@ -192,20 +186,22 @@ class SGMCMC(SamplingOptimizer):
                 "backward(create_graph=True), got gradients without one"
             )
 
-    def _potential(
+    def _inputs(
         self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
-    ) -> Potential:
-        """Slope, factors and noise of one parameter."""
+    ) -> StepInputs:
+        """The ingredients of one parameter's step."""
         state, grad = self.state[param], dense_grad(param)
+        # `param` itself, not its data: a curvature term differentiates with respect to it.
         coefs = group["preconditioner"].get_coefficients(param, grad, state)
         pulled = pulls(group["prior"], param.data, state)
         distance = pulled.from_initial
-        if self.save_metrics and distance is None:
+        if self.save_metrics and distance is None:  # no pull has computed it
             distance = Term(1.0, displacement(param.data, state["initial_param"]))
         mask, force = coefs.mask(param), Term(now["nbeta"], grad)
-        return Potential(
+        return StepInputs(
             slope=Slope(force, pulled.localization, pulled.weight_decay, distance),
             factors=coefs.factors(param, mask),
+            # After coefficients and pulls, as published: both may draw from the global generator.
             noise=noise_like(param, generator),
             noise_level=now["noise_level"],
             mask=mask,
@@ -371,9 +367,9 @@ class SGMCMC(SamplingOptimizer):
 
     @classmethod
     def get_method(cls, method: SamplingMethodLiteral):
-        """The class method of a name.
+        """The factory of a method, by its name.
 
         Raises:
-            ValueError: It is none of "sgld", "rmsprop_sgld" and "sgnht".
+            ValueError: The name is none of "sgld", "rmsprop_sgld" and "sgnht".
         """
         return getattr(cls, checks.choice("method", method, get_args(SamplingMethodLiteral)))

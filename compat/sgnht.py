@@ -8,7 +8,7 @@ from torch import Tensor
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import Potential, StepReport, dense_grad, entries, evaluate, noise_like
+from compat.step import StepInputs, StepReport, dense_grad, entries, evaluate, noise_like
 from funcsgmcmc import checks, tree
 from funcsgmcmc.samplers.momentum import euler_terms, fresh_momentum, reflect_at_box
 from funcsgmcmc.samplers.sgnht import next_thermostat
@@ -41,7 +41,8 @@ class SGNHT(SamplingOptimizer):
         save_noise: Accepted for compatibility, with a warning.
         save_mala_vars: Accepted for compatibility, with a warning.
         nbeta: Inverse temperature nβ ≥ 0, or a function that gives it, called at every step.
-        metrics: Names among "noise", "dws" and "localization_loss", which set the two before.
+        metrics: Names among "noise", "dws" and "localization_loss"; they set `save_noise` and
+            `save_mala_vars`.
 
     Raises:
         TypeError, ValueError: A setting or a parameter is of the wrong type or out of its range.
@@ -69,6 +70,7 @@ class SGNHT(SamplingOptimizer):
         if save_mala_vars:
             warnings.warn("SGNHT does not record MALA: use SGLD for it", stacklevel=2)
         warn_of_settings(nbeta)
+        # The groups hold `save_noise` and `save_mala_vars`, as published; nothing reads them.
         defaults = {
             "lr": lr,
             "diffusion_factor": diffusion_factor,
@@ -101,18 +103,18 @@ class SGNHT(SamplingOptimizer):
             report = StepReport(self, group)
             thermostat = Thermostat(group, now)
             for param, mask in zip(group["params"], masks(group), strict=True):
-                if param.grad is None:
+                if param.grad is None:  # as published, draws no noise
                     continue
-                potential = Potential(
+                inputs = StepInputs(
                     slope=Slope(Term(now["nbeta"], dense_grad(param)), None, None, None),
                     factors=diagonal_factors(None, mask),
                     noise=noise_like(param),
                     noise_level=1.0,
                     mask=mask,
                 )
-                half_width = group["bounding_box_size"] or None
-                thermostat.step_(param, self.state[param], potential, half_width, report)
-                del potential  # so that two parameters' temporaries are never held at once
+                half_width = group["bounding_box_size"] or None  # 0 is no box, as published
+                thermostat.step_(param, self.state[param], inputs, half_width, report)
+                del inputs  # so that two parameters' temporaries are never held at once
             thermostat.finish()
         return loss
 
@@ -125,9 +127,10 @@ def start_thermostat(
     The momenta are drawn from the global generator, in the parameters' dtypes.
     """
     lr = float(group["lr"])
-    # One thermostat a group, in the default dtype, as published.
+    # A scalar on the CPU in the default dtype, as published: reading it waits for no device.
     group["thermostat"] = torch.tensor(float(group["diffusion_factor"]))
     for param, mask in zip(group["params"], group_masks, strict=True):
+        # The mask multiplies the draw and never shortens it: other parameters' draws stay theirs.
         momentum = fresh_momentum(torch.randn_like(param.detach()), lr, mask)
         states[param]["momentum"] = momentum.to(param.dtype)
 
@@ -143,8 +146,7 @@ class Thermostat:
     def __init__(self, group: Group, now: dict[str, float]):
         self._thermostat: Tensor = group["thermostat"]
         self._now = now
-        # A number: the step's arithmetic then needs no tensor for ξ.
-        self._friction = float(self._thermostat)
+        self._friction = float(self._thermostat)  # one ξ for all parameters of a step
         self._energies: list[Tensor] = []
         self._sampled = 0
 
@@ -152,7 +154,7 @@ class Thermostat:
         self,
         param: Tensor,
         state: dict[str, Any],
-        potential: Potential,
+        inputs: StepInputs,
         half_width: float | None,
         report: StepReport,
     ) -> None:
@@ -160,28 +162,31 @@ class Thermostat:
         momentum, now = state["momentum"], self._now
         scale = (2 * now["diffusion_factor"] * now["lr"]) ** 0.5
         terms = euler_terms(
-            potential.slope,
-            potential.factors,
-            Term(scale * potential.noise_level, potential.noise),
+            inputs.slope,
+            inputs.factors,
+            Term(scale * inputs.noise_level, inputs.noise),
             Term(1 - self._friction, momentum),
             drift=now["lr"],
-            force_first=True,
+            force_first=True,  # friction acts after the force, as published
         )
-        report.add(param, terms, potential.mask)
-        pushed = terms.total()
-        w = add(param.data, Term(1.0, pushed), in_place=True)
+        report.add(param, terms, inputs.mask)
+        # In float32 or better: parameter, momentum and energy take it before it is rounded.
+        new_momentum = terms.total()
+        w = add(param.data, Term(1.0, new_momentum), in_place=True)
         if half_width is not None:
-            clamped, pushed = reflect_at_box(w, pushed, state["initial_param"], half_width)
+            clamped, new_momentum = reflect_at_box(
+                w, new_momentum, state["initial_param"], half_width
+            )
             w.copy_(clamped)
-        momentum.copy_(pushed)
-        self._energies.append(tree.dot(pushed, pushed))
-        self._sampled += entries(param, potential.mask)
+        momentum.copy_(new_momentum)  # in place: the tensor is the one in the state
+        # Tensors, added up at the end: a number here would wait for the device at each parameter.
+        self._energies.append(tree.dot(new_momentum, new_momentum))
+        self._sampled += entries(param, inputs.mask)
 
     def finish(self) -> None:
-        """Move the thermostat by what the momenta hold."""
-        if self._sampled:
+        """Update the thermostat from the energy of the momenta."""
+        if self._sampled:  # a group without gradients keeps its ξ; d = 0 has no mean energy
             device, lr = self._thermostat.device, self._now["lr"]
-            # A group's parameters may live on several devices.
             energy = torch.stack([each.to(device) for each in self._energies]).sum()
             self._thermostat.copy_(
                 next_thermostat(

@@ -58,7 +58,6 @@ class CountSketch:
 
     def to(self, device: torch.device | str | int) -> "CountSketch":
         """The sketch on another device; itself, if it is there already."""
-        # As documented: a sketch is not written to, and need not be copied.
         if self.device == torch.device(device):
             return self
         return CountSketch(
@@ -74,10 +73,12 @@ class CountSketch:
 
     def sketch(self, v: Tensor) -> Tensor:
         """S(v), float32 `[k]`, of a vector with n entries."""
+        # Detached: a sketch is a report, and must not keep a graph alive.
         return functional.project(v.detach(), self.part(0, self.input_dim)).float()
 
     def scatter_into_(self, result: Tensor, v: Tensor, offset: int) -> None:
         """Add to `result` the sketch of a vector that holds `v` from `offset` on, else zeros."""
+        # Linear, so that the parameters of a model can be added one at a time.
         result.add_(functional.project(v.detach(), self.part(offset, v.numel())))
 
 
@@ -120,6 +121,7 @@ class SketchBuffer:
     def add_(self, sketches: "functional.Sketches | SketchBuffer") -> None:
         """Add the sketches of another part of the parameters."""
         for name in self.QUANTITIES:
+            # `get_sketches` adds up, on the CPU, groups of several devices.
             getattr(self, name).add_(getattr(sketches, name).to(self.device))
 
     def to(self, device: torch.device | str | int) -> "SketchBuffer":

@@ -1,23 +1,21 @@
-"""The shared part of the optimizers' steps, one parameter at a time."""
+"""The parts of a step that the optimizers share; each is about one parameter."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from compat.groups import Group
+from compat.optimizer import SamplingOptimizer
 from funcsgmcmc import sketch, tree
 from funcsgmcmc.norms import PartialMetrics
 from funcsgmcmc.samplers.base import clamp_to_box
 from funcsgmcmc.terms import Factors, Slope, Term, Terms, move, step_terms
 
-if TYPE_CHECKING:
-    from compat.optimizer import SamplingOptimizer
 
-
-class Potential(NamedTuple):
-    """The potential of one parameter, and the noise of its step, before step sizes.
+class StepInputs(NamedTuple):
+    """The ingredients of one parameter's step, before step sizes.
 
     Attributes:
         slope: nβ g and the pulls.
@@ -37,7 +35,7 @@ class Potential(NamedTuple):
 class StepReport:
     """Collects metrics and sketches of one step of a group, parameter by parameter."""
 
-    def __init__(self, optimizer: "SamplingOptimizer", group: Group):
+    def __init__(self, optimizer: SamplingOptimizer, group: Group):
         self._optimizer = optimizer
         self._group = group
         self._metrics = PartialMetrics()
@@ -46,11 +44,13 @@ class StepReport:
             group["sketches"].zero_()
 
     def add(self, param: Tensor, terms: Terms, mask: Tensor | None) -> None:
-        """Take in the terms of one parameter's update, before the update is made."""
+        """Add the terms of one parameter's update, before the update is made."""
         if self._optimizer.save_metrics:
+            # At once: a pull's direction may be the parameter itself, which the move overwrites.
             self._metrics.add(terms)
             self._numel += entries(param, mask)
         if self._optimizer.save_sketches:
+            # Sums over parameters, as sketches are linear: a group's terms are never held at once.
             part = self._optimizer.sketch_part(param)
             self._group["sketches"].add_(sketch.sketches(terms, part))
 
@@ -64,14 +64,14 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
     """Call a closure, if there is one, with gradients on; a step is made with them off."""
     if closure is None:
         return None
-    # A step is made without gradients; the closure's backward needs them.
     with torch.enable_grad():
         return closure()
 
 
 def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Standard normals of a parameter's shape, in the default dtype."""
-    # Drawn as `torch.normal` of the published package draws it: default dtype, contiguous.
+    # Contiguous, in the default dtype, as torch.normal(size=…) of the published package draws it:
+    # in another layout or dtype the same seed gives other numbers.
     empty = torch.empty_like(
         param, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format
     )
@@ -83,6 +83,7 @@ def dense_grad(param: Tensor) -> Tensor:
     grad = param.grad
     if grad is None:
         return torch.zeros_like(param)
+    # Embeddings with sparse=True: noise and pulls are dense anyway.
     return grad.to_dense() if grad.is_sparse else grad
 
 
@@ -94,7 +95,7 @@ def entries(param: Tensor, mask: Tensor | None) -> int:
 def langevin_step_(
     param: Tensor,
     initial: Tensor,
-    potential: Potential,
+    inputs: StepInputs,
     lr: float,
     half_width: float | None,
     report: StepReport,
@@ -104,15 +105,16 @@ def langevin_step_(
     Args:
         param: w.
         initial: w₀.
-        potential: Slope, factors and noise.
+        inputs: Slope, factors and noise.
         lr: ε.
         half_width: b, or None for no box.
         report: Where the step is reported.
     """
-    w = param.data
-    shock = Term(lr**0.5 * potential.noise_level, potential.noise)
-    terms = step_terms(potential.slope, potential.factors, shock, drift=lr / 2)
-    report.add(param, terms, potential.mask)
+    w = param.data  # as published: autograd's version counters do not see the step
+    shock = Term(lr**0.5 * inputs.noise_level, inputs.noise)
+    terms = step_terms(inputs.slope, inputs.factors, shock, drift=lr / 2)
+    report.add(param, terms, inputs.mask)
+    # In place: the model holds this tensor, and a new one would take as much memory again.
     move(w, terms, in_place=True)
     if half_width is not None:
         w.copy_(clamp_to_box(w, initial, half_width))

@@ -22,6 +22,7 @@ def default_nbeta(dataloader: DataLoader[Any] | int, gradient_accumulation_steps
         TypeError: `dataloader` is neither, or a loader without a batch size.
     """
     size = dataloader.batch_size if isinstance(dataloader, DataLoader) else dataloader
+    # A loader with a batch_sampler has the batch size None; True is an int to Python.
     if isinstance(size, bool) or not isinstance(size, int):
         raise TypeError(
             "dataloader must be a DataLoader with a batch size, or an int, got "

@@ -4,7 +4,7 @@ Pure functions over `TensorDict` parameter trees compute a sampler's step and it
 `torch.func`; many chains run as a batch. `sample` runs a whole experiment, `kernel` makes one step
 for loops of your own.
 
-What a run needs stands here. The rest has a namespace that says what it is: `random`, `schedules`,
+The functions for a run stand here. The rest has namespaces: `random`, `schedules`,
 `preconditioners`, `samplers`, `gradients`, `tree`, `norms`, `sketch`, `plots`, `testing`.
 """
 

@@ -1,7 +1,7 @@
 """Batches: tensors with the examples along their first dimension, in any nesting.
 
 A batch is one tensor, or a tuple, dict or `TensorDict` of them. One pass over the data is made of
-pieces: a `Piece` is a batch with its number of examples, which weights what is summed over a pass.
+pieces: a `Piece` is a batch with its number of examples, its weight in sums over the pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ def map_examples(function: Callable[[Any], Any], batch: Any) -> Any:
             raise ValueError(
                 "a TensorDict of data must have a batch size, the number of examples, got ()"
             )
-        # A `TensorDict` takes its new batch size from what the function makes of the old one.
+        # The function, applied to a tensor of the old batch size, shows the new one.
         return batch.apply(function, batch_size=function(torch.empty(batch.batch_size)).shape)
     return pytree.tree_map(function, batch)
 
@@ -39,15 +39,17 @@ def take_examples(batch: Any, index: Any) -> Any:
 
 
 def pieces_of(data: Any, num_examples: int, piece_size: int) -> Iterator[Piece]:
-    """Cut a batch into pieces of some size; the last one may be smaller."""
+    """Cut a batch into pieces of `piece_size` examples; the last one may be smaller."""
     for start in range(0, num_examples, piece_size):
         stop = min(start + piece_size, num_examples)
+        # By slices: each piece is a view of the data.
         yield take_examples(data, slice(start, stop)), stop - start
 
 
 def num_examples(batch: Any) -> int:
     """The first dimension of a batch's first tensor that has one; 0 if none has."""
     leaves = pytree.tree_leaves(batch)
+    # A scalar beside the tensors, such as a weight, says nothing of the examples.
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
 
 
@@ -78,7 +80,7 @@ def check_batch_size(value: int | None, num_examples: int) -> int:
     """Check a minibatch size against the data; None means all examples.
 
     Raises:
-        TypeError, ValueError: It is not an integer in [1, num_examples].
+        TypeError, ValueError: The size is not an integer in [1, num_examples].
     """
     if value is None:
         return num_examples
@@ -93,7 +95,7 @@ def check_known_size(size: int) -> int:
     """Check that a piece knows its number of examples, which weights its gradient.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The size is 0, which stands for an unknown number.
     """
     if not size:
         raise ValueError(

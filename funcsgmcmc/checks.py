@@ -1,6 +1,6 @@
 """Checks of arguments that many files need; the wording is the rule, then the value received.
 
-What one file alone refuses, it refuses itself, beside the code that needs it.
+A check that one file alone needs stands in that file, beside the code.
 
 Guards are written positively (`if not value >= 0`), so that NaN is refused. Rules about values are
 checked only where values can be read: inside `torch.vmap` and `torch.compile` a tensor has a shape
@@ -40,10 +40,12 @@ def hyperparameter(
         TypeError: `value` is not a real number or tensor.
         ValueError: It has more than one dimension, or a value is out of range or NaN.
     """
+    # To Python `True` is the number 1; as a setting it is a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
     if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
         raise TypeError(f"{name} must be real, got dtype {value.dtype}")
+    # float64: 1 − β and e^(−ζh) keep their digits. A copy: the caller's tensor may change.
     tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
     if tensor.ndim > 1:
         raise ValueError(
@@ -55,6 +57,7 @@ def hyperparameter(
             above = number > minimum if exclusive else number >= minimum
             if not (above and number < below):
                 where = f" for chain {index}" if tensor.ndim else ""
+                # Without a limit `< inf` still refuses infinity.
                 limit = "finite" if below == math.inf else f"< {below:g}"
                 rule = f"{relation} {minimum:g}" if not above else limit
                 raise ValueError(f"{name} must be {rule}, got {number:g}{where}")
@@ -77,7 +80,7 @@ def finite_number(name: str, value: Any) -> None:
     """Check a real number, of either sign.
 
     Raises:
-        TypeError: It is not one.
+        TypeError: The value is not a real number.
         ValueError: It is infinite or NaN.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -90,7 +93,7 @@ def finite_values(name: str, values: Tensor) -> None:
     """Check that no value is infinite or NaN.
 
     Raises:
-        ValueError: One is.
+        ValueError: Some value is infinite or NaN.
     """
     bad = values[~values.isfinite()]
     if bad.numel():
@@ -104,7 +107,7 @@ def at_most(name: str, value: Tensor, limit_name: str, limit: Tensor) -> None:
     """Check that a hyperparameter does not exceed another.
 
     Raises:
-        ValueError: It does, for some chain.
+        ValueError: For some chain the value exceeds the limit.
     """
     if has_values(value) and not (value <= limit).all():
         raise ValueError(
@@ -130,7 +133,7 @@ def choice(name: str, value: str, options: tuple[str, ...]) -> str:
     """Check a named option.
 
     Raises:
-        ValueError: It is not one of `options`.
+        ValueError: The value is not one of `options`.
     """
     if value not in options:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
@@ -141,9 +144,10 @@ def instance(name: str, value: Any, kind: type | UnionType) -> None:
     """Check a type.
 
     Raises:
-        TypeError: The value is of another.
+        TypeError: The value is of another type.
     """
     if not isinstance(value, kind):
+        # A union has arguments, a single type has none.
         kinds = [each.__name__ for each in get_args(kind) or (kind,)]
         raise TypeError(f"{name} must be a {' or '.join(kinds)}, got {type(value).__name__}")
 
@@ -152,14 +156,14 @@ def function(name: str, value: Any) -> None:
     """Check that a value can be called.
 
     Raises:
-        TypeError: It cannot.
+        TypeError: The value cannot be called.
     """
     if not callable(value):
         raise TypeError(f"{name} must be a function, got {value!r}")
 
 
 def scalar(name: str, value: Any) -> Tensor:
-    """Check what a user's loss or log-prior function returned.
+    """Check the value that a user's loss or log-prior function returned.
 
     Raises:
         TypeError: It is not a real floating tensor.
@@ -192,6 +196,7 @@ def per_chain(fields: dict[str, Any]) -> tuple[dict[str, Any], torch.Size]:
     """
     chains, owner = torch.Size(), ""
     for name, value in fields.items():
+        # Tensors and trees both have a `shape`; a tree's is its batch size.
         if value is None or not value.shape:
             continue
         if chains and value.shape != chains:
@@ -200,6 +205,7 @@ def per_chain(fields: dict[str, Any]) -> tuple[dict[str, Any], torch.Size]:
                 f"got {chains[0]} for {owner} and {value.shape[0]} for {name}"
             )
         chains, owner = value.shape, name
+    # Views: a shared anchor, copied for each chain, would take C times its memory.
     expanded = {
         name: value if value is None or value.shape == chains else value.expand(chains)
         for name, value in fields.items()
@@ -215,7 +221,7 @@ def missing_extra(extra: str, needs: str, used_for: str) -> ImportError:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Whether the entries can be read here: not while tracing, nor inside a vmap."""
+    """Whether a tensor's entries can be read: not while tracing, nor inside a vmap."""
     # torch has no public question for "am I under a functorch transform".
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)
     return not torch.compiler.is_compiling() and not wrapped

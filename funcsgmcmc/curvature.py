@@ -33,8 +33,8 @@ class HessianDiagonal(TensorClass, frozen=True):
         Args:
             loss_fn: L.
             params: One chain's w, to be vmapped over chains.
-            batch: What L is evaluated on.
-            key: Where probes come from.
+            batch: The batch on which L is evaluated.
+            key: The key of the random probes.
         """
 
 
@@ -47,9 +47,11 @@ class ExactDiagonal(HessianDiagonal, frozen=True):
         entries = torch.arange(size, device=tree.device(params))
 
         def entry(index: Tensor) -> Tensor:
+            # A unit vector by comparison: vmap cannot write at a batched index of a plain tensor.
             direction = (entries == index).to(dtype)
             return direction * _product(loss_fn, params, batch, direction)
 
+        # Each product keeps one entry only: their sum is the diagonal.
         diagonal = sum(torch.vmap(entry)(some).sum(0) for some in entries.split(_AT_ONCE))
         return tree.unflatten(cast(Tensor, diagonal), params)
 
@@ -58,7 +60,8 @@ class Hutchinson(HessianDiagonal, frozen=True):
     """An unbiased estimate, by one Hessian-vector product with random signs."""
 
     def evaluate(self, loss_fn: LossFn, params: TensorDict, batch: Any, key: Tensor) -> TensorDict:
-        """Z ⊙ ∇²L(w) z."""
+        """The estimate z ⊙ ∇²L(w) z."""
+        # Any bit of a word is a fair coin.
         coins = random.bits(key, (tree.size(params),)) & 1
         signs = (2 * coins - 1).to(tree.noise_dtype(params))
         return tree.unflatten(signs * _product(loss_fn, params, batch, signs), params)
@@ -80,6 +83,7 @@ def _product(loss_fn: LossFn, params: TensorDict, batch: Any, direction: Tensor)
         return torch.func.grad(loss, argnums=tuple(range(len(names))))(*leaves)
 
     leaves = tuple(params[name] for name in names)
+    # `unflatten` widens to float32; `vjp` wants the leaves' own dtype.
     along = tuple(
         part.to(leaf.dtype)
         for leaf, (_, part) in zip(
@@ -107,6 +111,7 @@ def hessian_diagonal(grad: Tensor, param: Tensor) -> Tensor:
     if not grad.requires_grad or not size:
         return torch.zeros_like(param)
     if size <= EXACT_UP_TO:
+        # Rows of the identity pick the entries one by one.
         probes = torch.eye(size, dtype=grad.dtype, device=grad.device)
     else:
         probes = torch.randint(2, (1, size), device=grad.device).to(grad.dtype) * 2 - 1

@@ -43,8 +43,7 @@ LossFn = Callable[[TensorDict, Any], Tensor | tuple[Tensor, Any]]
 class Evaluation:
     """The potential at a chain's parameters, before a step, as far as it is known.
 
-    Unknown and absent parts are None. An evaluation is a pytree, which `torch.vmap` may
-    return.
+    Unknown and absent parts are None. An evaluation is a pytree, which `torch.vmap` may return.
 
     Attributes:
         grads: g = ∇L(w), raw: without nβ. A tree like the parameters.
@@ -84,6 +83,8 @@ def module_loss(
         ValueError: Now or when called, if `model` has dropout or batch normalization in train
             mode: the loss must be a function of its arguments alone.
     """
+    # The base classes of dropout and of batch normalization are private in torch. Without running
+    # statistics a normalization is a function of its batch.
     impure = [
         (name, layer)
         for name, layer in model.named_modules()
@@ -105,10 +106,11 @@ def module_loss(
         # At every call: `model.train()` may be called between two runs.
         check_mode()
         inputs, targets = batch
-        # Parameters that the tree lacks keep the module's values.
+        # `functional_call` knows dotted names; those of a nested tree are tuples.
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
         return criterion(functional_call(model, leaves, (inputs,)), targets)
 
+    # Here too: a mistake shows where the loss is made.
     check_mode()
     return loss_fn
 
@@ -126,6 +128,7 @@ def loss_and_aux(loss_fn: LossFn, params: TensorDict, batch: Any) -> tuple[Tenso
         raise TypeError(f"loss_fn must return a loss or (loss, aux), got {len(output)} values")
     loss, aux = output
     if aux is not None:
+        # `torch.vmap` and `torch.func.grad` return nothing but tensors.
         for leaf in pytree.tree_leaves(aux):
             if not isinstance(leaf, Tensor):
                 raise TypeError(f"aux must hold tensors only, got {type(leaf).__name__}")
@@ -136,8 +139,9 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
     """L(w) of one chain's parameters over pieces of data, weighted by their numbers of examples.
 
     Returns:
-        None if there are no pieces, or a piece does not know its number.
+        The mean; None if there are no pieces, or a piece does not know its number.
     """
+    # 0-d, so that it adds to a loss on any device.
     total, count = torch.zeros(()), 0
     for piece, size in pieces or ():
         # A mean over pieces of unknown size would be another loss.
@@ -158,7 +162,7 @@ class GradientEstimator(ABC):
     Attributes:
         loss_fn: L.
         needs_memory: Whether it needs a memory.
-        refresh_interval: Steps after which the memory is due again; None if it never is.
+        refresh_interval: Steps after which the memory is made anew; None for never.
     """
 
     needs_memory = False
@@ -180,12 +184,12 @@ class GradientEstimator(ABC):
         """Make the memory at some parameters, of one chain or of many, by one pass over the data.
 
         Returns:
-            A pytree of tensors, with the chains first; None if none is needed.
+            A pytree of tensors, with the chains first; None for an estimator without memory.
         """
         return None
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Take apart what `kernel` is given as a batch: the minibatch, and the memory."""
+        """Split the batch that `kernel` is given into the minibatch and the memory."""
         return batch, None
 
 
@@ -206,11 +210,11 @@ class Plain(GradientEstimator):
 
 
 def estimator_of(loss_fn: LossFn) -> GradientEstimator:
-    """The estimator that a loss function is, or the plain one for it."""
+    """The loss function itself if it is an estimator, else the plain estimator of it."""
     return loss_fn if isinstance(loss_fn, GradientEstimator) else Plain(loss_fn)
 
 
-def mean_evaluation(
+def _mean_evaluation(
     estimator: GradientEstimator, params: TensorDict, pieces: Iterable[Piece]
 ) -> Evaluation:
     """Loss and gradient over pieces of data, weighted by their numbers of examples.
@@ -228,6 +232,7 @@ def mean_evaluation(
     """
     evaluate = estimator.evaluate
     if params.batch_size:
+        # One vmap a piece: loading a piece is no part of the traced function.
         evaluate = torch.vmap(estimator.evaluate, in_dims=(0, None, None))
     total: Any = None
     count, auxes = 0, []
@@ -248,15 +253,15 @@ def mean_evaluation(
 
 
 def _times(number: float, grads: TensorDict) -> TensorDict:
-    """In float32 or better: sums over many examples."""
+    """Gradients times a number, in float32 or better: they are summed over many examples."""
     return tree.map_leaves(lambda leaf: tree.widened(leaf) * number, grads)
 
 
 def _memoryless(loss_fn: LossFn) -> GradientEstimator:
-    """The estimator of a loss that another estimator is to wrap.
+    """The inner estimator of one that wraps a loss.
 
     Raises:
-        TypeError: It needs a memory, for which there is no place inside another.
+        TypeError: The inner estimator needs a memory, which only the outermost is given.
     """
     estimator = estimator_of(loss_fn)
     if estimator.needs_memory:
@@ -283,8 +288,10 @@ class Accumulated(GradientEstimator):
 
     def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss and gradient on a batch; `aux` is the tuple of the micro-batches'."""
-        mean = mean_evaluation(self._inner, params, self._microbatches(batch))
+        mean = _mean_evaluation(self._inner, params, self._microbatches(batch))
+        # Summed in float32 or better; a plain gradient has the parameters' dtype.
         grads = tree.map_leaves(lambda leaf, like: leaf.to(like.dtype), mean.grads, params)
+        # A tuple of None may not leave a vmap.
         has_aux = any(aux is not None for aux in mean.aux)
         return Evaluation(grads, mean.loss, mean.aux if has_aux else None)
 
@@ -298,11 +305,11 @@ class Accumulated(GradientEstimator):
 
 
 class ControlPoint(NamedTuple):
-    """Where control variates are taken, and the gradient there.
+    """The point ŵ of control variates, and the gradient there.
 
     Attributes:
         params: ŵ, a tree.
-        grads: ∇L(ŵ) on all data, a tree like it.
+        grads: ∇L(ŵ) on all data, a tree like `params`.
     """
 
     params: TensorDict
@@ -334,13 +341,13 @@ class ControlVariates(GradientEstimator):
 
     def prepare(self, params: TensorDict, pieces: Iterable[Piece]) -> ControlPoint:
         """ŵ = `params`, and ∇L(ŵ)."""
-        return ControlPoint(params, mean_evaluation(self._inner, params, pieces).grads)
+        return ControlPoint(params, _mean_evaluation(self._inner, params, pieces).grads)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
-        """Take a pair (minibatch, control point) apart.
+        """Split a pair (minibatch, control point).
 
         Raises:
-            TypeError: It is none.
+            TypeError: The batch is no such pair.
         """
         is_pair = isinstance(batch, tuple) and len(batch) == 2
         if not (is_pair and isinstance(batch[1], ControlPoint)):
@@ -452,6 +459,7 @@ def control_point(
     """
     estimator = estimator_of(loss_fn)
     if not estimator.needs_memory:
+        # Both estimators have the same control point.
         estimator = ControlVariates(loss_fn, None)
     size = check_examples(pytree.tree_leaves(data))
     pieces = pieces_of(data, size, check_batch_size(batch_size, size))

@@ -50,5 +50,6 @@ def chunk_size(params: TensorDictBase) -> int:
     if tree.device(params).type != "cpu" or most < _FEWEST_CHAINS:
         return num_chains
     fewest = math.ceil(num_chains / most)
+    # Chunks of one size share a compiled step; a smaller last one needs another.
     even = (number for number in range(fewest, 2 * fewest + 1) if num_chains % number == 0)
     return math.ceil(num_chains / next(even, fewest))

@@ -16,6 +16,7 @@ from funcsgmcmc.tree import Scalar
 _GRAD, _UNSCALED, _LOCALIZATION, _DECAY, _NOISE, _DISTANCE, _PRIOR = range(7)
 _SMALL = 16_384  # entries
 _PAIRS = (
+    # The sum of pulls has no norm among the metrics: `prior` adds squares.
     *((i, i) for i in range(6)),
     (_GRAD, _PRIOR),
     (_GRAD, _NOISE),
@@ -76,6 +77,7 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     # Directions are multiplied, and coefficients afterwards: terms share directions.
     directions, places = _distinct(measured)
     dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in _pairs(places)}
+    # The noise has the batch size of the step, which a shared mask lacks.
     numel = tree.count(terms.noise.direction, mask)
     values = [dots[places[a], places[b]] for a, b in _PAIRS]
     return _from_products(_coefficients(measured), values, numel)
@@ -90,6 +92,7 @@ class PartialMetrics:
 
     def __init__(self) -> None:
         self._coefficients: list[Scalar | None] = [None] * 7
+        # Numbers, to which numbers and tensors of any device add.
         self._values: list[Scalar] = [0.0] * len(_PAIRS)
         self._waiting: dict[tuple[int, ...], list[Tensor]] = {}
         self._entries_waiting = 0
@@ -106,9 +109,11 @@ class PartialMetrics:
             # On the CPU numbers cost less than tensors; elsewhere, reading one would wait for it.
             self._add(places, {k: dot.item() if dot.is_cpu else dot for k, dot in dots.items()})
             return
+        # A copy: the optimizer writes to its tensors before they are multiplied.
         rows = torch.stack(directions).reshape(len(directions), -1)
         self._waiting.setdefault(places, []).append(tree.widened(rows))
         self._entries_waiting += entries
+        # Bounds the memory of the copies.
         if self._entries_waiting > 4 * _SMALL:
             self._multiply_waiting()
 
@@ -136,12 +141,13 @@ class PartialMetrics:
 
 
 def _pairs(places: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Which directions to multiply."""
+    """The pairs of directions to multiply."""
+    # A set: terms with one direction share their products.
     return sorted({(places[a], places[b]) for a, b in _PAIRS})
 
 
 def _measured(terms: Terms) -> list[Term | None]:
-    """The terms that metrics are of, the sum of both pulls last."""
+    """The terms whose products the metrics need; the sum of both pulls is the last."""
     pulls = [term for term in (terms.localization, terms.weight_decay) if term is not None]
     return [
         terms.scaled_grad,
@@ -155,7 +161,7 @@ def _measured(terms: Terms) -> list[Term | None]:
 
 
 def _coefficients(terms: Sequence[Term | None]) -> list[Scalar | None]:
-    """The terms' coefficients; None for a term that is absent."""
+    """The terms' coefficients; None for an absent term."""
     return [None if term is None else term.coefficient for term in terms]
 
 
@@ -163,7 +169,7 @@ def _distinct(terms: Sequence[Term | None]) -> tuple[list[Any], tuple[int, ...]]
     """The terms' directions without repetition, and the place of each term's direction.
 
     Without preconditioner, mask and log-prior several terms share one direction. An absent term is
-    given the first place; nobody reads the products of that place for it.
+    given the first place, whose products its coefficient None leaves out.
     """
     directions: list[Any] = []
     places: list[int] = []
@@ -172,6 +178,7 @@ def _distinct(terms: Sequence[Term | None]) -> tuple[list[Any], tuple[int, ...]]
         if term is not None:
             direction = term.direction
             for place, other in enumerate(directions):  # noqa: B007
+                # The same object, not an equal one: comparing entries would cost a product.
                 if other is direction:
                     break
             else:
@@ -185,7 +192,7 @@ def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: An
     """Norms and inner products of terms from those of their directions.
 
     Args:
-        coefficients: Of the terms and of the sum of pulls; None for one that is absent.
+        coefficients: Of the terms and of the sum of pulls; None for an absent term.
         values: One for each of `_PAIRS`: `[*chains]` each, or numbers, if the coefficients are.
         numel: As in `Metrics`.
     """
@@ -197,6 +204,7 @@ def _from_products(coefficients: Sequence[Any], values: Sequence[Any], numel: An
 
     def norm(a: int) -> Any:
         coefficient = coefficients[a]
+        # Contour SGLD multiplies its drift by factors that may be negative.
         return 0.0 if coefficient is None else abs(coefficient) * product[a, a] ** 0.5
 
     return Metrics(

@@ -88,6 +88,7 @@ class Diagonal(Preconditioner, frozen=True):
 
     def init(self, params: TensorDict) -> TensorDict:
         """No state: a tree without leaves."""
+        # Here gain and parameters meet for the first time.
         tree.check_same_structure("gain", self.gain, params)
         return tree.build({}, params.batch_size)
 
@@ -176,6 +177,7 @@ class Composite(Preconditioner, frozen=True):
         a = self.first.update(state["first"], grads, hessian_diagonal)
         b = self.second.update(state["second"], grads, hessian_diagonal)
         states = TensorDict({"first": a.state, "second": b.state}, batch_size=state.batch_size)
+        # None is 1 for a gain and 0 for a correction: it drops out of the product rule.
         corrections = [
             correction if gain is None else tree.map_leaves(torch.mul, correction, gain)
             for correction, gain in ((a.correction, b.gain), (b.correction, a.gain))
@@ -186,12 +188,14 @@ class Composite(Preconditioner, frozen=True):
             gain=reduce(_times, gains) if gains else None,
             state=states,
             correction=reduce(_plus, corrections) if corrections else None,
+            # `compose` lets in one preconditioner that averages the drift's gradients.
             drift_grads=b.drift_grads if a.drift_grads is None else a.drift_grads,
         )
 
     def hessian_estimator(self) -> HessianDiagonal | None:
         """The estimator that the first needs, or else the second."""
         first = self.first.hessian_estimator()
+        # `compose` made sure that two estimators are of one kind.
         return self.second.hessian_estimator() if first is None else first
 
 
@@ -204,14 +208,15 @@ def _plus(a: TensorDict, b: TensorDict) -> TensorDict:
 
 
 def _zeros(params: TensorDict) -> TensorDict:
-    # Squares of half-precision gradients overflow in their own dtype.
+    # In float16 squares overflow; in bfloat16 an average near 1 takes no increment of 1e-3.
     return tree.map_leaves(
         lambda leaf: torch.zeros_like(leaf, dtype=tree.working_dtype(leaf)), params
     )
 
 
 def _unbiased(moment: TensorDict, beta: Tensor, count: Tensor) -> TensorDict:
-    """A running average from zero, divided by the weight 1 − βᵗ of what it has seen."""
+    """A running average that started from 0, divided by 1 − βᵗ, the sum of its weights."""
+    # In float64: at the first steps βᵗ is close to 1.
     seen = 1 - beta**count
     return tree.map_leaves(lambda leaf: leaf / tree.expand_right(seen, leaf), moment)
 
@@ -272,6 +277,7 @@ def rmsprop_correction(
 
 def identity() -> Identity:
     """Make the preconditioner G = 1."""
+    # Not locked, here and below: locking warns inside a compiled graph.
     return Identity(lock=False)
 
 
@@ -292,6 +298,7 @@ def diagonal(gain: TensorDictBase | Mapping[str, Tensor]) -> Diagonal:
     for name, leaf in tree.leaves(gains):
         if checks.has_values(leaf) and not ((leaf >= 0) & leaf.isfinite()).all():
             raise ValueError(f"gain[{tree.dotted(name)!r}] must be >= 0 and finite, got {leaf}")
+    # A copy: the caller's tensors may change.
     return Diagonal(gain=gains.detach().clone(), batch_size=gains.batch_size, lock=False)
 
 
@@ -364,7 +371,7 @@ def rmsprop(
             `"hutchinson"`: an unbiased estimate of h by one product. None: no Γ.
 
     Raises:
-        TypeError, ValueError: A value is not a number in its range, or no such option.
+        TypeError, ValueError: A number is out of its range, or `curvature` is no such option.
     """
     if curvature is not None:
         checks.choice("curvature", curvature, ("exact", "hutchinson"))
@@ -376,6 +383,7 @@ def rmsprop(
     )
     hessian: HessianDiagonal | None = None
     if curvature is not None:
+        # It has no settings, but its batch size must be that of its owner.
         kind = ExactDiagonal if curvature == "exact" else Hutchinson
         hessian = kind(batch_size=chains, lock=False)
     return RMSprop(**fields, hessian=hessian, batch_size=chains, lock=False)
@@ -424,12 +432,13 @@ def adam(
 def compose(*preconditioners: Preconditioner) -> Preconditioner:
     """Make a preconditioner of several: G = G₁ G₂ …, Γ = Γ₁ G₂ … + G₁ Γ₂ … + …
 
-    Each sees the gradients themselves, not those that another has scaled.
+    Each preconditioner sees the raw gradients, not those that another one has scaled.
 
     Raises:
         TypeError: An argument is not a preconditioner.
-        ValueError: None is given, two of them replace the drift (`adam`), they find the Hessian's
-            diagonal in different ways, or their chains differ in number.
+        ValueError: No preconditioner is given, two of them replace the drift's gradient
+            (`adam`) or find the Hessian's diagonal in different ways, or their chains differ in
+            number.
     """
     if not preconditioners:
         raise ValueError("compose needs at least one preconditioner, got none")
@@ -446,6 +455,7 @@ def compose(*preconditioners: Preconditioner) -> Preconditioner:
     if len(set(kinds)) > 1:
         raise ValueError(f"curvature must be of one kind in a product, got {' and '.join(kinds)}")
 
+    # In pairs: a `TensorClass` has a fixed number of fields.
     def pair(first: Preconditioner, second: Preconditioner) -> Preconditioner:
         fields, chains = checks.per_chain({"first": first, "second": second})
         return Composite(**fields, batch_size=chains, lock=False)
@@ -463,10 +473,10 @@ def _members(preconditioners: Iterable[Preconditioner]) -> Iterator[Precondition
 
 
 def check_preconditioner(value: Any) -> None:
-    """Refuse a value that is not a preconditioner.
+    """Check that a value is a preconditioner.
 
     Raises:
-        TypeError: It is none.
+        TypeError: The value is of another type.
     """
     if not isinstance(value, Preconditioner):
         raise TypeError(

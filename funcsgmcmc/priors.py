@@ -64,7 +64,7 @@ def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], tuple[TensorDi
 
     def potential(params: TensorDict) -> tuple[Tensor, Tensor]:
         value = checks.scalar("log_prior", log_prior(params))
-        # The value is what samplers that look at the energy need.
+        # The value comes along for samplers that look at the energy.
         return -value, value
 
     return torch.func.grad(potential, has_aux=True)

@@ -38,7 +38,7 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
 
     Args:
         seed: `0 <= seed < 2**64`; its high and low 32 bits are the two words of the key.
-        device: Where the key, and what is drawn from it, lives.
+        device: Device of the key and of the values drawn from it.
 
     Returns:
         A key, int32 `[2]`.
@@ -52,6 +52,7 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     seed = int(seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    # int32 with the bits of the words: torch adds and shifts no uint32.
     return torch.tensor(
         [_signed(seed >> 32), _signed(seed & _WORD)], dtype=torch.int32, device=device
     )
@@ -75,8 +76,8 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         raise TypeError(f"num must be an int, got {num!r}")
     if not num >= 1:
         raise ValueError(f"num must be >= 1, got {num}")
-    # All children in one pass.
     index = torch.arange(num, dtype=torch.int32, device=key.device)
+    # Keys [..., 1, 2] against num indices: all children in one pass.
     return _child(key.unsqueeze(-2), index, torch.full_like(index, _SPLIT))
 
 
@@ -168,6 +169,7 @@ def normal(
         # The half keeps u₁ off 0, where the logarithm is infinite.
         uniform = first.bitwise_and_(0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
         radius = uniform.log_().mul_(-2).sqrt_()
+        # Signed words cover [−π, π).
         angle = second.to(compute).mul_(math.pi * 2.0**-31)
         cosine = angle.cos().mul_(radius)
         return cosine.to(dtype), angle.sin_().mul_(radius).to(dtype)
@@ -200,6 +202,7 @@ def threefry2x32(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Te
         rotated = (x1 >> shifts[round_ % 8]).bitwise_and_(masks[round_ % 8])
         x1 = rotated.add_(x1, alpha=1 << distance).bitwise_xor_(x0)
         if round_ % 4 == 3:
+            # The key again; its number keeps the five injections apart.
             injection = round_ // 4 + 1
             x0.add_(schedule[injection % 3])
             x1.add_(schedule[(injection + 1) % 3] + injection)
@@ -207,11 +210,11 @@ def threefry2x32(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Te
 
 
 def check_key(key: Tensor) -> None:
-    """Refuse what is not a key or a batch of keys.
+    """Check that a value is a key or a batch of keys.
 
     Raises:
-        TypeError: It is not a tensor.
-        ValueError: It is not int32 of shape `[..., 2]`.
+        TypeError: The value is not a tensor.
+        ValueError: The tensor is not int32 of shape `[..., 2]`.
     """
     if not isinstance(key, Tensor):
         raise TypeError(f"key must be made by funcsgmcmc.key(seed), got {type(key).__name__}")
@@ -250,6 +253,7 @@ def _draw(
     batch = key.shape[:-1]
     if size == 0:
         empty = torch.zeros((*batch, 0), dtype=torch.int32, device=key.device)
+        # Through `transform`, which gives the dtype.
         return transform(empty, empty)[0].reshape(batch + shape)
     # Each counter gives two words; of an odd number the last one is left over.
     counters = (size + 1) // 2
@@ -259,6 +263,7 @@ def _draw(
         return transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
 
     block = max(1, _EAGER_BLOCK // max(1, math.prod(batch)))
+    # A compiler fuses the passes itself, and would unroll the blocks.
     if counters <= block or torch.compiler.is_compiling():
         drawn = torch.cat(values(0, counters), -1)
     else:
@@ -267,6 +272,7 @@ def _draw(
         drawn = pair[0].new_empty((*batch, 2 * counters))
         for start in range(0, counters, block):
             stop = min(start + block, counters)
+            # In the order of a single block: all cosines, then all sines.
             for offset, half in enumerate(pair if start == 0 else values(start, stop)):
                 drawn[..., offset * counters + start : offset * counters + stop] = half
     return drawn[..., :size].reshape(batch + shape)
@@ -283,6 +289,6 @@ def _signed(word: int) -> int:
 
 def _as_word(wide: Tensor) -> Tensor:
     """The low 32 bits of int64 values, as int32."""
-    # A conversion of what int32 cannot hold is undefined: wrap it by hand.
+    # The conversion of a value out of range is undefined: wrap it by hand.
     low = wide & _WORD
     return torch.where(low > 0x7FFFFFFF, low - (1 << 32), low).to(torch.int32)

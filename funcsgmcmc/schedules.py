@@ -44,6 +44,7 @@ class PolynomialDecay(Schedule, frozen=True):
 
     def __call__(self, step: Tensor) -> Tensor:
         """Value at step t."""
+        # A positive offset keeps step 0 finite.
         return self.scale * (self.offset + step) ** -self.power
 
 
@@ -56,6 +57,7 @@ class Cosine(Schedule, frozen=True):
 
     def __call__(self, step: Tensor) -> Tensor:
         """Value at step t."""
+        # Beyond the last step the cosine would go back.
         done = (step / self.num_steps).clamp(max=1)
         return self.end + (self.start - self.end) * _half_cosine(done)
 
@@ -85,12 +87,13 @@ class SamplingPhases(Schedule, frozen=True):
 
 
 def _half_cosine(share: Tensor) -> Tensor:
-    """From 1 to 0, as share goes from 0 to 1."""
+    """Half a cosine, which falls from 1 to 0 as `share` goes from 0 to 1."""
     return (1 + torch.cos(math.pi * share)) / 2
 
 
 def _share_of_cycle(step: Tensor, num_steps_per_cycle: Tensor) -> Tensor:
     """The share of its cycle that has passed at a step, in [0, 1)."""
+    # In float64: a cycle need not be a whole number of steps.
     return (step % num_steps_per_cycle) / num_steps_per_cycle
 
 
@@ -236,7 +239,7 @@ def sampling_phases(
         T_t = 0 if (t mod K)/K < β, else T
 
     At temperature 0 a sampler is an optimizer, which moves to a mode (`sglrw` stands still), and
-    `sample` makes no draws of what it passes through.
+    `sample` makes no draws.
 
     Source: Zhang et al. 2020 (see `cyclical`), algorithm 1, with their β.
 

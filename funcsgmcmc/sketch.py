@@ -85,6 +85,7 @@ def sketches(terms: Terms, sketch: CountSketch) -> Sketches:
     Raises:
         ValueError: The sketch is for another number of parameters.
     """
+    # Sketches are named as their terms.
     flat = [_projected(getattr(terms, name), sketch) for name in Sketches._fields]
     return Sketches(*flat)
 
@@ -108,6 +109,7 @@ def project(vector: Tree, sketch: CountSketch) -> Tensor:
         raise ValueError(f"the sketch is for {input_dim} parameters, got {size}")
     # `index_add` sums colliding entries; plain indexing would keep one of them.
     result = flat.new_zeros((*flat.shape[:-1], sketch.output_dim))
+    # Signs are kept in float32: ±1 is exact in every dtype.
     return result.index_add(-1, sketch.indices, sketch.signs.to(flat.dtype) * flat)
 
 
@@ -115,5 +117,6 @@ def _projected(term: Term | None, sketch: CountSketch) -> Tensor:
     """The sketch of a term."""
     if term is None:
         return sketch.signs.new_zeros(sketch.output_dim)
+    # The sketch is linear: the coefficient comes last, on k numbers only.
     sketched = project(term.direction, sketch)
     return tree.expand_right(term.coefficient, sketched) * sketched

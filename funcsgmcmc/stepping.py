@@ -179,10 +179,11 @@ def freezing(step: SamplerStep) -> FreezingStep:
         sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor, frozen_at: Tensor
     ) -> tuple[State, Info, Tensor]:
         moved, info = step(sampler, state, batch, memory, key)
-        # A frozen chain is stepped with the others, and what it would do is dropped.
+        # All chains are stepped as one batch; the moves of frozen ones are dropped.
         was_alive = frozen_at < 0
         finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
         frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)
+        # The failing step reports its loss; later ones report NaN.
         info = replace(info, loss=torch.where(was_alive, info.loss, torch.nan))
         alive = frozen_at < 0
         # A compiled step chooses for free, and a CPU knows at once that there is nothing to choose.
@@ -252,6 +253,7 @@ def _assemble(
     ) -> tuple[State, Info]:
         params = state.params
         flat = draw_noise(key, state.step, tree.size(params), tree.noise_dtype(params))
+        # Made in the step: the sampler is an argument, and another one does not compile again.
         evaluate = _evaluation(estimator, pull, sampler.hessian_estimator())
         evaluation = over_chains(evaluate)(params, batch, memory, key, state.step)
         assert evaluation.loss is not None  # an estimator evaluates the loss
@@ -283,6 +285,7 @@ def _evaluation(
             prior_pull, log_prior = pull(params)
             evaluation = replace(evaluation, prior_pull=prior_pull, log_prior=log_prior)
         if hessian is not None:
+            # A child of the step's key: probes share no words with the noise.
             probe_key = random.fold_in(random.fold_in(key, step), 0)
             diagonal = hessian.evaluate(estimator, params, batch, probe_key)
             evaluation = replace(evaluation, hessian_diagonal=diagonal)

@@ -54,17 +54,17 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
 
     Args:
         params: A `TensorDict`, or a mapping of names to tensors (batch size `[]`).
-        name: What to call it in errors.
+        name: Name of the tree in errors.
 
     Returns:
-        A tree of its own (the tensors are shared, the tree is not).
+        A new tree that holds the same tensors.
 
     Raises:
         TypeError: It is not a tree of tensors, or a leaf is integer, boolean or complex.
         ValueError: It is empty.
     """
     if isinstance(params, TensorDictBase):
-        # A tree of its own: what is written to it must not reach the caller's.
+        # A new tree: leaves that are added or replaced must not reach the caller's.
         taken = cast(TensorDict, params.copy())
     elif isinstance(params, Mapping):
         _check_named_tensors(params, name)
@@ -86,7 +86,7 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
 
 
 def _check_named_tensors(params: Mapping[Any, Any], name: str) -> None:
-    """Refuse a mapping, nested or not, of something else than names to tensors."""
+    """Check that a mapping, nested or not, is of names to tensors."""
     for key, value in params.items():
         if not isinstance(key, str):
             raise TypeError(f"{name} must be keyed by strings, got {key!r}")
@@ -100,7 +100,7 @@ def check_same_structure(name: str, other: TensorDictBase, params: TensorDictBas
     """Refuse a tree whose names or shapes are not those of the parameters.
 
     Args:
-        name: What to call the tree, for instance `mask`.
+        name: Name of the tree in errors, for instance `mask`.
         other: Tree of batch size `[]` or of the batch size of `params`.
         params: Tree of batch size `[*chains]`.
 
@@ -151,6 +151,7 @@ def check_finite(name: str, params: TensorDictBase) -> None:
 
 def leaves(tree: TensorDictBase) -> Iterator[tuple[Name, Tensor]]:
     """Iterate over the names and leaves of a tree, nested ones included, in the tree's order."""
+    # Names of nested leaves are tuples, which the annotations of tensordict leave out.
     return cast(Iterator[tuple[Name, Tensor]], tree.items(include_nested=True, leaves_only=True))
 
 
@@ -198,7 +199,7 @@ def working_dtype(leaf: Tensor) -> torch.dtype:
 
 
 def widened(leaf: Tensor) -> Tensor:
-    """The leaf in its working dtype; itself, if it has it (`to` takes longer to find out)."""
+    """The leaf in its working dtype: itself where it is wide (`to` takes longer to find out)."""
     return leaf if leaf.dtype in _WIDE else leaf.to(working_dtype(leaf))
 
 
@@ -319,6 +320,7 @@ def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
     # Squares and products of float16 would overflow.
     vectors = [widened(tensor).reshape(-1) for tensor in tensors]
     if len({vector.dtype for vector in vectors}) > 1:
+        # `torch.dot` takes one dtype; of float32 and float64, the wider one loses nothing.
         vectors = [vector.to(torch.float64) for vector in vectors]
     return vectors
 
@@ -342,6 +344,7 @@ def dot(a: Tree, b: Tree) -> Tensor:
     dots = []
     for name, leaf in leaves(a):
         dtype = working_dtype(leaf)
+        # Leaf by leaf: flat copies of both trees would cost their memory.
         dots.append(_sum_over_leaf(leaf.to(dtype) * b[name].to(dtype), a.batch_dims))
     return sum(dots[1:], start=dots[0])
 
@@ -356,13 +359,14 @@ def all_finite(tree: Any, chains: torch.Size) -> Tensor:
 
     Args:
         tree: Parameters or a state, of batch size `[*chains]`.
-        chains: That batch size.
+        chains: The batch size.
 
     Returns:
         bool `[*chains]`.
     """
     # NaN passes through a maximum: two passes, 10 to 30 times as fast as isfinite().all().
     floating = [leaf for leaf in pytree.tree_leaves(tree) if leaf.is_floating_point()]
+    # An empty leaf has no extremes, and nothing that could fail.
     rows = [leaf.reshape(*chains, -1) for leaf in floating if leaf.numel() > 0]
     extremes = [extreme for row in rows for extreme in (row.amax(-1), row.amin(-1))]
     return torch.stack(extremes).isfinite().all(0)

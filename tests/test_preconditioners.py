@@ -183,7 +183,13 @@ def second_moment(lr: float, alpha: float, with_correction: bool) -> float:
 
 @pytest.mark.parametrize(
     ("curvature", "lr"),
-    [(None, 0.1), (None, 0.2), ("exact", 0.1), ("exact", 0.2), ("hutchinson", 0.2)],
+    [
+        (None, 0.2),
+        ("exact", 0.2),
+        ("hutchinson", 0.2),
+        pytest.param(None, 0.1, marks=pytest.mark.slow),
+        pytest.param("exact", 0.1, marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_second_moment_of_rmsprop_is_that_of_its_equations(alpha, curvature, lr):
@@ -206,6 +212,7 @@ def test_second_moment_of_rmsprop_is_that_of_its_equations(alpha, curvature, lr)
         check_means(squares, second_moment(lr, alpha, curvature is None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
 def test_curvature_brings_rmsprop_closer_to_the_truth(alpha):
     """For ε → 0, the law is e^(−U)/G without Γ, and e^(−U) G^(−α) with it."""

@@ -1,6 +1,6 @@
 """Samplers, one algorithm a file: `funcsgmcmc.samplers.sgld` holds the factory `sgld`.
 
-Here are the words that every sampler is written in. The factories are at the door, `funcsgmcmc`.
+Here are the types that every sampler is written with. The factories are in `funcsgmcmc`.
 """
 
 from funcsgmcmc.gradients import Evaluation

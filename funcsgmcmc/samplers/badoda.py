@@ -65,13 +65,14 @@ class BADODA(ThermostatSampler, frozen=True):
     ) -> tuple[ThermostatState, Terms]:
         """Make one step, by the equation in the module's docstring."""
         shock = Term(self.temperature**0.5, noise)
-        force = step_terms(self.slope(state, evaluation), self.masked(), shock, drift=self.lr)
+        force = step_terms(self.slope(state, evaluation), self.mask_factors(), shock, drift=self.lr)
         kicked = kick(state.momentum, force)
         friction = state.thermostat + self.half_step(state, kicked)
         remaining, renewal = ornstein_uhlenbeck(friction, self.diffusion_factor, self.lr)
         remaining, renewal = self.with_refresh(state.step, remaining, renewal)
         momentum = damp(kicked, force, remaining, renewal)
         thermostat = friction + self.half_step(state, momentum)
+        # Both parts A in one sum: w is rounded once.
         params = add(state.params, Term(self.lr / 2, kicked), Term(self.lr / 2, momentum))
         terms = position_terms(force, state.momentum, remaining, renewal, self.lr)
         params, momentum = self.reflect_at_box(state, params, momentum)
@@ -79,7 +80,7 @@ class BADODA(ThermostatSampler, frozen=True):
         return state.replace(thermostat=thermostat), terms
 
     def half_step(self, state: ThermostatState, momentum: TensorDict) -> Tensor:
-        """D: (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if nothing is sampled."""
+        """Change of ξ in part D, (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if d is 0."""
         num_sampled = tree.count(state.params, self.mask)
         energy = tree.dot(momentum, momentum) / num_sampled.clamp(min=1)
         change = self.lr / 2 * (energy - self.temperature) / self.thermostat_mass
@@ -104,6 +105,7 @@ def ornstein_uhlenbeck(
     # The limit at ξ = 0 is chosen by `where`: its other branch must not divide by 0.
     at_rest = friction == 0
     divisor = torch.where(at_rest, 1.0, friction)
+    # Positive for either sign of ξ; `expm1` since 1 − e^(−2ξh) cancels near ξ = 0.
     time = torch.where(at_rest, 2 * lr, -torch.expm1(-2 * friction * lr) / divisor)
     return torch.exp(-friction * lr), diffusion_factor * time
 

@@ -63,13 +63,14 @@ class BAOA(MomentumSampler, frozen=True):
     ) -> tuple[MomentumState, Terms]:
         """Make one step, by the equation in the module's docstring."""
         remaining = torch.exp(-self.friction * self.lr)
-        # 1 − c² by `expm1`: exact for frictions far below 1/h.
+        # 1 − c² by `expm1`: the difference would cancel for frictions far below 1/h.
         renewal = -torch.expm1(-2 * self.friction * self.lr)
         remaining, renewal = self.with_refresh(state.step, remaining, renewal)
         shock = Term(self.temperature**0.5, noise)
-        force = step_terms(self.slope(state, evaluation), self.masked(), shock, drift=self.lr)
+        force = step_terms(self.slope(state, evaluation), self.mask_factors(), shock, drift=self.lr)
         kicked = kick(state.momentum, force)
         momentum = damp(kicked, force, remaining, renewal)
+        # Both parts A in one sum: w is rounded once.
         params = add(state.params, Term(self.lr / 2, kicked), Term(self.lr / 2, momentum))
         terms = position_terms(force, state.momentum, remaining, renewal, self.lr)
         params, momentum = self.reflect_at_box(state, params, momentum)

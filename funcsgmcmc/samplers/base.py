@@ -102,7 +102,7 @@ class Sampler(TensorClass, frozen=True):
         """
 
     def update(self, state: State, evaluation: Evaluation, noise: TensorDict) -> tuple[Any, Terms]:
-        """Make one step, from what is known of the potential and from noise.
+        """Make one step, from an evaluation of the potential and from noise.
 
         Args:
             state: State of batch size `[*chains]`.
@@ -178,6 +178,7 @@ class Sampler(TensorClass, frozen=True):
             if other is not None:
                 tree.check_same_structure(name, other, params)
         if self.anchor is not None:
+            # In another dtype w₀ may differ from a start that was meant to be w₀.
             tree.check_same_dtypes("anchor", self.anchor, params)
         return {
             # Copies: the caller may go on to train these tensors in place.
@@ -191,7 +192,7 @@ class Sampler(TensorClass, frozen=True):
         }
 
     def with_anchor(self, params: TensorDict) -> Self:
-        """The sampler with `params` as its anchor; itself, if it was made with one.
+        """The sampler with `params` as its anchor; a sampler with an anchor is returned as it is.
 
         Args:
             params: Tree of batch size `[]`, or `[C]` for an anchor per chain.
@@ -244,19 +245,20 @@ def clamp_to_box(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTre
 
     def clamp_leaf(leaf: Tensor, middle: Tensor) -> Tensor:
         width = tree.expand_right(half_width, leaf)
-        # The bounds of a half-precision leaf are float32.
+        # The bounds of a half-precision leaf are float32, and so is the clamped leaf.
         return torch.clamp(leaf, middle - width, middle + width).to(leaf.dtype)
 
     return tree.map_leaves(clamp_leaf, params, center)
 
 
 def check_sampler(value: Any) -> None:
-    """Refuse a value that is not a sampler.
+    """Check that a value is a sampler.
 
     Raises:
-        TypeError: It is none; a factory that was not called is named.
+        TypeError: The value is of another type; a factory that was not called is named.
     """
     if not isinstance(value, Sampler):
+        # A factory that was not called shows its name, not its address.
         given = value.__name__ if callable(value) and hasattr(value, "__name__") else value
         raise TypeError(
             f"sampler must be one made by a factory such as sgld(lr=..., nbeta=...), got {given!r}"

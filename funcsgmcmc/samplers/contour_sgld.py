@@ -70,6 +70,7 @@ class EnergyPartition(TensorClass, frozen=True):
         place = torch.nan_to_num((energy - self.low) / self.width + 1, nan=last)
         part = place.floor().clamp(0, last)
         share = torch.where(part == last, 0.0, place - part)
+        # `gather` takes int64.
         return part.to(torch.int64), share
 
 
@@ -103,11 +104,13 @@ class ContourSGLD(LangevinSampler, frozen=True):
         fields = self.start(params)
         start = fields["params"]
         shape = (*start.shape, self.partition.start.shape[-1])
+        # Cloned: an expanded θ would be the sampler's own memory.
         theta = self.partition.start.to(tree.device(start)).expand(shape).clone()
         return ContourState(
             **fields,
             preconditioner=self.preconditioner.init(start),
             theta=theta,
+            # No weight is known before a step has met an energy.
             log_weight=torch.zeros_like(theta[..., 0]),
         )
 
@@ -116,7 +119,7 @@ class ContourSGLD(LangevinSampler, frozen=True):
         return (*super().schedulable(), "weight_lr")
 
     def log_weight(self, state: ContourState) -> Tensor:
-        """Log of the weight of the parameters that the last step started from."""
+        """The log weight ζ log Ψ of the parameters that the last step started from."""
         return state.log_weight
 
     def advance(
@@ -129,6 +132,7 @@ class ContourSGLD(LangevinSampler, frozen=True):
         theta = next_theta(state.theta, part, self.weight_lr, self.flatness)
         log_psi, rise = log_density(theta, part, share)
         multiplier = 1 + self.flatness * self.temperature * rise / self.partition.width
+        # The multiplier is the drift's only: noise is that of SGLD.
         shock = Term((self.lr * self.temperature) ** 0.5, noise)
         terms = step_terms(slope, factors, shock, drift=self.lr / 2 * multiplier)
         params = self.boxed(move(state.params, terms), self.center(state))
@@ -168,11 +172,12 @@ def next_theta(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Ten
     part = part.unsqueeze(-1)
     is_here = torch.arange(theta.shape[-1], device=theta.device) == part
     rate = lr.unsqueeze(-1) * theta.gather(-1, part) ** flatness.unsqueeze(-1)
+    # The difference of two distributions: θ keeps its sum 1.
     return theta + rate * (is_here.to(theta.dtype) - theta)
 
 
 def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Log Ψ, and how far it rises over the part.
+    """Density of the energy: log Ψ, and its rise over the part.
 
     Args:
         theta: θ, `[*chains, m]`.
@@ -192,16 +197,17 @@ def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Ten
     return start + rise * share, rise
 
 
-def check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
-    """Take the bounds of a range of energies, each shared or one a chain.
+def _check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
+    """Check the two bounds of a range of energies, each shared or one a chain.
 
     Raises:
-        TypeError: They are no pair of real numbers or tensors.
+        TypeError: The value is no pair of real numbers or tensors.
         ValueError: A bound is not finite, or the first is not below the second.
     """
     if not isinstance(value, tuple | list) or len(value) != 2:
         raise TypeError(f"energy_range must be a pair (low, high), got {value!r}")
     names = ("low energy", "high energy")
+    # Energies may be negative.
     bounds = (checks.hyperparameter("energy_range", each, minimum=-math.inf) for each in value)
     low, high = checks.per_chain(dict(zip(names, bounds, strict=True)))[0].values()
     if checks.has_values(low) and not bool((low < high).all() & low.isfinite().all()):
@@ -250,7 +256,8 @@ def contour_sgld(
     """
     preconditioner = identity() if preconditioner is None else preconditioner
     check_preconditioner(preconditioner)
-    low, high = check_energy_range(energy_range)
+    low, high = _check_energy_range(energy_range)
+    # The first and the last part are open, without a width.
     num_inner = checks.count("num_partitions", num_partitions, minimum=3) - 2
     bounds, chains = checks.per_chain({"low": low, "width": (high - low) / num_inner})
     start = torch.full((*chains, num_partitions), 1 / num_partitions, dtype=torch.float64)

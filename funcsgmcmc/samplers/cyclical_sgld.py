@@ -7,7 +7,7 @@
 in the update of `sgld`, with t = 0, 1, … the step. At the start of a cycle steps are large and
 without noise: gradient descent that overshoots, into another mode (exploration). Then noise is
 added, and steps become small: the chain samples the mode it is in (sampling). `sample` makes draws
-of what steps at T_t > 0 lead to only.
+only where a step at T_t > 0 has led.
 
 The law of the draws is that of SGLD within a mode, in the limit of small steps; the weights of the
 modes are how often the cycles find them, which is not their posterior probability.
@@ -56,6 +56,7 @@ def cyclical_sgld(
     Raises:
         TypeError, ValueError: As for `sgld`, `cyclical` and `sampling_phases`.
     """
+    # Checked here, so that an error names `lr` and not the schedule's `peak`.
     step_size = cyclical(checks.hyperparameter("lr", lr), num_steps_per_cycle=num_steps_per_cycle)
     shared["temperature"] = sampling_phases(
         temperature, num_steps_per_cycle=num_steps_per_cycle, exploration=exploration

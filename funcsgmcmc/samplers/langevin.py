@@ -46,11 +46,11 @@ class LangevinSampler(Sampler, frozen=True):
         return LangevinState(**fields, preconditioner=averages)
 
     def hessian_estimator(self) -> HessianDiagonal | None:
-        """The one that the preconditioner's Γ needs."""
+        """The estimator that the preconditioner's Γ needs."""
         return self.preconditioner.hessian_estimator()
 
     def factors(self, state: LangevinState, evaluation: Evaluation) -> tuple[Factors, TensorDict]:
-        """M G, m √G and T m Γ of this step, and the preconditioner's next averages."""
+        """Factors m G, m √G and T m Γ of this step, and the preconditioner's next averages."""
         # G adapts to the raw gradient of the loss: neither nβ nor a pull changes it.
         scaling = self.preconditioner.update(
             state.preconditioner, evaluation.grads, evaluation.hessian_diagonal

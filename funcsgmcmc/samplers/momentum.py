@@ -5,12 +5,12 @@ The Euler step (SGHMC, SGNHT) is
     p' = c p − scaled_grad − localization − weight_decay + noise,    c = 1 − ξ
     w' = w + p'
 
-with ξ the friction; the samplers differ in where it comes from. The other step, a splitting, stands
-in `samplers/splitting.py`.
+with ξ the friction, a setting or a thermostat. The other step, a splitting, stands in
+`samplers/splitting.py`.
 
 Every step keeps the share c of the momentum and draws the share q of its variance M T anew: the
 noise is √(q M T) m η. M is ε in the variables of the Euler step and 1 in those of the splitting.
-Every R-th step, if that is asked for, has c = 0 and q = 1: a fresh momentum from N(0, m² M T).
+With `refresh_interval` R, every R-th step has c = 0 and q = 1: a fresh momentum from N(0, m² M T).
 
 With a box, entries that leave it are clamped and their momentum changes sign.
 """
@@ -64,9 +64,9 @@ class MomentumSampler(Sampler, frozen=True):
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> MomentumState:
         """State at `params`, which are copied, with momenta √(M T) m η₀."""
-        return MomentumState(**self.start_moving(params, noise))
+        return MomentumState(**self.start_with_momentum(params, noise))
 
-    def start_moving(self, params: TensorDict, noise: TensorDict | None) -> dict[str, Any]:
+    def start_with_momentum(self, params: TensorDict, noise: TensorDict | None) -> dict[str, Any]:
         """Make the fields of a state with a momentum.
 
         Raises:
@@ -83,14 +83,14 @@ class MomentumSampler(Sampler, frozen=True):
     def with_refresh(
         self, step: Tensor, remaining: Tensor, renewal: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """C and q of a step: 0 and 1 if it draws the momentum afresh, else as they are."""
+        """Shares c and q of a step: 0 and 1 if it draws the momentum afresh, else as given."""
         if self.refresh_interval is None:
             return remaining, renewal
         # Steps count from 0; the R-th is R − 1. Chosen by `where`, so that chains may differ.
         refreshes = (step + 1) % self.refresh_interval == 0
         return torch.where(refreshes, 0.0, remaining), torch.where(refreshes, 1.0, renewal)
 
-    def masked(self) -> Factors:
+    def mask_factors(self) -> Factors:
         """The factors of a step without preconditioner: the mask."""
         return diagonal_factors(None, self.mask)
 
@@ -116,13 +116,13 @@ class MomentumSampler(Sampler, frozen=True):
         shock = Term((renewal * self.momentum_variance()) ** 0.5, noise)
         slope = self.slope(state, evaluation)
         return euler_terms(
-            slope, self.masked(), shock, Term(remaining, state.momentum), drift=self.lr
+            slope, self.mask_factors(), shock, Term(remaining, state.momentum), drift=self.lr
         )
 
     def reflect_at_box(
         self, state: State, params: TensorDict, momentum: TensorDict
     ) -> tuple[TensorDict, TensorDict]:
-        """Clamp what left the box, and turn its momentum round; without a box, change nothing."""
+        """Clamp entries that left the box, and turn their momentum round; nothing without a box."""
         if self.bounding_box_size is None:
             return params, momentum
         return reflect_at_box(params, momentum, self.center(state), self.bounding_box_size)
@@ -139,13 +139,14 @@ class ThermostatSampler(MomentumSampler, frozen=True):
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> ThermostatState:
         """State at `params`, which are copied, with momenta √(M T) m η₀ and thermostats A."""
-        fields = self.start_moving(params, noise)
+        fields = self.start_with_momentum(params, noise)
+        # Cloned: an expanded ξ would be the sampler's own memory.
         thermostat = self.diffusion_factor.expand(fields["step"].shape).clone()
         return ThermostatState(**fields, thermostat=thermostat)
 
 
 def fresh_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
-    """P = √variance m η."""
+    """A fresh momentum p = √variance m η."""
     momentum: AnyTree = Term(variance**0.5, scaled(noise, mask)).value()
     return momentum
 
@@ -188,7 +189,7 @@ def reflect_at_box(
     """
 
     def reflect(momentum: Tensor, leaf: Tensor, middle: Tensor) -> Tensor:
-        # Of w before it is clamped.
+        # `leaf` is w before it is clamped: a clamped entry would not show that it left.
         inside = (leaf - middle).abs() < tree.expand_right(half_width, leaf)
         return torch.where(inside, momentum, -momentum)
 
@@ -197,14 +198,14 @@ def reflect_at_box(
 
 
 def check_interval(name: str, value: int | Tensor | None) -> Tensor | None:
-    """Take a number of steps >= 1, shared or one a chain.
+    """Check a number of steps >= 1, shared or one a chain.
 
     Returns:
         int64, `[]` or `[C]`; None for None.
 
     Raises:
-        TypeError: It does not hold integers.
-        ValueError: It is less than 1, or has more than one dimension.
+        TypeError: The value is no integer, nor a tensor of integers.
+        ValueError: A value is less than 1, or the tensor has more than one dimension.
     """
     if value is None:
         return None
@@ -212,4 +213,5 @@ def check_interval(name: str, value: int | Tensor | None) -> Tensor | None:
         checks.count(name, value, minimum=1)
     elif value.is_floating_point():
         raise TypeError(f"{name} must hold integers, got dtype {value.dtype}")
+    # `hyperparameter` refuses bool and complex tensors, and values below 1.
     return checks.hyperparameter(name, value, minimum=1.0).to(torch.int64)

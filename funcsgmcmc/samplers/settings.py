@@ -65,6 +65,7 @@ def _anchor(name: str, value: GivenTree | None) -> TensorDict | None:
     """Take an anchor: a copy of a tree of finite parameters."""
     if value is None:
         return None
+    # A copy: the caller may go on to train these tensors.
     anchor = tree.parameters(value, name).detach().clone()
     if all(checks.has_values(leaf) for _, leaf in tree.leaves(anchor)):
         tree.check_finite(name, anchor)
@@ -77,6 +78,7 @@ def _mask(name: str, value: GivenTree | None) -> TensorDict | None:
         return None
     if not isinstance(value, TensorDictBase | Mapping):
         raise TypeError(f"{name} must be a TensorDict or a mapping, got {type(value).__name__}")
+    # Complex leaves stay what they are, to be refused with the anchor's words.
     factors = tree.map_leaves(
         lambda leaf: leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float(),
         value if isinstance(value, TensorDictBase) else TensorDict(dict(value)),
@@ -88,6 +90,7 @@ def _half_width(name: str, value: float | Tensor | None) -> Tensor | None:
     return None if value is None else checks.hyperparameter(name, value, exclusive=True)
 
 
+# In the order of signatures.
 _CHECKS = {
     "nbeta": _Check(setting),
     "temperature": _Check(setting, 1.0),
@@ -119,6 +122,7 @@ def build(
         TypeError: A setting is of the wrong type.
         ValueError: A value is out of its range, or per-chain settings differ in their number.
     """
+    # A `TypedDict` is read by literal keys only.
     given: Mapping[str, Any] = shared
     checked = {
         name: each.check(name, given.get(name, each.default)) for name, each in _CHECKS.items()
@@ -171,6 +175,7 @@ def takes_shared_settings(factory: Callable[P, T]) -> Callable[P, T]:
 def _with_sentences(doc: str, shared: str, names: list[str]) -> str:
     """A docstring whose entry for `**shared` has given way to one for each shared setting."""
     sentences = inspect.getdoc(SharedSettings) or ""
+    # An entry ends where the next one begins, or with the text.
     entries = {
         name: re.search(rf"^    {name}: .*?(?=^    \w+: |\Z)", sentences, re.MULTILINE | re.DOTALL)
         for name in names

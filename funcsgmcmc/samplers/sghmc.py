@@ -15,8 +15,8 @@ With g = ∇L(w) the gradient of the minibatch mean loss, η ~ N(0, I), products
 and their momentum changes sign. With `refresh_interval` R, every R-th step has √(εT) m η instead of
 (1 − α) p + noise: a fresh momentum.
 
-Friction takes energy from the momentum, noise gives it back; what the minibatches' noise gives,
-β̂ = ε V/(2T) for a variance V of nβ g, is left out of the sampler's own.
+Friction takes energy from the momentum, noise gives it back. The share of the minibatches' noise,
+β̂ = ε V/(2T) for a variance V of nβ g, is left out of the sampler's own noise.
 
 Exact law: for U quadratic with curvature Λ along a coordinate and full-batch gradients (β̂ = 0), the
 chain without refreshment is stationary, for εΛ < 2 (2 − α), with
@@ -70,6 +70,7 @@ class SGHMC(MomentumSampler, frozen=True):
             diffusion_factor=self.friction - self.noise_estimate,
         )
         momentum = terms.total()
+        # By the new momentum: by the old one the scheme would be unstable without friction.
         params = add(state.params, Term(1.0, momentum))
         params, momentum = self.reflect_at_box(state, params, momentum)
         return state.replace(params=params, momentum=momentum, step=state.step + 1), terms
@@ -96,8 +97,8 @@ def sghmc(
         lr: ε ≥ 0, in units of w²: the square of the step size of the dynamics.
         friction: α in [0, 2), the fraction of the momentum lost in a step; near 1 the chain walks
             as SGLD does, near 0 it coasts for about 1/α steps.
-        noise_estimate: β̂ in [0, α], what the minibatches' noise gives: ε V/(2T) for a variance V
-            of nβ g.
+        noise_estimate: β̂ in [0, α], the share of the minibatches' noise: ε V/(2T) for a variance
+            V of nβ g.
         refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
             never is).
         **shared: The settings that all samplers share.
@@ -114,5 +115,6 @@ def sghmc(
         noise_estimate=checks.hyperparameter("noise_estimate", noise_estimate),
         refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
+    # After `build`, which gave both settings the same chains.
     checks.at_most("noise_estimate", sampler.noise_estimate, "friction", sampler.friction)
     return sampler

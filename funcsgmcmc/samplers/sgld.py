@@ -58,13 +58,16 @@ class SGLD(LangevinSampler, frozen=True):
         """Make one step, by the equation in the module's docstring."""
         slope = self.slope(state, evaluation)
         factors, averages = self.factors(state, evaluation)
+        # σ scales the noise alone: Γ keeps the temperature T.
         shock = Term((self.lr * self.temperature) ** 0.5 * self.noise_level, noise)
         terms = step_terms(slope, factors, shock, drift=self.lr / 2)
+        # The terms are those of the move before the box clamps it.
         params = self.boxed(move(state.params, terms), self.center(state))
         return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms
 
     def sampled_temperature(self, steps: Tensor) -> Tensor:
         """σ² T: noise of scale σ is that of temperature σ² (exactly so for G = 1)."""
+        # A value for each chain, beside one for each step.
         return super().sampled_temperature(steps) * self.noise_level.unsqueeze(-1) ** 2
 
 

@@ -11,7 +11,7 @@ function, products elementwise:
 ε ↔ `lr`, T ↔ `temperature`, G and Γ ↔ `preconditioner`, and the other symbols as for `sgld`. Every
 entry moves by exactly δ, whatever its gradient: up or down with probabilities that give the move
 the mean −d, as long as |d| ≤ δ (beyond, it always goes down the potential). The term `noise` is
-what the move adds to −d: of mean zero and variance δ² − d².
+the move + d, of mean zero and variance δ² − d².
 
 A scheme of weak order 1 for the diffusion that SGLD discretizes.
 
@@ -55,14 +55,14 @@ class SGLRW(LangevinSampler, frozen=True):
         spacing = Term(shock.coefficient, scaled(ones, factors.noise)).value()
         moves = tree.map_leaves(lattice_move, fall, spacing, noise)
         params = self.boxed(add(state.params, Term(1.0, moves)), self.center(state))
-        # The noise of a move is what it adds to its mean −d.
+        # The noise is the move without its mean −d.
         surplus = tree.map_leaves(torch.add, moves, fall)
         terms = terms.with_noise(Term(torch.ones_like(self.localization), surplus))
         return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms
 
 
 def mean_fall(terms: Terms) -> TensorDict:
-    """D = scaled_grad + localization + weight_decay − correction: minus the mean of a move."""
+    """Minus the mean of a move: d = scaled_grad + localization + weight_decay − correction."""
     first, *rest = terms.down()
     correction = [] if terms.correction is None else [terms.correction]
     fall: TensorDict = combine(first.value(), minus=correction, plus=rest)
@@ -70,7 +70,7 @@ def mean_fall(terms: Terms) -> TensorDict:
 
 
 def lattice_move(fall: Tensor, spacing: Tensor, noise: Tensor) -> Tensor:
-    """δ where Φ(η) < (1 − d/δ)/2, else −δ; 0 where δ is."""
+    """The move of an entry: δ where Φ(η) < (1 − d/δ)/2, else −δ; 0 where δ is 0."""
     # With δ = 0 the probability is infinite or not a number: either way the move is 0.
     up = torch.special.ndtr(noise) < (1 - fall / spacing) / 2
     return torch.where(up, spacing, -spacing)

@@ -65,6 +65,7 @@ class SGNHT(ThermostatSampler, frozen=True):
         params, momentum = self.reflect_at_box(state, params, momentum)
         thermostat = next_thermostat(
             state.thermostat,
+            # A reflected momentum has the energy of p': signs do not change it.
             energy=tree.dot(momentum, momentum),
             # A chain that is masked all over has no entries to divide by.
             num_sampled=tree.count(state.params, self.mask).clamp(min=1),

@@ -17,11 +17,13 @@ from funcsgmcmc.terms import Term, Terms, add, combine
 
 def kick(momentum: TensorDict, force: Terms) -> TensorDict:
     """B: p₁ = p − h m ∇U(w)."""
+    # Without the noise of `force`, which belongs to O.
     return combine(momentum, minus=force.down(), plus=())
 
 
 def damp(kicked: TensorDict, force: Terms, remaining: Tensor, renewal: Tensor) -> TensorDict:
     """O: p' = c p₁ + √(q T) m η, with c ↔ `remaining`, q ↔ `renewal`."""
+    # √T and the mask are in the noise of `force` already.
     return add(Term(remaining, kicked).value(), force.noise.times(renewal**0.5))
 
 
@@ -37,6 +39,7 @@ def position_terms(
         renewal: q.
         lr: h.
     """
+    # w moves by half of p₁ and by half of c p₁ + noise.
     carried = lr * (1 + remaining) / 2
     noise = lr * renewal**0.5 / 2
     return force.rescaled(drift=carried, noise=noise, momentum=Term(carried, momentum))

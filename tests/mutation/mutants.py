@@ -230,7 +230,7 @@ MUTANTS = [
         ("scaled(noise, mask)", "noise", MASK),
     ),
     *_of(
-        "MomentumSampler.start_moving",
+        "MomentumSampler.start_with_momentum",
         ("fresh_momentum(noise, X, Y)", "noise", ALIAS),
         ("self.at(X)", "self.at(X + 1)", STATE),
     ),
@@ -242,7 +242,7 @@ MUTANTS = [
         ("torch.where(X, 1.0, renewal)", "torch.where(X, 2.0, renewal)", CONSTANT),
         ("torch.where(X, 1.0, renewal)", "renewal", STATE),
     ),
-    *_of("MomentumSampler.masked", ("self.mask", "None", MASK)),
+    *_of("MomentumSampler.mask_factors", ("self.mask", "None", MASK)),
     *_of(
         "ThermostatSampler.init",
         ("self.diffusion_factor.expand(X)", "0 * self.diffusion_factor.expand(X)", STATE),
