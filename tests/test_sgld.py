@@ -67,9 +67,8 @@ def test_stationary_law(settings, noise_sd, relative_lr):
     )
     variance = (sigma**2 + lr * gradient_variance / 4) / (total * (1 - lr * total / 4))
     score = (samples.state.params["w"] - mean) / variance.sqrt()
-    # Twelve runs of two families each: 2·10⁻⁴ for all of them.
-    check_means(score, 0.0, false_alarm=1e-5)
-    check_means(score.square(), 1.0, false_alarm=1e-5)
+    check_means(score, 0.0)
+    check_means(score.square(), 1.0)
     if not noise_sd:  # a batch's force is not quite normal
         assert stats.kstest(score.reshape(-1).numpy(), "norm").pvalue > 1e-4
 

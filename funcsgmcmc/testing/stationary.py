@@ -236,31 +236,6 @@ class GaussianLaw:
         if not bool(proper.all()):
             raise ValueError(f"Var w must be positive and finite, got {self.variance.tolist()}")
 
-    def standardized(self, w: Tensor) -> Tensor:
-        """Return z = (w − E w)/sd w, for w `[C, n]`."""
-        return (w - self.mean) / self.variance.sqrt()
-
-
-def deviations_of_moments(first: Tensor, second: Tensor) -> dict[str, Tensor]:
-    """Compare moments of standardized entries z with those of independent entries.
-
-    Args:
-        first: z of each chain, or its average over the chain's steps, `[C, n]`.
-        second: z zᵀ likewise, `[C, n, n]`.
-
-    Returns:
-        By name `[C]`, deviations in units of the law's standard deviation or variance.
-    """
-    n = first.shape[1]
-    moments = {f"mean of entry {i}": first[:, i] for i in range(n)}
-    moments |= {f"variance of entry {i}": second[:, i, i] - 1 for i in range(n)}
-    moments |= {
-        f"covariance of entries {i} and {j}": second[:, i, j] for i in range(n) for j in range(i)
-    }
-    moments["mean of all"] = first.mean(1)
-    moments["variance of all"] = second.diagonal(dim1=1, dim2=2).mean(1) - 1
-    return moments
-
 
 class QuadraticChains:
     """Independent chains of a sampler on a quadratic loss, which start from a law.
@@ -317,18 +292,31 @@ class QuadraticChains:
 
 
 def _deviations_of_averages(chains: QuadraticChains, num_steps: int) -> dict[str, Tensor]:
-    """Compare each chain's averages over the second half of its steps with the law."""
+    """Run chains, and compare averages over the second half of their steps with the law.
+
+    Returns:
+        By name, the deviation of each chain's average from the law, `[C]`, in units of the law's
+        standard deviation or variance.
+    """
     num_chains, n = chains.w.shape
     first = torch.zeros(num_chains, n, dtype=torch.float64)
     second = torch.zeros(num_chains, n, n, dtype=torch.float64)
     burnin = num_steps // 2
     for step in range(num_steps):
         if step >= burnin:
-            z = chains.law.standardized(chains.w)
+            z = (chains.w - chains.law.mean) / chains.law.variance.sqrt()
             first += z
             second += z[:, :, None] * z[:, None, :]
         chains.step()
         if step == 0 and chains.sampler.log_weight(chains.state) is not None:
             raise ValueError("draws must all count alike, got a sampler that gives them weights")
     counted = num_steps - burnin
-    return deviations_of_moments(first / counted, second / counted)
+    first, second = first / counted, second / counted
+    moments = {f"mean of entry {i}": first[:, i] for i in range(n)}
+    moments |= {f"variance of entry {i}": second[:, i, i] - 1 for i in range(n)}
+    moments |= {
+        f"covariance of entries {i} and {j}": second[:, i, j] for i in range(n) for j in range(i)
+    }
+    moments["mean of all"] = first.mean(1)
+    moments["variance of all"] = second.diagonal(dim1=1, dim2=2).mean(1) - 1
+    return moments
