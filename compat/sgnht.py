@@ -9,8 +9,8 @@ from torch import Tensor
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
 from compat.step import StepInputs, StepReport, dense_grad, entries, evaluate, noise_like
-from funcsgmcmc import checks, tree
-from funcsgmcmc.samplers.momentum import euler_terms, fresh_momentum, reflect_at_box
+from funcsgmcmc import checks
+from funcsgmcmc.samplers.momentum import energy, euler_terms, fresh_momentum, reflect_at_box
 from funcsgmcmc.samplers.sgnht import next_thermostat
 from funcsgmcmc.terms import Slope, Term, add, diagonal_factors
 
@@ -180,16 +180,15 @@ class Thermostat:
             w.copy_(clamped)
         momentum.copy_(new_momentum)  # in place: the tensor is the one in the state
         # Tensors, added up at the end: a number here would wait for the device at each parameter.
-        self._energies.append(tree.dot(new_momentum, new_momentum))
+        self._energies.append(energy(new_momentum, inputs.mask))
         self._sampled += entries(param, inputs.mask)
 
     def finish(self) -> None:
         """Update the thermostat from the energy of the momenta."""
         if self._sampled:  # a group without gradients keeps its ξ; d = 0 has no mean energy
             device, lr = self._thermostat.device, self._now["lr"]
-            energy = torch.stack([each.to(device) for each in self._energies]).sum()
+            total = torch.stack([each.to(device) for each in self._energies]).sum()
+            mean_energy = total / self._sampled
             self._thermostat.copy_(
-                next_thermostat(
-                    self._thermostat, energy=energy, num_sampled=self._sampled, variance=lr
-                )
+                next_thermostat(self._thermostat, mean_energy=mean_energy, variance=lr)
             )

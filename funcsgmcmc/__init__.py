@@ -16,7 +16,9 @@ from funcsgmcmc.estimates import plots
 from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
 from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc, llc_draws
 from funcsgmcmc.estimates.summary import summary, to_datatree
-from funcsgmcmc.gradients import accumulated, control_variates, module_loss, svrg
+from funcsgmcmc.gradients import accumulated, control_variates, svrg
+from funcsgmcmc.losses import module_loss
+from funcsgmcmc.modules import params_of
 from funcsgmcmc.random import key
 from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
 from funcsgmcmc.runs.sampling import sample
@@ -29,7 +31,6 @@ from funcsgmcmc.samplers.sgld import rmsprop_sgld, sgld
 from funcsgmcmc.samplers.sglrw import sglrw
 from funcsgmcmc.samplers.sgnht import sgnht
 from funcsgmcmc.stepping import compiled, kernel
-from funcsgmcmc.tree import params_of
 
 __all__ = [
     "LLC",

@@ -4,7 +4,7 @@ A batch is one tensor, or a tuple, dict or `TensorDict` of them. One pass over t
 pieces: a `Piece` is a batch with its number of examples, its weight in sums over the pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,7 +30,13 @@ def map_examples(function: Callable[[Any], Any], batch: Any) -> Any:
             )
         # The function, applied to a tensor of the old batch size, shows the new one.
         return batch.apply(function, batch_size=function(torch.empty(batch.batch_size)).shape)
-    return pytree.tree_map(function, batch)
+    return pytree.tree_map(function, plain(batch))
+
+
+def plain(batch: Any) -> Any:
+    """A batch with a dict in place of a mapping that pytrees do not know, as tokenizers return."""
+    is_unknown = isinstance(batch, Mapping) and pytree.tree_is_leaf(batch)
+    return dict(batch) if is_unknown else batch
 
 
 def take_examples(batch: Any, index: Any) -> Any:
@@ -48,7 +54,7 @@ def pieces_of(data: Any, num_examples: int, piece_size: int) -> Iterator[Piece]:
 
 def num_examples(batch: Any) -> int:
     """The first dimension of a batch's first tensor that has one; 0 if none has."""
-    leaves = pytree.tree_leaves(batch)
+    leaves = pytree.tree_leaves(plain(batch))
     # A scalar beside the tensors, such as a weight, says nothing of the examples.
     return next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim), 0)
 

@@ -1,4 +1,4 @@
-"""Losses of a network, and estimates of a loss's gradient on a batch.
+"""Losses, and estimates of a loss's gradient on a batch.
 
 A loss is a pure function `loss_fn(params, batch) -> loss`, or `-> (loss, aux)`: the mean over the
 batch, a scalar, of one chain's parameters (a `TensorDict` of batch size `[]`). An estimator wraps a
@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import register_dataclass
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks, tree
@@ -63,56 +62,6 @@ class Evaluation:
 
 
 register_dataclass(Evaluation)  # fields that are None drop out, so that a vmap may return it
-
-
-def module_loss(
-    model: nn.Module, criterion: Callable[[Any, Any], Tensor]
-) -> Callable[[TensorDict, Any], Tensor]:
-    """Make a loss function from a module.
-
-    Args:
-        model: Any module. Its buffers are used as they are and not sampled. Parameters that the
-            tree given to the loss lacks keep the module's values.
-        criterion: `criterion(model(inputs), targets)`, the mean loss over the batch, for instance
-            `torch.nn.functional.cross_entropy`.
-
-    Returns:
-        `loss_fn(params, (inputs, targets)) -> scalar`, where `params` is as `params_of(model)`.
-
-    Raises:
-        ValueError: Now or when called, if `model` has dropout or batch normalization in train
-            mode: the loss must be a function of its arguments alone.
-    """
-    # The base classes of dropout and of batch normalization are private in torch. Without running
-    # statistics a normalization is a function of its batch.
-    impure = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.modules.dropout._DropoutNd)
-        or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats)
-    ]
-
-    def check_mode() -> None:
-        for name, layer in impure:
-            # Dropout of probability 0 is pure; normalization has no p.
-            if layer.training and getattr(layer, "p", 1.0) > 0:
-                raise ValueError(
-                    f"the loss must be a function of its arguments alone, but layer {name!r} "
-                    f"({type(layer).__name__}) is in train mode: call model.eval(), or keep train "
-                    "mode for the others and call .eval() on this layer"
-                )
-
-    def loss_fn(params: TensorDict, batch: Any) -> Tensor:
-        # At every call: `model.train()` may be called between two runs.
-        check_mode()
-        inputs, targets = batch
-        # `functional_call` knows dotted names; those of a nested tree are tuples.
-        leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
-        return criterion(functional_call(model, leaves, (inputs,)), targets)
-
-    # Here too: a mistake shows where the loss is made.
-    check_mode()
-    return loss_fn
 
 
 def loss_and_aux(loss_fn: LossFn, params: TensorDict, batch: Any) -> tuple[Tensor, Any]:

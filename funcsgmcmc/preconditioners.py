@@ -284,7 +284,8 @@ def identity() -> Identity:
 def diagonal(gain: TensorDictBase | Mapping[str, Tensor]) -> Diagonal:
     """Make a preconditioner with a fixed G: a step size for each parameter.
 
-    The stationary law is that of G = 1, to first order in the step size.
+    The stationary law is that of G = 1 up to an error of first order in the step size: an entry has
+    the law that G = 1 has at step size εG, so that the bias of SGLD, εΛ/4, becomes εGΛ/4.
 
     Args:
         gain: G ≥ 0, a tree like the parameters, of batch size `[]` or `[C]`; for instance
@@ -400,7 +401,7 @@ def adam(
 
     with m̂ in place of g in the drift. The average makes the drift of the loss lag by about
     1/(1 − β₁) steps: with β₁ > 0 the chain moves like one with momentum, and its law is that of the
-    posterior only to first order in the step size times 1/(1 − β₁). Γ is left out.
+    posterior up to an error of first order in the step size times 1/(1 − β₁). Γ is left out.
 
     Exact law: for U = nβ L quadratic with curvature Λ, full-batch gradients, T = 1, and G constant
     (eps large), with a = εGΛ/2, SGLD is stationary for a < 2 (1 + β₁)/(1 − β₁), with

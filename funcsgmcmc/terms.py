@@ -170,16 +170,30 @@ def diagonal_factors(preconditioner: Tree | None, mask: Tree | None) -> Factors:
 
 
 def scaled(direction: Any, factors: Tree | None) -> Any:
-    """Multiply elementwise, in the dtype of the direction, float32 at least; None means 1."""
+    """Multiply elementwise, in the dtype of the direction, float32 at least.
+
+    Args:
+        direction: A tree, or a bare tensor.
+        factors: A tree like it, which may be partial (see `tree.factor_of`); None means 1.
+    """
     # The same object, so that metrics see which terms share a direction.
     if factors is None:
         return direction
 
-    def product(leaf: Tensor, factor: Tensor) -> Tensor:
+    def product(leaf: Tensor, factor: Tensor | None) -> Tensor:
         wide = tree.widened(leaf)
+        if factor is None:
+            return wide
         return wide * (factor if factor.dtype == wide.dtype else factor.to(wide.dtype))
 
-    return tree.map_leaves(product, direction, factors)
+    if isinstance(factors, Tensor):
+        return product(direction, factors)
+    chains = direction.batch_dims
+    products = {
+        name: product(leaf, tree.factor_of(factors, name, leaf.ndim - chains))
+        for name, leaf in tree.leaves(direction)
+    }
+    return tree.build(products, direction.batch_size)
 
 
 def step_terms(

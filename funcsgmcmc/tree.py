@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast, overload
 
 import torch
 from tensordict import TensorDict, TensorDictBase
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks, random
@@ -26,27 +26,6 @@ AnyTree = TypeVar("AnyTree", TensorDict, Tensor)
 Scalar = float | Tensor
 """A chain's value: `[*chains]`, or a number for a bare tensor."""
 TreeT = TypeVar("TreeT")
-
-
-def params_of(module: nn.Module) -> TensorDict:
-    """Copy the parameters of a module into a tree.
-
-    Args:
-        module: Any module. Tied weights appear once, under their first name. Buffers are not
-            parameters and stay with the module.
-
-    Returns:
-        A `TensorDict` of batch size `[]`, keyed by the module's dotted parameter names, detached
-        and cloned: training the module further does not change the tree.
-
-    Raises:
-        ValueError: The module has no parameters.
-    """
-    # `named_parameters` yields tied weights once.
-    leaves = {name: leaf.detach().clone() for name, leaf in module.named_parameters()}
-    if not leaves:
-        raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
-    return TensorDict(leaves)
 
 
 def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "params") -> TensorDict:
@@ -77,7 +56,9 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
     for key, leaf in leaves(taken):
         if not leaf.is_floating_point():
             raise TypeError(
-                f"{name}[{dotted(key)!r}] must be real floating point, got {leaf.dtype}"
+                f"{name}[{dotted(key)!r}] must be real floating point, got {leaf.dtype}: buffers, "
+                "which a state_dict holds too, are not sampled; funcsgmcmc.params_of(module) takes "
+                "the parameters alone"
             )
     # An empty tree would sample nothing, and have no device or dtype.
     if not size(taken):
@@ -96,13 +77,16 @@ def _check_named_tensors(params: Mapping[Any, Any], name: str) -> None:
             raise TypeError(f"{name}[{key!r}] must be a tensor, got {type(value).__name__}")
 
 
-def check_same_structure(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
+def check_same_structure(
+    name: str, other: TensorDictBase, params: TensorDictBase, *, partial: bool = False
+) -> None:
     """Refuse a tree whose names or shapes are not those of the parameters.
 
     Args:
         name: Name of the tree in errors, for instance `mask`.
         other: Tree of batch size `[]` or of the batch size of `params`.
         params: Tree of batch size `[*chains]`.
+        partial: Whether leaves may be missing, and a leaf may be one value for all its entries.
 
     Raises:
         ValueError: A name is unknown or missing, or a shape differs.
@@ -119,10 +103,12 @@ def check_same_structure(name: str, other: TensorDictBase, params: TensorDictBas
     for key, leaf in wanted.items():
         label = f"{name}[{dotted(key)!r}]"
         if key not in given:
+            if partial:
+                continue
             raise ValueError(f"{label} is missing: {name} needs one leaf for each parameter")
         shape = tuple(given[key].shape[other.batch_dims :])
         expected = tuple(leaf.shape[params.batch_dims :])
-        if shape != expected:
+        if shape != expected and not (partial and not shape):
             raise ValueError(f"{label} has shape {shape}, parameter has {expected}")
 
 
@@ -238,19 +224,46 @@ def count(tree: Tree | TensorDictBase, mask: Tree | TensorDictBase | None = None
 
     Args:
         tree: Tree of batch size `[*chains]`.
-        mask: Tree of the same structure, of batch size `[]` or `[*chains]`; None means 1.
+        mask: Factors of its entries (see `factor_of`), of batch size `[]` or `[*chains]`; None
+            means 1.
 
     Returns:
         int64 `[*chains]`.
     """
-    if isinstance(tree, Tensor) or isinstance(mask, Tensor):
-        return torch.count_nonzero(
-            torch.ones_like(cast(Tensor, tree)) if mask is None else mask.expand_as(tree)
-        )
-    if mask is None:
-        return torch.tensor(size(tree), device=device(tree)).expand(tree.batch_size)
-    entries = [_sum_over_leaf((leaf != 0).long(), mask.batch_dims) for _, leaf in leaves(mask)]
-    return sum(entries[1:], start=entries[0]).expand(tree.batch_size)
+    if isinstance(tree, Tensor):
+        factors = torch.ones_like(tree) if mask is None else cast(Tensor, mask).expand_as(tree)
+        return torch.count_nonzero(factors)
+    counts, num_without_factor = [], 0
+    for name, leaf in leaves(tree):
+        shape = leaf.shape[tree.batch_dims :]
+        masks = cast(TensorDict | None, mask)
+        factor = None if masks is None else factor_of(masks, name, len(shape))
+        if masks is None or factor is None:
+            num_without_factor += math.prod(shape)
+        else:
+            nonzero = (factor != 0).expand(masks.batch_size + shape).long()
+            counts.append(_sum_over_leaf(nonzero, masks.batch_dims))
+    total = sum(counts, start=torch.tensor(num_without_factor, device=device(tree)))
+    return total.expand(tree.batch_size)
+
+
+def factor_of(factors: TensorDictBase, name: Name, num_dims: int) -> Tensor | None:
+    """The factor of a leaf in a tree of factors, such as a mask, which may be partial.
+
+    Args:
+        factors: Of batch size `[]` or `[*chains]`. A leaf is `[*shape]`, or one value for all
+            entries, after the batch size.
+        name: The leaf's name.
+        num_dims: Number of dimensions of `[*shape]`.
+
+    Returns:
+        A tensor that broadcasts against `[*chains, *shape]`; None, meaning 1, for a leaf without
+        factor.
+    """
+    factor: Tensor | None = factors.get(name, None)
+    if factor is None or factor.ndim > factors.batch_dims:
+        return factor
+    return factor.reshape(factor.shape + (1,) * num_dims)
 
 
 def device(tree: TensorDictBase) -> torch.device:

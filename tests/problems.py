@@ -59,7 +59,7 @@ def run(
         "save_metrics": True,
     }
     return fs.sample(
-        fs.module_loss(model, cross_entropy),
+        settings.pop("loss_fn", fs.module_loss(model, cross_entropy)),
         fs.params_of(model) if params is None else params,
         settings.pop("data", data),
         sampler,

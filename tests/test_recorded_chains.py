@@ -34,6 +34,15 @@ def test_the_chain_is_the_recorded_one(case):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
+def record() -> None:
+    """Write the file, one quantity of a chain a line."""
+    chains = []
+    for case in CASES:
+        lines = [f"  {json.dumps(name)}: {json.dumps(row)}" for name, row in chain(case).items()]
+        chains.append(f" {json.dumps(case.name)}: {{\n" + ",\n".join(lines) + "\n }")
+    RECORDED.write_text("{\n" + ",\n".join(chains) + "\n}\n")
+
+
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
-    RECORDED.write_text(json.dumps({case.name: chain(case) for case in CASES}, indent=1) + "\n")
+    record()

@@ -273,6 +273,31 @@ def test_a_diagonal_preconditioner_leaves_the_law(name):
     assert found.smallest_noise_error < 0.015 or name == "sglrw"
 
 
+def test_the_lattice_walk_is_exact_without_correlations_only():
+    """With them the covariance solves HΣ + ΣH = 2T + (ε/2) offdiag(HΣH): 5.154, not 5.263."""
+    hessian, lr, eye = torch.tensor([[1.0, 0.9], [0.9, 1.0]]), 0.1, torch.eye(2)
+    # Both sides are linear in Σ: row by row, the equation for each of its four entries.
+    units = torch.eye(4).view(4, 2, 2)
+    left = hessian @ units + units @ hessian - lr / 2 * (1 - eye) * (hessian @ units @ hessian)
+    covariance = torch.linalg.solve(left.view(4, 4).T, 2 * eye.flatten()).view(2, 2)
+    assert float(covariance[0, 0]) == pytest.approx(5.154, abs=5e-4)
+    assert float(torch.linalg.inv(hessian)[0, 0]) == pytest.approx(5.263, abs=5e-4)
+    sampler, generator = fs.sglrw(lr, nbeta=1.0), torch.Generator().manual_seed(0)
+
+    def normals():
+        return torch.randn(NUM_CHAINS, 2, generator=generator)
+
+    w = normals() @ torch.linalg.cholesky(covariance).T
+    state = sampler.init(TensorDict({"w": w}, NUM_CHAINS))
+    squares = torch.zeros(NUM_CHAINS)
+    for _ in range(1_000):
+        evaluation = Evaluation(TensorDict({"w": state.params["w"] @ hessian}, NUM_CHAINS))
+        state, _ = sampler.update(state, evaluation, TensorDict({"w": normals()}, NUM_CHAINS))
+        squares += state.params["w"].square().mean(1) / 1_000
+    check_means(squares, covariance[0, 0])
+    assert squares.std() / NUM_CHAINS**0.5 < 0.025
+
+
 @pytest.mark.parametrize("flatness", [0.4, 1.0])
 def test_weighted_moments_of_contour_sgld_at_a_fixed_theta(flatness):
     """Whatever θ is, as long as it stays, the weights undo what it does, to the order of SGLD."""

@@ -5,27 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import TensorDict
-from torch import nn
 
 import funcsgmcmc as fs
-from funcsgmcmc import params_of, tree
-
-
-def test_params_of_copies_and_lists_tied_weights_once():
-    model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 3))
-    model[2].weight = model[0].weight
-    params = params_of(model)
-    assert set(params.keys()) == {"0.weight", "1.weight", "1.bias", "2.bias"}
-    assert not any(leaf.requires_grad for leaf in params.values())
-    before = params["0.weight"].clone()
-    with torch.no_grad():
-        model[0].weight.zero_()
-    assert torch.equal(params["0.weight"], before)
-
-
-def test_params_of_refuses_a_module_without_parameters():
-    with pytest.raises(ValueError, match="module must have parameters, got ReLU"):
-        params_of(nn.ReLU())
+from funcsgmcmc import tree
 
 
 @given(

@@ -26,6 +26,7 @@ from funcsgmcmc.batches import (
     map_examples,
     num_examples,
     pieces_of,
+    plain,
     take_examples,
 )
 from funcsgmcmc.runs.store import Rows
@@ -198,6 +199,7 @@ def stream(
     checks.choice("minibatches", minibatches, ("replacement", "epochs"))
     if isinstance(data, TensorDataset):
         data = data.tensors
+    data = plain(data)
     # A list is an iterable of batches: a tuple of tensors is one structure of examples.
     if isinstance(data, Tensor | TensorDictBase | tuple | Mapping):
         epochs = minibatches == "epochs"

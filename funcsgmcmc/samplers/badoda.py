@@ -1,13 +1,13 @@
 """BADODA: the splitting BAOA with a Nosé–Hoover thermostat in place of a fixed friction.
 
 With U = nβ L + (γ/2)‖w − w₀‖² + (λ/2)‖w‖² − log p, η ~ N(0, I), d the number of sampled entries,
-products elementwise:
+products and quotients elementwise, quotients over the sampled entries:
 
     p₁ = p − h m ∇U(w)
     w½ = w + (h/2) p₁
-    ξ½ = ξ + (h/2) (‖p₁‖²/d − T)/μ
+    ξ½ = ξ + (h/2) (‖p₁/m‖²/d − T)/μ
     p' = e^(−ξ½h) p₁ + √(A (1 − e^(−2ξ½h))/ξ½) √T m η              (2Ah for the fraction at ξ½ = 0)
-    ξ' = ξ½ + (h/2) (‖p'‖²/d − T)/μ
+    ξ' = ξ½ + (h/2) (‖p'/m‖²/d − T)/μ
     w' = w½ + (h/2) p'
 
 h ↔ `lr`, nβ ↔ `nbeta`, A ↔ `diffusion_factor`, μ ↔ `thermostat_mass`, T ↔ `temperature`,
@@ -20,12 +20,12 @@ It discretizes dw = p dt, dp = −∇U dt − ξ p dt + √(2AT) dB, dξ = (‖p
 finds the friction that the noise of the minibatches asks for. In w, averages at stationarity are of
 weak order 2. In the variables of `sgnht`, ε = h², and friction and A are those here times h.
 
-Exact laws at stationarity, whatever the noise: E‖p₁‖² + E‖p'‖² = 2dT; and without refreshment, for
-U quadratic with curvature Λ along a coordinate, there
+Exact laws at stationarity, whatever the noise: E‖p₁/m‖² + E‖p'/m‖² = 2dT; and without refreshment,
+for U quadratic with curvature Λ along a coordinate, there
 
     Λ E w² = (E p₁² + E p'²)/2 − E[(p₁ − p') w½]/h,
 
-w around the mean, so that Var w is T/Λ to second order in h.
+w around the mean, so that Var w is T/Λ up to an error of second order in h.
 
 Source: Leimkuhler and Shang, "Adaptive thermostats for noisy gradient systems", SIAM Journal on
 Scientific Computing 38 (2016), section 3, with unit masses, their σ_A²/2 = A T and μ d their
@@ -81,11 +81,10 @@ class BADODA(ThermostatSampler, frozen=True):
 
     def half_step(self, state: ThermostatState, momentum: TensorDict) -> Tensor:
         """Change of ξ in part D, (h/2) (‖p‖²/d − T)/μ, `[*chains]`; 0 if d is 0."""
-        num_sampled = tree.count(state.params, self.mask)
-        energy = tree.dot(momentum, momentum) / num_sampled.clamp(min=1)
+        energy = self.mean_energy(momentum)
         change = self.lr / 2 * (energy - self.temperature) / self.thermostat_mass
         # Without an entry to heat, the thermostat would fall without end.
-        return torch.where(num_sampled > 0, change, 0.0)
+        return torch.where(tree.count(momentum, self.mask) > 0, change, 0.0)
 
 
 def ornstein_uhlenbeck(
@@ -122,13 +121,14 @@ def badoda(
     """Make a sampler of Langevin dynamics with a thermostat, by the splitting BADODA.
 
         p₁ = p − h m [nβ g + γ (w − w₀) + λ w − ∇log p(w)]
-        ξ½ = ξ + (h/2) (‖p₁‖²/d − T)/μ
+        ξ½ = ξ + (h/2) (‖p₁/m‖²/d − T)/μ
         p' = e^(−ξ½h) p₁ + √(A (1 − e^(−2ξ½h))/ξ½) √T m η
-        ξ' = ξ½ + (h/2) (‖p'‖²/d − T)/μ
+        ξ' = ξ½ + (h/2) (‖p'/m‖²/d − T)/μ
         w' = w + (h/2) (p₁ + p')
 
-    with d the number of sampled entries (Leimkuhler and Shang 2016). With a box, entries that leave
-    it are clamped and their momentum changes sign. The module's docstring gives the exact laws.
+    with d the number of sampled entries (Leimkuhler and Shang 2016). With a box, entries
+    that leave it are clamped and their momentum changes sign. The module's docstring gives the
+    exact laws.
 
     Args:
         lr: Step size h ≥ 0 of the dynamics, in units of w; about the square root of SGLD's ε.

@@ -11,7 +11,8 @@ other dimensions. So the same lines serve one chain, a user's `torch.vmap`, and 
 of `sample`.
 
 Shapes: hyperparameters `[]`, shared by all chains, or `[C]`; leaves of parameters, gradients, noise
-and terms `[*chains, *shape]`; leaves of the anchor and the mask `[*shape]` or `[C, *shape]`.
+and terms `[*chains, *shape]`; leaves of the anchor `[*shape]` or `[C, *shape]`, those of the mask
+likewise, or one value for all entries of a leaf, `[]` or `[C]`.
 """
 
 from abc import abstractmethod
@@ -61,7 +62,7 @@ class Sampler(TensorClass, frozen=True):
         localization: Precision γ of the pull to the anchor.
         weight_decay: Precision λ of the pull to zero.
         anchor: w₀; None means the parameters given to `init`.
-        mask: m; None means 1.
+        mask: m, which is 1 for leaves that it lacks; None means 1.
         bounding_box_size: b; None means no box.
     """
 
@@ -176,7 +177,7 @@ class Sampler(TensorClass, frozen=True):
             )
         for name, other in (("anchor", self.anchor), ("mask", self.mask)):
             if other is not None:
-                tree.check_same_structure(name, other, params)
+                tree.check_same_structure(name, other, params, partial=name == "mask")
         if self.anchor is not None:
             # In another dtype w₀ may differ from a start that was meant to be w₀.
             tree.check_same_dtypes("anchor", self.anchor, params)

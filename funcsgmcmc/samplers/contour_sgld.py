@@ -1,32 +1,41 @@
 """Contour SGLD: SGLD on a posterior flattened along its energy, with weights that undo it.
 
-The range of the energy U(w) is cut into parts 1, …, m, inner ones of width Δu from u to u + Δu; the
-first and the last are open. J is the part that holds U(w). θ, a point of the simplex, estimates the
-posterior probability of each part. With t = 0, 1, … the step:
+The range of the energy U(w) is cut into parts 1, …, m, inner ones of width Δu; the first and the
+last are open. J is the part that holds U(w). θ, a point of the simplex, estimates the posterior
+probability of each part, and log Ψ(U) is a smooth curve through its logarithm. With the slope of
+the curve at the border of parts i and i + 1
 
-    θ'(i)       = θ(i) + ω_t θ(J)^ζ (1[i = J] − θ(i))
-    slope       = (log θ'(J) − log θ'(J − 1))/Δu              0 in the first and the last part
-    multiplier  = 1 + ζ T slope
+    s(i)        = (log θ(i + 1) − log θ(i))/Δu,  limited to  −M ≤ 1 + ζ T s(i) ≤ M
+
+and 0 one width below the range and one above it, d log Ψ/dU is linear between these places, and
+the sum of Ψ over the parts' centres is 1. With t = 0, 1, … the step:
+
+    multiplier  = 1 + ζ T d log Ψ/dU
     w'          = SGLD's step from w, with all of its drift times the multiplier
-    Ψ(w)        = θ'(J − 1) exp(slope · (U(w) − u))           θ'(1) in the first part
-    weight      = Ψ(w)^ζ
+    weight      = Ψ(U(w))^ζ
+    θ'(i)       = θ(i) + ω_t min(weight, 1) (1[i = J] − θ(i))
 
-ε ↔ `lr`, ζ ↔ `flatness`, ω_t ↔ `weight_lr`, m ↔ `num_partitions`, the range of energies ↔
-`energy_range`, T ↔ `temperature`; the other symbols as for `sgld`. Where a chain has been often, θ
-is large: the multiplier is small or negative there, and drives the chain out.
+ε ↔ `lr`, ζ ↔ `flatness`, ω_t ↔ `weight_lr`, m ↔ `num_partitions`, M ↔ `max_multiplier`, the range
+of energies ↔ `energy_range`, T ↔ `temperature`; the other symbols as for `sgld`. Where a chain has
+been often, θ is large: the multiplier is small or negative there, and drives the chain out.
 
 For θ that changes slowly the chain samples a density proportional to e^(−U/T)/Ψ^ζ, nearly flat in
 the energy for ζ = 1, so that it crosses barriers. Averages over the posterior are weighted:
-E f = Σ Ψ^ζ f/Σ Ψ^ζ, which `funcsgmcmc.weighted_mean` computes. Energies are those of the minibatch:
-with noisy ones, θ and the weights are those of the noisy energy.
+E f = Σ Ψ^ζ f/Σ Ψ^ζ, which `funcsgmcmc.weighted_mean` computes; and θ has the probabilities of the
+parts as its fixed point, whatever M is. Energies are those of the minibatch: with noisy ones, θ and
+the weights are those of the noisy energy.
+
+At a fixed θ weighted averages are of weak order 1 in ε, once a step changes the energy by less than
+the width of a part: √(εT) ‖∇U‖ < Δu.
 
 Source: Deng, Lin and Liang, "A contour stochastic gradient Langevin dynamics algorithm for
 simulations of multi-modal distributions", NeurIPS 2020, eqs. 5, 7, 8 and algorithm 1; their ε is
-ε/2 here, their τ is T, their Ũ is U on the minibatch. Three things differ: θ is updated before the
-step instead of after it, from the same energies; the weight is that of the density sampled (their
-Ψ) where they take its value at the end of the part, θ(J)^ζ, which differs by a factor of order Δu;
-and above the range the chain is SGLD, where their slope of the last part goes on, uphill without
-end while θ(m) is small.
+ε/2 here, their τ is T, their Ũ is U on the minibatch. Four things differ. Their slope is constant
+over a part and jumps at its border: on a double well the weighted second moment was off by 4 % at
+step sizes where it is off by 0.4 % with a continuous one. Their multiplier has no limit (M = ∞),
+and pushed chains over the edge where SGLD is stable. Their weight, also in the update of θ, is
+θ(J)^ζ, which differs from the density's by a factor of order Δu. And above the range the chain is
+SGLD, where their slope of the last part goes on, uphill without end while θ(m) is small.
 """
 
 import math
@@ -58,20 +67,16 @@ class EnergyPartition(TensorClass, frozen=True):
     width: Tensor
     start: Tensor
 
-    def locate(self, energy: Tensor) -> tuple[Tensor, Tensor]:
-        """The part that holds an energy, and how far into it the energy lies.
+    def place(self, energy: Tensor) -> Tensor:
+        """How many widths an energy lies above the beginning of the first part, `[*chains]`.
 
-        Returns:
-            J − 1, counted from 0, int64 `[*chains]`; and a share of the part's width, `[*chains]`:
-            0 in the last part, which is open.
+        Borders of parts are at 1, …, m − 1; energies beyond the open parts' first width are at the
+        ends, 0 and m.
         """
-        last = self.start.shape[-1] - 1
-        # Inside the range parts are 1, …, m − 2; an energy that is not finite must stay an index.
-        place = torch.nan_to_num((energy - self.low) / self.width + 1, nan=last)
-        part = place.floor().clamp(0, last)
-        share = torch.where(part == last, 0.0, place - part)
-        # `gather` takes int64.
-        return part.to(torch.int64), share
+        last = self.start.shape[-1]
+        # An energy that is not finite must stay an index.
+        places = torch.nan_to_num((energy - self.low) / self.width + 1, nan=last)
+        return places.clamp(0, last)
 
 
 class ContourState(LangevinState, frozen=True):
@@ -92,11 +97,13 @@ class ContourSGLD(LangevinSampler, frozen=True):
     Attributes:
         flatness: ζ.
         weight_lr: ω_t.
+        max_multiplier: M.
         partition: How the range of the energy is cut.
     """
 
     flatness: Tensor
     weight_lr: Tensor
+    max_multiplier: Tensor
     partition: EnergyPartition
 
     def init(self, params: TensorDict, noise: TensorDict | None = None) -> ContourState:
@@ -128,16 +135,25 @@ class ContourSGLD(LangevinSampler, frozen=True):
         """Make one step, by the equation in the module's docstring."""
         slope = self.slope(state, evaluation)
         factors, averages = self.factors(state, evaluation)
-        part, share = self.partition.locate(self.energy(state, slope, evaluation))
-        theta = next_theta(state.theta, part, self.weight_lr, self.flatness)
-        log_psi, rise = log_density(theta, part, share)
+        place = self.partition.place(self.energy(state, slope, evaluation))
+        log_psi, rise = log_density(state.theta, place, *self.limits())
         multiplier = 1 + self.flatness * self.temperature * rise / self.partition.width
+        log_weight = self.flatness * log_psi
+        theta = next_theta(state.theta, place, self.weight_lr * log_weight.exp().clamp(max=1))
         # The multiplier is the drift's only: noise is that of SGLD.
         shock = Term((self.lr * self.temperature) ** 0.5, noise)
         terms = step_terms(slope, factors, shock, drift=self.lr / 2 * multiplier)
         params = self.boxed(move(state.params, terms), self.center(state))
         state = state.replace(params=params, preconditioner=averages, step=state.step + 1)
-        return state.replace(theta=theta, log_weight=self.flatness * log_psi), terms
+        return state.replace(theta=theta, log_weight=log_weight), terms
+
+    def limits(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest rise of log Ψ over a width, for −M ≤ multiplier ≤ M."""
+        strength = self.flatness * self.temperature
+        # Where nothing multiplies the rise, nothing limits it.
+        widths = torch.where(strength > 0, self.partition.width / strength, math.inf)
+        highest = torch.where(self.max_multiplier > 1, (self.max_multiplier - 1) * widths, 0.0)
+        return -(1 + self.max_multiplier) * widths, highest.where(strength > 0, math.inf)
 
     def energy(self, state: ContourState, slope: Slope, evaluation: Evaluation) -> Tensor:
         """U(w) = nβ L + (γ/2)‖w − w₀‖² + (λ/2)‖w‖² − log p, `[*chains]`.
@@ -160,41 +176,52 @@ class ContourSGLD(LangevinSampler, frozen=True):
         return potential if log_prior is None else potential - log_prior.double()
 
 
-def next_theta(theta: Tensor, part: Tensor, lr: Tensor, flatness: Tensor) -> Tensor:
-    """θ'(i) = θ(i) + ω θ(J)^ζ (1[i = J] − θ(i)).
+def next_theta(theta: Tensor, place: Tensor, rate: Tensor) -> Tensor:
+    """θ'(i) = θ(i) + rate (1[i = J] − θ(i)).
 
     Args:
         theta: θ, `[*chains, m]`.
-        part: J − 1, `[*chains]`.
-        lr: ω, `[*chains]` or `[]`.
-        flatness: ζ, likewise.
+        place: Where the energy lies, in widths, `[*chains]`.
+        rate: ω Ψ^ζ, `[*chains]`.
     """
-    part = part.unsqueeze(-1)
+    part = place.floor().clamp(max=theta.shape[-1] - 1).unsqueeze(-1)
     is_here = torch.arange(theta.shape[-1], device=theta.device) == part
-    rate = lr.unsqueeze(-1) * theta.gather(-1, part) ** flatness.unsqueeze(-1)
     # The difference of two distributions: θ keeps its sum 1.
-    return theta + rate * (is_here.to(theta.dtype) - theta)
+    return theta + rate.unsqueeze(-1) * (is_here.to(theta.dtype) - theta)
 
 
-def log_density(theta: Tensor, part: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
-    """Density of the energy: log Ψ, and its rise over the part.
+def log_density(
+    theta: Tensor, place: Tensor, lowest: Tensor, highest: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The density of the energy, estimated by a smooth curve: log Ψ, and its rise over a width.
 
     Args:
         theta: θ, `[*chains, m]`.
-        part: J − 1, `[*chains]`.
-        share: (U − u)/Δu, how far into the part the energy lies.
+        place: Where the energy lies, in widths from the beginning of the first part, `[*chains]`.
+        lowest: Limit of the rise from one part to the next, `[*chains]` or `[]`.
+        highest: The other limit.
 
     Returns:
-        log Ψ and log θ(J) − log θ(J − 1), the latter 0 in the first and the last part; `[*chains]`.
+        log Ψ and Δu d log Ψ/dU, `[*chains]`.
     """
     # A part that is never visited may underflow to 0.
     log_theta = theta.clamp(min=torch.finfo(theta.dtype).tiny).log()
-    # The first part has none below: with itself its slope is 0.
-    below = (part - 1).clamp(min=0)
-    end = torch.where(part == theta.shape[-1] - 1, below, part)
-    start = log_theta.gather(-1, below.unsqueeze(-1)).squeeze(-1)
-    rise = log_theta.gather(-1, end.unsqueeze(-1)).squeeze(-1) - start
-    return start + rise * share, rise
+    rises = log_theta.diff(dim=-1).clamp(lowest.unsqueeze(-1), highest.unsqueeze(-1))
+    # At places 0, 1, …, m: the derivative, and by the trapezoid rule its integral.
+    rises = torch.nn.functional.pad(rises, (1, 1))
+    start, end = rises[..., :-1], rises[..., 1:]
+    below = ((start + end) / 2).cumsum(-1) - (start + end) / 2
+    # At the centre of each part; exact, as the derivative is linear.
+    total = (below + (3 * start + end) / 8).logsumexp(-1)
+    part = place.floor().clamp(max=theta.shape[-1] - 1)
+    share, index = place - part, part.to(torch.int64).unsqueeze(-1)  # `gather` takes int64
+
+    def here(values: Tensor) -> Tensor:
+        return values.gather(-1, index).squeeze(-1)
+
+    rise = here(start) + (here(end) - here(start)) * share
+    log_psi = here(below) + (here(start) + rise) / 2 * share - total
+    return log_psi, rise
 
 
 def _check_energy_range(value: Any) -> tuple[Tensor, Tensor]:
@@ -225,28 +252,32 @@ def contour_sgld(
     num_partitions: int = 100,
     flatness: float | Tensor = 1.0,
     weight_lr: float | Tensor | Schedule | None = None,
+    max_multiplier: float | Tensor = 1.0,
     preconditioner: Preconditioner | None = None,
     **shared: Unpack[SharedSettings],
 ) -> ContourSGLD:
     """Make a sampler of contour SGLD, which crosses barriers between modes (Deng et al. 2020).
 
-        w' = w − (ε/2) (1 + ζT (log θ(J) − log θ(J − 1))/Δu) m G ∇U(w) + √(εT) m √G η
+        w' = w − (ε/2) (1 + ζT d log Ψ(U)/dU) m G ∇U(w) + √(εT) m √G η
 
-    with θ(J) the estimated probability of the energies near U(w), learned as the chain goes: the
+    with Ψ(U) the estimated probability of energies near U(w), learned as the chain goes: the
     module's docstring has the equations. Draws carry weights, `Samples.log_weights`, and averages
     over the posterior are `weighted_mean(values, log_weights)`.
 
     Args:
-        lr: Step size ε ≥ 0, in units of w².
+        lr: Step size ε ≥ 0, in units of w². Stable for ε < 4/(M · largest curvature of U), for
+            M = 1 where SGLD is; accurate where √(εT) ‖∇U‖ < Δu.
         energy_range: The energies U(w) between which the range is cut into parts: from some T
-            above the lowest minimum (parts that hold no energies make θ, and with it the drift,
-            jump), to above the barriers.
+            above the lowest minimum (parts that hold no energies make θ jump), to above the
+            barriers.
         num_partitions: m ≥ 3, the parts: m − 2 of width Δu within the range, one below it and one
             above. Δu of about T or less follows the energy well.
         flatness: ζ ≥ 0; 0 is plain SGLD, 1 a density flat in the energy.
         weight_lr: ω_t in [0, 1), the step size of θ (default: 10/(1000 + t)). For the weights to
             be right θ must change slowly: at the default, 5,000 steps left 3 % in the second
             moment of a Gaussian.
+        max_multiplier: M ≥ 1, the limit of the drift's multiplier, up or down. At 1 no drift is
+            longer than SGLD's; larger ones flatten more, and ask for an ε smaller by as much.
         preconditioner: G (default: `identity()`).
         **shared: The settings that all samplers share.
 
@@ -270,5 +301,6 @@ def contour_sgld(
         preconditioner=preconditioner,
         flatness=checks.hyperparameter("flatness", flatness),
         weight_lr=setting("weight_lr", weight_lr, below=1.0),
+        max_multiplier=checks.hyperparameter("max_multiplier", max_multiplier, minimum=1.0),
         partition=EnergyPartition(**bounds, start=start, batch_size=chains, lock=False),
     )

@@ -26,7 +26,7 @@ from funcsgmcmc import checks, tree
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.samplers.base import Sampler, State, clamp_to_box
 from funcsgmcmc.terms import Factors, Slope, Term, Terms, diagonal_factors, scaled, step_terms
-from funcsgmcmc.tree import AnyTree, Scalar
+from funcsgmcmc.tree import AnyTree, Scalar, Tree
 
 
 class MomentumState(State, frozen=True):
@@ -144,11 +144,33 @@ class ThermostatSampler(MomentumSampler, frozen=True):
         thermostat = self.diffusion_factor.expand(fields["step"].shape).clone()
         return ThermostatState(**fields, thermostat=thermostat)
 
+    def mean_energy(self, momentum: TensorDict) -> Tensor:
+        """‖p/m‖²/d over the d sampled entries, `[*chains]`; 0 where d is 0."""
+        # A chain that is masked all over has no entries to divide by.
+        num_sampled = tree.count(momentum, self.mask).clamp(min=1)
+        return energy(momentum, self.mask) / num_sampled
+
 
 def fresh_momentum(noise: AnyTree, variance: Scalar, mask: AnyTree | None) -> AnyTree:
     """A fresh momentum p = √variance m η."""
     momentum: AnyTree = Term(variance**0.5, scaled(noise, mask)).value()
     return momentum
+
+
+def energy(momentum: Tree, mask: Tree | None) -> Tensor:
+    """‖p/m‖² over the sampled entries, `[*chains]`.
+
+    The mask scales an entry's noise, so that its momentum has the variance m² M T: divided by m,
+    all entries have the temperature that a thermostat compares them with.
+    """
+    if mask is not None:
+        momentum = scaled(momentum, tree.map_leaves(_inverse, mask))
+    return tree.dot(momentum, momentum)
+
+
+def _inverse(factor: Tensor) -> Tensor:
+    """1/m; 0 where m is 0, where the momentum is 0 too."""
+    return torch.where(factor == 0, 0.0, 1 / factor)
 
 
 def euler_terms(

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, Required, TypedDict, TypeVar, get_type_hints
 
+import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
@@ -23,6 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 GivenTree = TensorDictBase | Mapping[str, Tensor]
+GivenMask = TensorDictBase | Mapping[str, Tensor | bool]
 
 
 class SharedSettings(TypedDict, total=False):
@@ -41,8 +43,10 @@ class SharedSettings(TypedDict, total=False):
         weight_decay: Precision λ ≥ 0 of the pull to zero, in units of 1/w².
         anchor: w₀, a tree like the parameters (default: the parameters given to `init`).
         bounding_box_size: Half-width b > 0 of the box around w₀ (default: none).
-        mask: m, a tree like the parameters: 0 keeps an entry where it is, 1 samples it; other
-            values scale its drift and its noise alike.
+        mask: m, a tree like the parameters: 0 or False keeps an entry where it is, 1 or True
+            samples it; other values scale its drift and its noise alike, so that it has the
+            temperature m T. One value may stand for a whole leaf (`{"0.weight": False}`), and
+            leaves that are not named are sampled.
     """
 
     nbeta: Required[float | Tensor | Schedule]
@@ -51,7 +55,7 @@ class SharedSettings(TypedDict, total=False):
     weight_decay: float | Tensor
     anchor: GivenTree | None
     bounding_box_size: float | Tensor | None
-    mask: GivenTree | None
+    mask: GivenMask | None
 
 
 class _Check(NamedTuple):
@@ -72,18 +76,28 @@ def _anchor(name: str, value: GivenTree | None) -> TensorDict | None:
     return anchor
 
 
-def _mask(name: str, value: GivenTree | None) -> TensorDict | None:
+def _mask(name: str, value: GivenMask | None) -> TensorDict | None:
     """Take a mask: a tree of factors, where boolean and integer leaves count as 0 and 1."""
     if value is None:
         return None
     if not isinstance(value, TensorDictBase | Mapping):
         raise TypeError(f"{name} must be a TensorDict or a mapping, got {type(value).__name__}")
+    if not isinstance(value, TensorDictBase):
+        value = TensorDict({key: _factor(f"{name}[{key!r}]", leaf) for key, leaf in value.items()})
     # Complex leaves stay what they are, to be refused with the anchor's words.
     factors = tree.map_leaves(
-        lambda leaf: leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float(),
-        value if isinstance(value, TensorDictBase) else TensorDict(dict(value)),
+        lambda leaf: leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float(), value
     )
     return _anchor(name, factors)
+
+
+def _factor(name: str, value: Any) -> Any:
+    """Take a leaf of a mask, or a mapping of such leaves, where True and False may stand."""
+    if isinstance(value, Mapping):
+        return {key: _factor(f"{name}[{key!r}]", leaf) for key, leaf in value.items()}
+    if not isinstance(value, bool | Tensor):
+        raise TypeError(f"{name} must be True, False or a tensor, got {type(value).__name__}")
+    return torch.as_tensor(value)
 
 
 def _half_width(name: str, value: float | Tensor | None) -> Tensor | None:

@@ -15,9 +15,13 @@ the move + d, of mean zero and variance δ² − d².
 
 A scheme of weak order 1 for the diffusion that SGLD discretizes.
 
-Exact law: for U quadratic with curvature Λ along a coordinate, G = 1, Var w = T/Λ for every ε and
-whatever the gradient noise, up to the (rare) entries where |d| > δ: the second moment of a move is
-δ² always.
+Exact law: for U quadratic with uncorrelated coordinates, G = 1, Var w = T/Λ along a coordinate of
+curvature Λ, for every ε and whatever the gradient noise, up to the (rare) entries where |d| > δ:
+the second moment of a move is δ² always. With correlations the covariance Σ at a Hessian H solves
+
+    HΣ + ΣH = 2T·1 + (ε/2) offdiag(HΣH)
+
+so that it is T H⁻¹ up to an error of first order in ε.
 
 Sources: Mensch et al., 2026 (arXiv:2602.15925), for stochastic gradients; Duffield et al., "Lattice
 random walk discretisations of stochastic differential equations", 2025 (arXiv:2508.20883).

@@ -1,7 +1,7 @@
 """Stochastic gradient Nosé–Hoover thermostat, localized and tempered.
 
 With g = ∇L(w) the gradient of the minibatch mean loss, η ~ N(0, I), d the number of sampled
-entries, products elementwise:
+entries, products and quotients elementwise, quotients over the sampled entries:
 
     scaled_grad   = ε m nβ g
     localization  = ε m (γ (w − w₀) − ∇log p(w))
@@ -9,7 +9,7 @@ entries, products elementwise:
     noise         = √(2AεT) m η
     p'            = (1 − ξ) p − scaled_grad − localization − weight_decay + noise
     w'            = w + p'
-    ξ'            = ξ + ‖p'‖²/d − εT
+    ξ'            = ξ + ‖p'/m‖²/d − εT
 
 ε ↔ `lr`, nβ ↔ `nbeta`, T ↔ `temperature`, γ ↔ `localization`, λ ↔ `weight_decay`,
 A ↔ `diffusion_factor`, w₀ ↔ `anchor`, m ↔ `mask`, log p ↔ the `log_prior` given to `kernel` or
@@ -20,9 +20,10 @@ R-th step has √(εT) m η instead of (1 − ξ) p + noise: a fresh momentum.
 The thermostat finds the friction that the noise of the minibatches asks for, so that the
 temperature is right without knowing that noise.
 
-Exact laws at stationarity, whatever the noise: E‖p'‖²/d = εT; and without refreshment, for U
+Exact laws at stationarity, whatever the noise: E‖p'/m‖²/d = εT; and without refreshment, for U
 quadratic with curvature Λ along a coordinate, εΛ E w² = E p² − E[ξ w p] there (w, p and ξ of one
-state, w around the mean), about εT (1 − ξ/2), so that Var w is T/Λ to first order in ξ.
+state, w around the mean), about εT (1 − ξ/2), so that Var w is T/Λ up to an error
+of first order in ξ.
 
 Source: Ding, Fang, Babbush, Chen, Skeel and Neven, "Bayesian sampling using stochastic gradient
 thermostats", NeurIPS 2014, algorithm 2, with their step size √ε and p = √ε · (their momentum).
@@ -33,7 +34,7 @@ from typing import Unpack
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.samplers.momentum import ThermostatSampler, ThermostatState, check_interval
 from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
@@ -66,27 +67,22 @@ class SGNHT(ThermostatSampler, frozen=True):
         thermostat = next_thermostat(
             state.thermostat,
             # A reflected momentum has the energy of p': signs do not change it.
-            energy=tree.dot(momentum, momentum),
-            # A chain that is masked all over has no entries to divide by.
-            num_sampled=tree.count(state.params, self.mask).clamp(min=1),
+            mean_energy=self.mean_energy(momentum),
             variance=self.momentum_variance(),
         )
         state = state.replace(params=params, momentum=momentum, step=state.step + 1)
         return state.replace(thermostat=thermostat), terms
 
 
-def next_thermostat(
-    thermostat: Tensor, *, energy: Tensor, num_sampled: int | Tensor, variance: Scalar
-) -> Tensor:
-    """ξ' = ξ + ‖p'‖²/d − εT.
+def next_thermostat(thermostat: Tensor, *, mean_energy: Tensor, variance: Scalar) -> Tensor:
+    """ξ' = ξ + ‖p'/m‖²/d − εT.
 
     Args:
         thermostat: ξ.
-        energy: ‖p'‖².
-        num_sampled: d ≥ 1, the number of sampled entries.
+        mean_energy: ‖p'/m‖²/d.
         variance: εT.
     """
-    return thermostat + energy / num_sampled - variance
+    return thermostat + mean_energy - variance
 
 
 @takes_shared_settings
@@ -101,11 +97,11 @@ def sgnht(
 
         p' = (1 − ξ) p − ε m [nβ g + γ (w − w₀) + λ w − ∇log p(w)] + √(2AεT) m η
         w' = w + p'
-        ξ' = ξ + ‖p'‖²/d − εT
+        ξ' = ξ + ‖p'/m‖²/d − εT
 
-    with d the number of sampled entries (Ding et al. 2014, algorithm 2). With a box, entries that
-    leave it are clamped and their momentum changes sign. The module's docstring gives the exact
-    laws.
+    with d the number of sampled entries (Ding et al. 2014, algorithm 2). With a box,
+    entries that leave it are clamped and their momentum changes sign. The module's docstring gives
+    the exact laws.
 
     Args:
         lr: ε ≥ 0, in units of w²: the square of the step size of the dynamics.

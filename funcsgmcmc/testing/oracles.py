@@ -148,9 +148,10 @@ def refreshes(chain: Chain, s: Settings) -> bool:
     return interval is not None and (chain["step"] + 1) % interval == 0
 
 
-def num_sampled(s: Settings) -> int:
-    """d, the number of entries whose mask is not 0; 1 if there is none."""
-    return max(1, int(np.sum(s["mask"] != 0)))
+def mean_energy(p: Vector, s: Settings) -> float:
+    """‖p/m‖²/d over the d entries whose mask is not 0; 0 if there is none."""
+    sampled = s["mask"] != 0
+    return float(np.mean((p[sampled] / s["mask"][sampled]) ** 2)) if sampled.any() else 0.0
 
 
 def langevin_start(w: Vector, eta: Vector, **s: Any) -> Chain:
@@ -227,23 +228,34 @@ def contour_start(w: Vector, eta: Vector, **s: Any) -> Chain:
 
 
 def contour_sgld(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
-    """Deng et al. 2020, algorithm 1, partition by partition."""
+    """Deng et al. 2020, algorithm 1, with a slope that is interpolated and limited."""
     w, theta, temperature = chain["params"], list(chain["theta"]), s["temperature"]
     away = w - s["anchor"]
     energy = s["nbeta"] * s["loss"] - s["log_prior"]
     energy += s["localization"] * (away @ away) / 2 + s["weight_decay"] * (w @ w) / 2
     edges = np.linspace(s["energy_range"][0], s["energy_range"][1], len(theta) - 1)
     here = int(np.searchsorted(edges, energy, side="right"))
-    rate = s["weight_lr"] * theta[here] ** s["flatness"]
+    width, strength = edges[1] - edges[0], s["flatness"] * temperature
+    slopes = np.diff(np.log(theta)) / width
+    if strength > 0:
+        most = s["max_multiplier"]
+        slopes = np.clip(slopes, -(1 + most) / strength, (most - 1) / strength)
+    knots = np.concatenate([[edges[0] - width], edges, [edges[-1] + width]])
+    slopes = np.concatenate([[0.0], slopes, [0.0]])
+
+    def integral(u: float) -> float:
+        """The slope is linear between knots: trapezoids from the first one to u are exact."""
+        below = [*knots[knots < u], min(max(u, knots[0]), knots[-1])]
+        return float(np.trapezoid(np.interp(below, knots, slopes), below))
+
+    centres = (knots[1:] + knots[:-1]) / 2
+    log_psi = integral(energy) - np.logaddexp.reduce([integral(centre) for centre in centres])
+    factor = 1 + strength * np.interp(energy, knots, slopes, left=0.0, right=0.0)
+    rate = s["weight_lr"] * min(math.exp(s["flatness"] * log_psi), 1.0)
     theta = [
         old + rate * (1 - old) if index == here else old - rate * old
         for index, old in enumerate(theta)
     ]
-    log_psi, gradient = math.log(theta[max(here - 1, 0)]), 0.0
-    if 0 < here < len(theta) - 1:
-        gradient = math.log(theta[here] / theta[here - 1]) / (edges[1] - edges[0])
-        log_psi += gradient * (energy - edges[here - 1])
-    factor = 1 + s["flatness"] * temperature * gradient
     down, gain, after = descend(chain, g, pull, s)
     shock = np.sqrt(s["lr"] * temperature * gain) * eta
     w = w + s["mask"] * (shock - factor * s["lr"] / 2 * down)
@@ -286,8 +298,7 @@ def sgnht(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain
     noise = 2 * s["diffusion_factor"] * s["lr"]
     force = slope(chain["params"], g, pull, s)
     after = euler(chain, force, eta, chain["thermostat"], noise, s)
-    energy = sum(entry * entry for entry in after["momentum"])
-    xi = chain["thermostat"] + energy / num_sampled(s) - s["lr"] * s["temperature"]
+    xi = chain["thermostat"] + mean_energy(after["momentum"], s) - s["lr"] * s["temperature"]
     return after | {"thermostat": xi}
 
 
@@ -315,17 +326,17 @@ def badoda_start(w: Vector, eta: Vector, **s: Any) -> Chain:
 def badoda(chain: Chain, g: Vector, eta: Vector, pull: Vector, **s: Any) -> Chain:
     """Leimkuhler & Shang 2016, section 3: B, A, D, O, D, A; σ_A² = 2 A T."""
     h, w, p, xi = s["lr"], chain["params"], chain["momentum"], chain["thermostat"]
-    temperature, mass = s["temperature"], s["thermostat_mass"] * num_sampled(s)
+    temperature, mass = s["temperature"], s["thermostat_mass"]
     frozen = not np.any(s["mask"])
     p = p - h * s["mask"] * slope(w, g, pull, s)  # B
     w = w + h / 2 * p  # A
-    xi = xi + (0.0 if frozen else h / 2 * (p @ p - num_sampled(s) * temperature) / mass)  # D
+    xi = xi + (0.0 if frozen else h / 2 * (mean_energy(p, s) - temperature) / mass)  # D
     if refreshes(chain, s):
         p = math.sqrt(temperature) * s["mask"] * eta
     else:
         sigma = math.sqrt(2 * s["diffusion_factor"] * temperature)
         spread = h if xi == 0 else -math.expm1(-2 * xi * h) / (2 * xi)
         p = math.exp(-xi * h) * p + sigma * math.sqrt(spread) * s["mask"] * eta  # O
-    xi = xi + (0.0 if frozen else h / 2 * (p @ p - num_sampled(s) * temperature) / mass)  # D
+    xi = xi + (0.0 if frozen else h / 2 * (mean_energy(p, s) - temperature) / mass)  # D
     w, p = reflect_at_box(w + h / 2 * p, p, s)  # A
     return chain | {"params": w, "momentum": p, "thermostat": xi, "step": chain["step"] + 1}

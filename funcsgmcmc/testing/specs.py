@@ -348,8 +348,9 @@ _SPECS = (
             "num_partitions": 12,
             "flatness": 0.7,
             "weight_lr": 0.05,
+            "max_multiplier": 2.0,
         },
-        ranges={"flatness": (0, 1.5), "weight_lr": (0, 0.9)},
+        ranges={"flatness": (0, 1.5), "weight_lr": (0, 0.9), "max_multiplier": (1, 9)},
         schedulable=("lr", "nbeta", "temperature", "weight_lr"),
         oracle_step=oracles.contour_sgld,
         oracle_start=oracles.contour_start,
@@ -357,6 +358,7 @@ _SPECS = (
         refused=(
             ({"flatness": -1.0}, "flatness must be >= 0, got -1"),
             ({"weight_lr": 1.0}, "weight_lr must be < 1, got 1"),
+            ({"max_multiplier": 0.5}, "max_multiplier must be >= 1, got 0.5"),
             (
                 {"weight_lr": fs.schedules.polynomial_decay(3.0)},
                 "weight_lr at step 0 must be < 1, got 3",

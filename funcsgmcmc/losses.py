@@ -1,0 +1,265 @@
+"""The loss of a module, as a function of a parameter tree and a batch.
+
+The module is evaluated with the tree's parameters in place of its own, and with its own for those
+that the tree lacks.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.modules import first_names_of, listed
+
+
+def module_loss(
+    model: nn.Module,
+    criterion: Callable[[Any, Any], Tensor] | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Callable[[TensorDict, Any], Tensor]:
+    """Make a loss function from a module.
+
+    What is called depends on the batch:
+
+        (inputs, targets)     criterion(model(inputs), targets)
+        a dict                criterion(model(**batch), batch)
+        a tensor, or (x,)     criterion(model(x), x)
+        without a criterion   model(*batch), model(**batch) or model(x): the loss, or an output
+                              that has it as `.loss`, as models of Hugging Face return
+
+    A dict's entries are keyword arguments, inputs that are a dict likewise. Where there is a
+    criterion, entries of a batch that `forward` does not name are left to it.
+
+    Args:
+        model: Any module. Its buffers are used as they are and not sampled. Parameters that the
+            tree given to the loss lacks keep the module's values.
+        criterion: The mean loss over the batch, of the model's output and the targets, for instance
+            `torch.nn.functional.cross_entropy`. Default: the model returns its loss.
+        dtype: The dtype to evaluate the model in, for instance `torch.bfloat16`: parameters,
+            buffers and floating inputs are cast to it. The criterion sees outputs in the dtype of
+            the parameters, float32 at least, which is also that of gradients and updates.
+            Default: the model is called with the parameters as they are.
+
+    Returns:
+        `loss_fn(params, batch) -> scalar`, where `params` is as `params_of(model)`.
+
+    Raises:
+        TypeError: `model` is no module, `criterion` no function or `dtype` not floating; when
+            called, if the batch is none of the above, or its entries are not those of `forward`.
+        ValueError: Now or when called, if `model` has dropout or batch normalization in train
+            mode: the loss must be a function of its arguments alone. When called, if `params` has a
+            name that is no parameter of the model, or both names of a tied weight.
+    """
+    checks.instance("model", model, nn.Module)
+    if criterion is not None:
+        checks.function("criterion", criterion)
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"dtype must be a real floating dtype, got {dtype!r}")
+    first_names, check_mode = first_names_of(model), _mode_check(model)
+    call = _Call(model, criterion)
+
+    def loss_fn(params: TensorDict, batch: Any) -> Tensor:
+        # At every call: `model.train()` may be called between two runs.
+        check_mode()
+        # `functional_call` knows dotted names; those of a nested tree are tuples.
+        leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
+        _check_names(leaves, first_names)
+        if dtype is None:
+            return call(leaves, batch)
+        return call(
+            _cast_module(model, leaves, first_names, dtype),
+            batch,
+            to_model=lambda value: _cast(value, dtype),
+            to_criterion=lambda value: _cast(value, tree.noise_dtype(params)),
+        )
+
+    # Here too: a mistake shows where the loss is made.
+    check_mode()
+    return loss_fn
+
+
+def _mode_check(model: nn.Module) -> Callable[[], None]:
+    """Make the check that a model is a function of its arguments alone, as far as modes tell."""
+    # The base classes of dropout and of batch normalization are private in torch. Without running
+    # statistics a normalization is a function of its batch.
+    impure = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.modules.dropout._DropoutNd)
+        or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats)
+    ]
+
+    def check() -> None:
+        for name, layer in impure:
+            # Dropout of probability 0 is pure; normalization has no p.
+            if layer.training and getattr(layer, "p", 1.0) > 0:
+                raise ValueError(
+                    f"the loss must be a function of its arguments alone, but layer {name!r} "
+                    f"({type(layer).__name__}) is in train mode: call model.eval(), or keep train "
+                    "mode for the others and call .eval() on this layer"
+                )
+
+    return check
+
+
+def _check_names(leaves: Mapping[str, Tensor], first_names: Mapping[str, str]) -> None:
+    """Refuse names that are not those of a module's parameters, each once.
+
+    Raises:
+        ValueError: A name is unknown, or two names are those of one tied weight.
+    """
+    seen: dict[str, str] = {}
+    for name in leaves:
+        if name not in first_names:
+            raise ValueError(
+                f"params has {name!r}, which is no parameter of the model; parameters are "
+                f"{listed(first_names)}"
+            )
+        first = first_names[name]
+        if first in seen:
+            raise ValueError(
+                f"params has {seen[first]!r} and {name!r}, which are one tied weight: keep one "
+                "(funcsgmcmc.params_of(model) does)"
+            )
+        seen[first] = name
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """A value with its floating tensors in another dtype."""
+
+    def cast_leaf(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(cast_leaf, value)
+
+
+def _cast_module(
+    model: nn.Module,
+    leaves: Mapping[str, Tensor],
+    first_names: Mapping[str, str],
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """All parameters and buffers of a module in one dtype, with some parameters replaced."""
+    replaced = {first_names[name] for name in leaves}
+    rest = {name: leaf for name, leaf in model.named_parameters() if name not in replaced}
+    everything: dict[str, Tensor] = _cast({**rest, **dict(model.named_buffers()), **leaves}, dtype)
+    return everything
+
+
+def _unchanged(value: Any) -> Any:
+    return value
+
+
+class _Call:
+    """The call of a model, and of a criterion, on a batch.
+
+    Args:
+        model: The module.
+        criterion: The criterion; None if the model returns its loss.
+    """
+
+    def __init__(self, model: nn.Module, criterion: Callable[[Any, Any], Tensor] | None) -> None:
+        self._model = model
+        self._criterion = criterion
+        parameters = inspect.signature(model.forward).parameters.values()
+        named = [
+            each
+            for each in parameters
+            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
+        ]
+        self._known = {each.name for each in named}
+        self._needed = [each.name for each in named if each.default is each.empty]
+        self._takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+
+    def __call__(
+        self,
+        leaves: dict[str, Tensor],
+        batch: Any,
+        to_model: Callable[[Any], Any] = _unchanged,
+        to_criterion: Callable[[Any], Any] = _unchanged,
+    ) -> Tensor:
+        """The loss on a batch, with `leaves` for the model's parameters."""
+        args, kwargs, targets = self._split(batch)
+        output = functional_call(self._model, leaves, to_model(args), to_model(kwargs))
+        if self._criterion is not None:
+            return self._criterion(to_criterion(output), targets)
+        return to_criterion(self._own_loss(output))
+
+    def _split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """Positional and keyword arguments of the model, and the targets, of a batch.
+
+        Raises:
+            TypeError: The batch is no tensor, tuple, list or dict, or has another number of parts.
+        """
+        if isinstance(batch, TensorDictBase | Mapping):
+            return (), self._keywords(batch, has_rest=self._criterion is not None), batch
+        if isinstance(batch, Tensor):
+            return (batch,), {}, batch
+        if not isinstance(batch, tuple | list):
+            raise TypeError(
+                "a batch must be (inputs, targets), a dict or a tensor, got "
+                f"{type(batch).__name__}: for others, write loss_fn(params, batch) yourself with "
+                "torch.func.functional_call"
+            )
+        if self._criterion is None:
+            return tuple(batch), {}, None
+        if len(batch) == 1:
+            return tuple(batch), {}, batch[0]
+        if len(batch) != 2:
+            raise TypeError(f"a batch must be (inputs, targets), got {len(batch)} parts")
+        inputs, targets = batch
+        if isinstance(inputs, TensorDictBase | Mapping):
+            return (), self._keywords(inputs, has_rest=False), targets
+        return (inputs,), {}, targets
+
+    def _keywords(self, entries: Any, *, has_rest: bool) -> dict[str, Any]:
+        """Keyword arguments of the model, from the entries of a dict.
+
+        Args:
+            entries: A mapping.
+            has_rest: Whether entries that `forward` does not name are the criterion's.
+
+        Raises:
+            TypeError: An entry is not named by `forward`, or one that it needs is missing.
+        """
+        given = dict(entries.items())
+        forward = f"{type(self._model).__name__}.forward"
+        for name in self._needed:
+            if name not in given:
+                raise TypeError(
+                    f"the batch's entries are keyword arguments: {forward} needs {name!r}, got "
+                    f"{', '.join(map(str, given))}"
+                )
+        unknown = [] if self._takes_any else [name for name in given if name not in self._known]
+        if unknown and not has_rest:
+            raise TypeError(
+                f"the batch's entries are keyword arguments: {forward} has no {unknown[0]!r}, only "
+                f"{', '.join(sorted(self._known))}"
+            )
+        return {name: value for name, value in given.items() if name not in unknown}
+
+    def _own_loss(self, output: Any) -> Tensor:
+        """The loss in the output of a model that returns it.
+
+        Raises:
+            TypeError: There is none.
+        """
+        if isinstance(output, Tensor):
+            return output
+        loss = getattr(output, "loss", None)
+        if loss is None and isinstance(output, Mapping):
+            loss = output.get("loss")
+        if not isinstance(loss, Tensor):
+            raise TypeError(
+                f"without a criterion, {type(self._model).__name__} must return its loss, or an "
+                f"output with a tensor as .loss, got {type(output).__name__} with loss {loss!r} "
+                "(models of Hugging Face return one where the batch has labels)"
+            )
+        return loss
