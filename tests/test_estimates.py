@@ -11,7 +11,7 @@ from tensordict import TensorDict
 import funcsgmcmc as fs
 from funcsgmcmc.estimates.llc import running_llc
 from funcsgmcmc.estimates.plots import plot_llc
-from problems import run
+from problems import classification, run
 
 
 def quadratic_llc(nbeta, curvature, localization, lr, num_chains=400, num_draws=400):
@@ -74,7 +74,7 @@ def test_frozen_chains_are_left_out_and_named():
     assert estimate.mean == pytest.approx(float(draws[samples.healthy].mean()))
     assert str(estimate).startswith("LLC = ")
     summary = fs.summary(samples)
-    assert str(summary).startswith("3 of 4 chains, which have different settings")
+    assert str(summary).startswith("3 of 4 chains\n")
     assert "\nchain 2 frozen at step 1: its state is not finite" in str(summary)
     assert list(summary.table.index) == ["llc", "loss", "first[0]", "first[1]"]
     assert fs.to_datatree(samples)["posterior"].coords["chain"].values.tolist() == [0, 1, 3]
@@ -134,6 +134,72 @@ def test_datatree_holds_the_record(tmp_path):
     assert "2.bias[0]" in arviz_stats.summary(tree).index
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: fs.sgld(1e-3, nbeta=3.0, localization=1.0, noise_level=0.5),
+        lambda: fs.sgnht(
+            fs.schedules.cosine(1e-3, num_steps=50),
+            nbeta=fs.schedules.polynomial_decay(3.0),
+            temperature=0.7,
+        ),
+        lambda: fs.sgld(torch.tensor([1e-3, 1e-3, 1e300, 1e-3, 1e-3]), nbeta=3.0, localization=1.0),
+    ],
+    ids=["settings", "schedules", "frozen"],
+)
+def test_every_estimate_follows_from_a_file(make, tmp_path):
+    """The file alone: written as zarr, and read by xarray and ArviZ."""
+    import arviz_stats
+    import xarray
+
+    samples = run(make(), num_draws=30, num_burnin_steps=4)
+    fs.to_datatree(samples).to_zarr(tmp_path / "run.zarr", consolidated=False)
+    with xarray.open_datatree(tmp_path / "run.zarr", engine="zarr", consolidated=False) as file:
+        posterior, constants = file["posterior"], file["constant_data"]
+        draws = constants["nbeta"] / constants["temperature"]
+        draws = draws * (posterior["loss"] - constants["initial_loss"])
+        estimate = fs.llc(samples)
+        assert float(draws.mean()) == pytest.approx(estimate.mean)
+        assert float(arviz_stats.mcse(draws.rename("llc"))) == pytest.approx(estimate.mcse)
+        np.testing.assert_allclose(draws.transpose("chain", "draw"), posterior["llc"])
+        table = arviz_stats.summary(file, var_names=["loss"], round_to="none")
+        mine = fs.summary(samples).table
+        assert table.loc["loss", "r_hat"] == pytest.approx(mine.loc["loss", "r_hat"])
+        np.testing.assert_array_equal(file["trace"]["loss"], samples.losses[samples.healthy])
+        np.testing.assert_array_equal(
+            file["trace"]["noise"], samples.metrics.noise[samples.healthy]
+        )
+        assert constants["step"].values.tolist() == samples.draw_steps.tolist()
+        attributes = posterior.attrs
+        assert attributes["batch_size"] == 8
+        assert attributes["num_examples"] == 40
+        assert attributes["inference_library"] == "funcsgmcmc"
+        assert attributes["torch_version"] == str(torch.__version__)
+        assert attributes["initial_loss"] == pytest.approx(float(samples.initial_loss))
+        assert attributes["init_noise"] == 0.05
+        assert attributes["gradient"] == "Plain"
+        assert attributes["key"] == fs.key(3).tolist()
+        assert "localization" in attributes
+
+
+def test_an_observable_of_many_entries_has_one_row():
+    samples = run(
+        fs.sgld(1e-3, nbeta=3.0),
+        observables={"first": lambda params: params["0.weight"], "pair": lambda p: p["0.bias"][:2]},
+        num_draws=20,
+    )
+    table = fs.summary(samples).table
+    assert list(table.index) == ["llc", "loss", "pair[0]", "pair[1]", "first (worst of 30)"]
+    found, row = fs.diagnostics(samples.observables["first"]), table.loc["first (worst of 30)"]
+    assert row["r_hat"] == pytest.approx(float(found.r_hat.max()))
+    assert row["ess_bulk"] == pytest.approx(float(found.ess_bulk.min()))
+    assert row["ess_tail"] == pytest.approx(float(found.ess_tail.min()))
+    assert row["mcse_mean"] == pytest.approx(float(found.mcse_mean.max()))
+    assert len(fs.summary(samples, max_entries=30).table) == 34
+    with pytest.raises(ValueError, match="max_entries must be >= 1, got 0"):
+        fs.summary(samples, max_entries=0)
+
+
 def test_bfloat16_runs_have_summaries():
     samples = fs.sample(
         lambda params, batch: (params["w"] ** 2).sum(),
@@ -186,12 +252,12 @@ def test_missing_extras_are_named(monkeypatch, module, call, extra):
 
 def test_plot_shows_every_healthy_chain(tmp_path):
     samples = with_frozen_chain(num_burnin_steps=10)
-    mean, error = running_llc(samples)
-    assert mean.shape == error.shape == (30,)
-    assert float(mean[-1]) == pytest.approx(fs.llc(samples).mean)
-    torch.testing.assert_close(
-        error[0], fs.llc_draws(samples)[samples.healthy][:, 0].std() / 3**0.5
-    )
+    running, estimate = running_llc(samples, 10), fs.llc(samples)
+    assert running.num_draws.tolist() == [1, 4, 7, 11, 14, 17, 20, 24, 27, 30]
+    assert float(running.mean[-1]) == pytest.approx(estimate.mean)
+    assert running.mcse[0].isnan()
+    first = fs.llc_draws(samples)[samples.healthy][:, :11]
+    assert float(running.mcse[3]) == pytest.approx(float(fs.diagnostics(first).mcse_mean))
     figure = plot_llc(samples)
     above, below = figure.axes
     # Three chains, their mean, and the line of the initial loss.
@@ -201,10 +267,134 @@ def test_plot_shows_every_healthy_chain(tmp_path):
     assert (tmp_path / "llc.png").stat().st_size > 10_000
 
 
-def test_one_chain_has_a_plot_without_band():
-    samples = run(fs.sgld(1e-3, nbeta=3.0), num_chains=1)
-    assert running_llc(samples)[1].isnan().all()
-    plot_llc(samples)
+def test_one_error_in_text_and_plot():
+    samples = run(fs.sgld(1e-3, nbeta=3.0), num_draws=20, num_burnin_steps=5)
+    estimate, below = fs.llc(samples), plot_llc(samples).axes[1]
+    assert str(estimate).endswith(f"± {estimate.mcse:.2g} (MCSE, 5 chains)")
+    assert [text.get_text() for text in below.get_legend().get_texts()] == [str(estimate)]
+    assert "MCSE" in below.get_ylabel()
+    # The band's last point is that error on both sides.
+    (band,) = below.collections
+    at_end = band.get_paths()[0].vertices
+    at_end = at_end[at_end[:, 0] == at_end[:, 0].max()][:, 1]
+    assert max(at_end) - min(at_end) == pytest.approx(2 * estimate.mcse)
+    assert max(at_end) + min(at_end) == pytest.approx(2 * estimate.mean)
+
+
+def test_one_chain_has_a_plot():
+    plot_llc(run(fs.sgld(1e-3, nbeta=3.0), num_chains=1))
+
+
+def test_a_run_that_stopped_in_burn_in_has_no_estimates():
+    inputs, targets = classification()[1]
+
+    def batches():
+        for _ in range(3):
+            yield inputs, targets
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="interrupted after 3 of 26 steps"):
+        samples = run(
+            fs.sgld(1e-3, nbeta=3.0),
+            data=batches(),
+            batch_size=None,
+            num_burnin_steps=20,
+            initial_loss=1.0,
+        )
+    for estimate in (fs.llc, fs.summary, fs.to_datatree, plot_llc, running_llc):
+        with pytest.raises(
+            ValueError, match="at least one draw, got a run that stopped in burn-in"
+        ):
+            estimate(samples)
+
+
+def test_arviz_plots_draws_a_record(tmp_path):
+    import arviz_plots
+
+    samples = run(fs.sgld(1e-3, nbeta=3.0, localization=1.0), num_draws=50)
+    collection = arviz_plots.plot_trace_dist(fs.to_datatree(samples), var_names=["llc", "loss"])
+    collection.savefig(tmp_path / "trace.png")
+    assert (tmp_path / "trace.png").stat().st_size > 10_000
+
+
+def sweep(**settings) -> fs.Samples:
+    lr = torch.tensor([1e-4, 1e-3, 1e-4, 1e-3, 1e-2, 1e-2])
+    return run(fs.sgld(lr, nbeta=3.0, localization=1.0), num_chains=6, num_draws=20, **settings)
+
+
+def test_pooled_estimates_of_a_sweep_are_refused():
+    samples = sweep()
+    for estimate in (fs.llc, fs.summary, plot_llc, running_llc):
+        with pytest.raises(
+            ValueError, match=r"got a sweep over lr=0.0001, lr=0.001, lr=0.01: group them first"
+        ):
+            estimate(samples)
+    # The record is not an average.
+    assert fs.to_datatree(samples)["posterior"]["llc"].shape == (6, 20)
+
+
+def test_a_sweep_is_grouped_by_its_settings():
+    samples = sweep(observables={"norm": lambda params: params["0.weight"].norm()})
+    groups = samples.groups()
+    assert list(groups) == ["lr=0.0001", "lr=0.001", "lr=0.01"]
+    group = groups["lr=0.001"]
+    assert group.chains.tolist() == [1, 3]
+    assert (group.sampler.lr == 1e-3).all()
+    torch.testing.assert_close(group.losses, samples.losses[[1, 3]])
+    torch.testing.assert_close(group.draws["0.weight"], samples.draws["0.weight"][[1, 3]])
+    torch.testing.assert_close(group.observables["norm"], samples.observables["norm"][[1, 3]])
+    torch.testing.assert_close(group.metrics.noise, samples.metrics.noise[[1, 3]])
+    assert torch.equal(group.state.step, samples.state.step[[1, 3]])
+    # As if it had been run alone.
+    assert fs.llc(group).num_chains == 2
+    assert "2 of 2 chains" in str(fs.summary(group))
+    plot_llc(group)
+    by_name = samples.groups(["a", "b", "a", "b", "c", "c"])
+    assert {name: each.chains.tolist() for name, each in by_name.items()} == {
+        "a": [0, 2],
+        "b": [1, 3],
+        "c": [4, 5],
+    }
+    with pytest.raises(ValueError, match="labels must be one for each of 6 chains, got"):
+        samples.groups(["a"])
+
+
+def test_a_record_can_be_indexed():
+    samples = sweep(init_noise=0.1)
+    for rows, expected in (
+        (2, [2]),
+        (-1, [5]),
+        (slice(1, 3), [1, 2]),
+        ([4, 0], [4, 0]),
+        (torch.tensor([4, 0]), [4, 0]),
+        (samples.healthy, [0, 1, 2, 3, 4, 5]),
+        ([True, False, False, True, False, False], [0, 3]),
+    ):
+        picked = samples[rows]
+        assert picked.chains.tolist() == expected
+        assert torch.equal(picked.losses, samples.losses[expected])
+    for rows, error, message in (
+        (6, IndexError, r"there are 6 chains, got index \[6\]"),
+        ([], IndexError, "at least one chain must be picked of 6, got none"),
+        (torch.zeros(6).bool(), IndexError, "at least one chain must be picked"),
+        (torch.ones(5).bool(), IndexError, "a mask of chains must have 6 entries, got 5"),
+        ("lr=0.1", TypeError, r"got str: samples.groups\(\) has them by name"),
+        (1.5, TypeError, "got float"),
+    ):
+        with pytest.raises(error, match=message):
+            samples[rows]
+
+
+def test_groups_of_trees_and_of_close_numbers():
+    lr = torch.tensor([1e-3, 1e-3 + 1e-12, 1e-3])
+    assert [
+        len(each.chains) for each in run(fs.sgld(lr, nbeta=1.0), num_chains=3).groups().values()
+    ] == [2, 1]
+    masks = torch.ones(3, 6)
+    masks[1] = 0.0
+    sampler = fs.sgld(1e-3, nbeta=1.0, mask=TensorDict({"0.bias": masks}, batch_size=3))
+    assert list(run(sampler, num_chains=3).groups()) == ["mask.0.bias=#1", "mask.0.bias=#0"]
+    assert list(run(fs.sgld(1e-3, nbeta=1.0)).groups()) == ["all"]
 
 
 def test_parameters_may_be_nested():

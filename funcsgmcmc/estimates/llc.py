@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -86,15 +87,25 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
             "so that L(w0) on all data is not known"
         )
     anchor_loss = check_initial_loss(anchor_loss, samples.num_chains).reshape(-1, 1)
+    nbeta, temperature = settings_of_draws(samples)
+    if not (temperature > 0).all():
+        raise ValueError(f"temperature must be > 0 at the draws, got {float(temperature.min()):g}")
+    return nbeta / temperature * (samples.draw_losses.double() - anchor_loss)
+
+
+def settings_of_draws(samples: Samples) -> tuple[Tensor, Tensor]:
+    """The settings nβ, and T of the law that was sampled, of the steps that led to the draws.
+
+    Returns:
+        Both `[C, D]`.
+    """
     sampler = samples.sampler
     # A draw is where its step begins: the step before it made it.
     steps = (samples.draw_steps - 1).clamp(min=0).to(sampler.localization.device)
-    nbeta = over_steps(sampler.nbeta, steps).cpu()
-    temperature = sampler.sampled_temperature(steps).cpu()
-    if not (temperature > 0).all():
-        raise ValueError(f"temperature must be > 0 at the draws, got {float(temperature.min()):g}")
+    shape = (samples.num_chains, samples.num_draws)
     # `[D]` where all chains share a setting, `[C, D]` where each has its own: both broadcast.
-    return nbeta / temperature * (samples.draw_losses.double() - anchor_loss)
+    nbeta, temperature = over_steps(sampler.nbeta, steps), sampler.sampled_temperature(steps)
+    return nbeta.cpu().expand(shape), temperature.cpu().expand(shape)
 
 
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
@@ -112,17 +123,16 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         initial_loss: L_n(w₀), `[]` or `[C]` (default: the run's).
 
     Returns:
-        The estimate with its Monte Carlo standard error, and one for each chain. Where chains have
-        different settings (a sweep), only the latter mean something.
+        The estimate with its Monte Carlo standard error, and one for each chain.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
-        ValueError: L_n(w₀) is not known, no draw was made, no chain is healthy, or the draws have
-            weights.
+        ValueError: L_n(w₀) is not known, no draw was made, no chain is healthy, chains have
+            different settings (see `Samples.groups`), or the draws have weights.
     """
-    samples.check_unweighted()
+    samples.check_poolable()
     draws = llc_draws(samples, initial_loss)
-    used = draws[samples.usable_chains()]
+    used = draws[samples.healthy]
     mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)
     # Each chain by itself, for a sweep, where no two chains sample one distribution.
     mcse_per_chain[samples.healthy] = torch.stack([diagnostics(d[None]).mcse_mean for d in used])
@@ -135,19 +145,37 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     )
 
 
-def running_llc(samples: Samples) -> tuple[Tensor, Tensor]:
+class RunningLLC(NamedTuple):
     """The learning coefficient as it would be estimated from the first draws only.
 
-    Returns:
-        Mean over healthy chains of each chain's mean over draws 0 … d, `[D]`; and its standard
-        error over chains, sd/√C, `[D]` (NaN for one chain).
+    Attributes:
+        num_draws: How many draws, `[P]`, evenly spaced up to all of them.
+        mean: λ̂ of these, `[P]`.
+        mcse: Its Monte Carlo standard error, `[P]`; NaN below four draws.
+    """
+
+    num_draws: Tensor
+    mean: Tensor
+    mcse: Tensor
+
+
+def running_llc(samples: Samples, num_points: int = 50) -> RunningLLC:
+    """Estimate the learning coefficient from the first draws only, at some numbers of draws.
+
+    The last estimate is that of `llc`.
+
+    Args:
+        samples: A run.
+        num_points: At most so many estimates.
 
     Raises:
-        ValueError: As `llc`.
+        ImportError, ValueError: As `llc`.
     """
-    samples.check_unweighted()
-    draws = llc_draws(samples)[samples.usable_chains()]
-    chains = draws.cumsum(1) / torch.arange(1, draws.shape[1] + 1)
-    # Over chains, which are independent, so that autocorrelation is in it.
-    spread = chains.std(0) if len(chains) > 1 else torch.full_like(chains[0], torch.nan)
-    return chains.mean(0), spread / len(chains) ** 0.5
+    samples.check_poolable()
+    draws = llc_draws(samples)[samples.healthy]
+    points = torch.linspace(1, draws.shape[1], num_points).round().long().unique()
+    return RunningLLC(
+        num_draws=points,
+        mean=torch.stack([draws[:, :count].mean() for count in points]),
+        mcse=torch.stack([diagnostics(draws[:, :count]).mcse_mean for count in points]),
+    )

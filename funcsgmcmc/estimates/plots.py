@@ -3,10 +3,9 @@
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.estimates.llc import running_llc
+from funcsgmcmc.estimates.llc import LLC, RunningLLC, llc, running_llc
 from funcsgmcmc.runs.record import Samples
 
 if TYPE_CHECKING:
@@ -17,7 +16,8 @@ if TYPE_CHECKING:
 def plot_llc(samples: Samples) -> "Figure":
     """Plot the loss of every chain, burn-in shaded, above the running learning coefficient.
 
-    The band around the running estimate is two standard errors over chains.
+    The band around the running estimate is its Monte Carlo standard error (MCSE), on both sides:
+    that which `llc` reports, as the legend does.
 
     Args:
         samples: A run for which L(w₀) is known.
@@ -33,11 +33,11 @@ def plot_llc(samples: Samples) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as missing:
         raise checks.missing_extra("plot", "matplotlib", "plot_llc") from missing
-    mean, error = running_llc(samples)
+    estimate, running = llc(samples), running_llc(samples)
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     _plot_losses(above, samples)
-    _plot_running_llc(below, samples, mean, error)
+    _plot_running_llc(below, samples, estimate, running)
     for axes in (above, below):
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -46,7 +46,7 @@ def plot_llc(samples: Samples) -> "Figure":
 
 def _plot_losses(axes: "Axes", samples: Samples) -> None:
     losses = samples.losses[samples.healthy].float()
-    steps = torch.arange(samples.num_steps)
+    steps = samples.first_step + torch.arange(samples.num_steps)
     # Many chains: each pale, and one picture instead of thousands of lines in a PDF.
     axes.plot(steps, losses.T, color="C0", lw=0.5, alpha=min(1.0, 8 / len(losses)), rasterized=True)
     axes.plot(steps, losses.mean(0), color="navy", lw=1, label="mean over chains")
@@ -54,20 +54,25 @@ def _plot_losses(axes: "Axes", samples: Samples) -> None:
         anchor_loss = float(samples.initial_loss.mean())
         label = f"$L_n(w_0)$ = {anchor_loss:.3g}"
         axes.axhline(anchor_loss, color="0.3", lw=1, ls="--", label=label)
-    if samples.num_burnin_steps:
-        axes.axvspan(0, samples.num_burnin_steps, color="0.5", alpha=0.2, lw=0, label="burn-in")
+    _shade_burnin(axes, samples, "burn-in")
     axes.set_ylabel("minibatch loss")
     axes.set_title(samples.health().splitlines()[0], loc="left", fontsize="medium")
     axes.legend(loc="upper right", framealpha=0.9)
 
 
-def _plot_running_llc(axes: "Axes", samples: Samples, mean: Tensor, error: Tensor) -> None:
-    steps = samples.draw_steps
-    axes.fill_between(steps, mean - 2 * error, mean + 2 * error, color="C1", alpha=0.3, lw=0)
-    axes.plot(steps, mean, color="C1", label=f"{mean[-1]:.4g} ± {2 * error[-1]:.2g} (2 s.e.)")
-    if samples.num_burnin_steps:
-        axes.axvspan(0, samples.num_burnin_steps, color="0.5", alpha=0.2, lw=0)
-    axes.set_ylabel(r"running LLC $\hat\lambda$")
+def _plot_running_llc(axes: "Axes", samples: Samples, estimate: LLC, running: RunningLLC) -> None:
+    steps = samples.draw_steps[running.num_draws - 1]
+    mean, mcse = running.mean, running.mcse
+    axes.fill_between(steps, mean - mcse, mean + mcse, color="C1", alpha=0.3, lw=0)
+    axes.plot(steps, mean, color="C1", label=str(estimate))
+    _shade_burnin(axes, samples)
+    axes.set_ylabel(r"running LLC $\hat\lambda$ ± MCSE")
     axes.set_xlabel("step")
-    axes.set_xlim(0, samples.num_steps)
+    axes.set_xlim(samples.first_step, samples.first_step + samples.num_steps)
     axes.legend(loc="lower right", framealpha=0.9)
+
+
+def _shade_burnin(axes: "Axes", samples: Samples, label: str | None = None) -> None:
+    if samples.num_burnin_steps:
+        start, stop = samples.first_step, samples.first_step + samples.num_burnin_steps
+        axes.axvspan(start, stop, color="0.5", alpha=0.2, lw=0, label=label)

@@ -1,15 +1,17 @@
 """The summary of a run, and its record as ArviZ takes it (the extra `diagnostics`)."""
 
+import math
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tensordict import is_tensorclass
 from torch import Tensor
 
-from funcsgmcmc import tree
-from funcsgmcmc.estimates.convergence import TAIL_QUANTILE, needs_arviz
-from funcsgmcmc.estimates.llc import llc_draws
+from funcsgmcmc import checks, tree
+from funcsgmcmc.estimates.convergence import TAIL_QUANTILE, diagnostics, needs_arviz
+from funcsgmcmc.estimates.llc import llc_draws, settings_of_draws
 from funcsgmcmc.runs.record import Samples
 
 if TYPE_CHECKING:
@@ -34,8 +36,14 @@ class Summary:
         return f"{self.health}\n{table}"
 
 
-def summary(samples: Samples) -> Summary:
+def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
     """Summarize a run: its loss, learning coefficient and observables, over healthy chains.
+
+    Args:
+        samples: A run.
+        max_entries: An observable of more entries has one row, with the largest R-hat, the smallest
+            effective sample sizes and the largest standard error of its entries. Others have a row
+            for each entry.
 
     Returns:
         A table with, for each quantity, its mean, standard deviation, 95 % interval, bulk and tail
@@ -44,29 +52,59 @@ def summary(samples: Samples) -> Summary:
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
-        ValueError: No draw was made, no chain is healthy, or the draws have weights.
+        TypeError: `max_entries` is not an integer.
+        ValueError: No draw was made, no chain is healthy, chains have different settings (see
+            `Samples.groups`), or the draws have weights.
     """
-    samples.check_unweighted()
+    checks.count("max_entries", max_entries, minimum=1)
+    samples.check_poolable()
     with needs_arviz():
         import arviz_base
         import arviz_stats
-    posterior = to_datatree(samples)
+        import pandas
+    quantities = _quantities(samples)
+    sizes = {name: values[0, 0].numel() for name, values in quantities.items()}
+    small = [name for name, size in sizes.items() if size <= max_entries]
     # ArviZ takes both the interval and the quantile of the tail ESS from this setting.
     with arviz_base.rc_context({"stats.ci_prob": TAIL_QUANTILE}):
-        table = arviz_stats.summary(posterior, var_names=[*_quantities(samples)], round_to="none")
+        table = arviz_stats.summary(to_datatree(samples), var_names=small, round_to="none")
+    worst = {
+        f"{name} (worst of {size})": _worst(quantities[name][samples.healthy])
+        for name, size in sizes.items()
+        if size > max_entries
+    }
+    if worst:
+        table = pandas.concat([table, pandas.DataFrame.from_dict(worst, orient="index")])
     return Summary(table, samples.health())
+
+
+def _worst(values: Tensor) -> dict[str, float]:
+    """The worst of each diagnostic over the entries of a quantity `[C, D, …]`."""
+    found = diagnostics(values)
+    # Entries that never change have no R-hat.
+    return {
+        "ess_bulk": float(found.ess_bulk.min()),
+        "ess_tail": float(found.ess_tail.min()),
+        "r_hat": float(found.r_hat.nan_to_num(nan=-math.inf).max()),
+        "mcse_mean": float(found.mcse_mean.max()),
+    }
 
 
 def to_datatree(samples: Samples) -> "DataTree":
     """Convert a run for ArviZ.
 
+    From a file of it alone every estimate follows, with `llc` as (nβ/T) (loss − L(w₀)).
+
     Returns:
-        Groups, all of healthy chains, with the chains' indices as coordinate: `posterior` with
-        `loss`, `llc` (if L(w₀) is known), the observables and the recorded parameters under their
-        dotted names (`params.loss` for one called like a quantity), dimensions (chain, draw, …);
-        `sample_stats` with the metrics of the draws' steps, and their log weights; and `trace` with
-        the loss of every step, burn-in included, dimensions (chain, step). The attributes of
-        `posterior` hold the settings of the run.
+        Groups, all of healthy chains, with the chains' indices as coordinate:
+
+        - `posterior`: `loss`, `llc` (if L(w₀) is known), the observables and the recorded
+          parameters under their dotted names (`params.loss` for one called like a quantity),
+          dimensions (chain, draw, …). Its attributes are the settings of the run, plain values.
+        - `sample_stats`: the metrics of the draws' steps, and their log weights.
+        - `constant_data`: `initial_loss`, which is L(w₀), (chain); `nbeta` and `temperature` of the
+          law that was sampled, (chain, draw); `step` of each draw, (draw).
+        - `trace`: the loss and the metrics of every step, burn-in included, (chain, step).
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -87,14 +125,43 @@ def to_datatree(samples: Samples) -> "DataTree":
             for group, values in groups.items()
         },
         coords={"chain": chains},
-        attrs={"posterior": _settings(samples)},
+        attrs={group: _settings(samples) if group == "posterior" else {} for group in groups},
     )
-    # ArviZ knows the dimensions chain and draw only: a trace over steps is a group of our own.
-    trace = {"loss": (("chain", "step"), _array(samples.losses[healthy]))}
-    result["trace"] = xarray.DataTree(
-        xarray.Dataset(trace, coords={"chain": chains, "step": range(samples.num_steps)})
-    )
+    # ArviZ's function knows the dimensions chain and draw only.
+    steps = samples.first_step + torch.arange(samples.num_steps)
+    for group, variables, coords in (
+        ("constant_data", _constants(samples), {"draw": range(samples.num_draws)}),
+        ("trace", _trace(samples), {"step": steps.numpy()}),
+    ):
+        chosen = {
+            name: (dims, _array(value[healthy] if dims[0] == "chain" else value))
+            for name, (dims, value) in variables.items()
+        }
+        dataset = xarray.Dataset(chosen, coords={"chain": chains, **coords})
+        result[group] = xarray.DataTree(dataset)
     return result
+
+
+def _constants(samples: Samples) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """Dimensions and values of what the estimates take beside the draws."""
+    nbeta, temperature = settings_of_draws(samples)
+    found: dict[str, tuple[tuple[str, ...], Tensor]] = {
+        "nbeta": (("chain", "draw"), nbeta),
+        "temperature": (("chain", "draw"), temperature),
+        "step": (("draw",), samples.draw_steps),
+    }
+    if samples.initial_loss is not None:
+        found["initial_loss"] = (("chain",), samples.initial_loss.expand(samples.num_chains))
+    return found
+
+
+def _trace(samples: Samples) -> dict[str, tuple[tuple[str, ...], Tensor]]:
+    """Dimensions and values of what is recorded at every step."""
+    metrics = {} if samples.metrics is None else samples.metrics._asdict()
+    return {
+        name: (("chain", "step"), value)
+        for name, value in ({"loss": samples.losses} | metrics).items()
+    }
 
 
 def _quantities(samples: Samples) -> dict[str, Tensor]:
@@ -118,23 +185,40 @@ def _statistics(samples: Samples) -> dict[str, Tensor]:
     found = {}
     if samples.metrics is not None:
         metrics = samples.metrics._asdict()
-        found = {name: value[:, samples.draw_steps] for name, value in metrics.items()}
+        found = {name: value[:, samples.draw_rows] for name, value in metrics.items()}
     if samples.log_weights is not None:
         found["log_weight"] = samples.log_weights
     return found
 
 
 def _settings(samples: Samples) -> dict[str, Any]:
-    """Attributes for a file: numbers, strings and lists."""
+    """Attributes for a file: numbers, strings and lists of them."""
     sampler = samples.sampler
     settings: dict[str, Any] = {
+        "inference_library": "funcsgmcmc",
+        **{f"{name}_version": version(name) for name in ("funcsgmcmc", "torch", "tensordict")},
         "sampler": type(sampler).__name__,
+        "num_chains": samples.num_chains,
+        "num_steps": samples.num_steps,
+        "first_step": samples.first_step,
         "num_burnin_steps": samples.num_burnin_steps,
         "num_steps_between_draws": samples.num_steps_between_draws,
+        "chain_method": samples.chain_method,
         "key": samples.key.tolist(),
         "frozen_chains": [str(frozen) for frozen in samples.frozen],
+        **samples.options,
+        # Trees are too large for an attribute: whether there is one.
+        "mask": "none" if sampler.mask is None else "given",
     }
-    return settings | _numbers(sampler)
+    settings["inference_library_version"] = settings["funcsgmcmc_version"]
+    if samples.initial_loss is not None:
+        settings["initial_loss"] = samples.initial_loss.tolist()
+    # A file has no None, and no booleans in some formats.
+    plain = {
+        name: str(value) if value is None or isinstance(value, bool) else value
+        for name, value in settings.items()
+    }
+    return plain | _numbers(sampler)
 
 
 def _numbers(settings: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from funcsgmcmc.gradients import GradientEstimator
 from funcsgmcmc.runs.data import Batches, pass_over
+from funcsgmcmc.runs.start import Start
 from funcsgmcmc.runs.store import Rows
 from funcsgmcmc.samplers.base import Sampler, State
 
@@ -28,6 +29,7 @@ class Chunk:
         keys: Their keys of the noise, `[*chains, 2]`.
         frozen_at: The step at which each failed, `[*chains]`; −1 for healthy chains.
         memory: The memory of the gradient's estimator; None before it is due.
+        next_step: The next step that they make.
     """
 
     rows: Rows
@@ -36,6 +38,7 @@ class Chunk:
     keys: Tensor
     frozen_at: Tensor
     memory: Any
+    next_step: int
 
     def refresh_memory(self, step: int, estimator: GradientEstimator, batches: Batches) -> None:
         """Make the memory of an estimator that needs one, if it is due at a step."""
@@ -44,7 +47,8 @@ class Chunk:
         if interval is None and self.memory is None:
             anchor = self.sampler.center(self.state)
             self.memory = estimator.prepare(anchor, pass_over(batches))
-        elif interval is not None and step % interval == 0:
+        # A run that goes on may begin between two refreshments.
+        elif interval is not None and (step % interval == 0 or self.memory is None):
             self.memory = estimator.prepare(self.state.params, pass_over(batches))
 
 
@@ -65,31 +69,28 @@ def make_shared_memory(estimator: GradientEstimator, anchor: TensorDict, batches
     return estimator.prepare(anchor, pass_over(batches))
 
 
-def split(
-    sampler: Sampler, state: State, keys: Tensor, shared_memory: Any, size: int | None
-) -> list[Chunk]:
+def split(start: Start, shared_memory: Any, size: int | None) -> list[Chunk]:
     """Split a run's chains into chunks.
 
     Args:
-        sampler: Of batch size `[]` or `[C]`.
-        state: Of batch size `[C]`.
-        keys: The chains' keys of the noise, `[C, 2]`.
+        start: All of them.
         shared_memory: The memory that all chains share, if they do.
         size: Chains a chunk; None for single chains without a chain dimension.
     """
+    sampler, keys = start.sampler, start.keys.noise
     num_chains = len(keys)
     all_rows: list[Rows] = list(range(num_chains))
     if size is not None:
         all_rows = [slice(i, min(i + size, num_chains)) for i in range(0, num_chains, size)]
-    healthy = torch.full((num_chains,), -1, dtype=torch.int64, device=keys.device)
     return [
         Chunk(
             rows,
             sampler[rows] if sampler.shape else sampler,  # shared settings stay shared
-            state[rows],
+            start.state[rows],
             keys[rows],
-            healthy[rows],
+            start.frozen_at[rows],
             shared_memory,
+            start.first_step,
         )
         for rows in all_rows
     ]

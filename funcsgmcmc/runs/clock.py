@@ -1,4 +1,7 @@
-"""The clock of a run: how far it is, and which of its steps make draws."""
+"""The clock of a run: how far it is, and which of its steps make draws.
+
+A step's index is counted from a chain's first one, also in a run that goes on from another.
+"""
 
 from dataclasses import dataclass, field
 
@@ -16,32 +19,40 @@ class Clock:
 
     Attributes:
         draw_steps: The step of each draw, `[D]`; the last one ends the run.
+        first_step: The run's first step.
+        next_step: The step that not all chains have made yet.
         num_steps: T.
-        steps_done: Steps that all chains have made; the index of the next one.
     """
 
     draw_steps: Tensor
+    first_step: int = 0
+    next_step: int = field(init=False)
     num_steps: int = field(init=False)
-    steps_done: int = 0
     _draw_at: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self.next_step = self.first_step
+        self.num_steps = int(self.draw_steps[-1]) + 1 - self.first_step
         # Asked at every step, which is too often for reading a tensor.
-        self.num_steps = int(self.draw_steps[-1]) + 1
         self._draw_at = {step: draw for draw, step in enumerate(self.draw_steps.tolist())}
+
+    @property
+    def steps_done(self) -> int:
+        """Steps of this run that all chains have made."""
+        return self.next_step - self.first_step
 
     @property
     def draws_done(self) -> int:
         """Draws that all chains have made."""
-        return int((self.draw_steps < self.steps_done).sum())
+        return int((self.draw_steps < self.next_step).sum())
 
     def due_draw(self) -> int | None:
         """Index of the draw that the next step makes; None if it makes none."""
-        return self._draw_at.get(self.steps_done)
+        return self._draw_at.get(self.next_step)
 
     def tick(self) -> None:
         """Count a step that all chains have made."""
-        self.steps_done += 1
+        self.next_step += 1
 
 
 def steps_of_draws(
@@ -49,6 +60,7 @@ def steps_of_draws(
     num_draws: int,
     num_burnin_steps: int,
     num_steps_between_draws: int,
+    first_step: int,
 ) -> Tensor:
     """Choose the steps that make draws.
 
@@ -58,6 +70,7 @@ def steps_of_draws(
         num_draws: D.
         num_burnin_steps: Steps before those that count.
         num_steps_between_draws: Of each so many steps that count, the last one makes a draw.
+        first_step: The run's first step.
 
     Returns:
         `[D]`.
@@ -66,11 +79,12 @@ def steps_of_draws(
         ValueError: Chains sample at different steps, or the temperature stays at 0.
     """
     every = num_steps_between_draws
+    first = first_step + num_burnin_steps
     if not isinstance(temperature, Schedule):
-        return torch.arange(num_draws) * every + num_burnin_steps + every - 1
+        return torch.arange(num_draws) * every + first + every - 1
     # A schedule may be any function of the step: look for steps that count, block by block.
     wanted, found = num_draws * every, torch.empty(0, dtype=torch.int64)
-    first, last, block = num_burnin_steps, num_burnin_steps - 1, max(wanted, 1024)
+    last, block = first - 1, max(wanted, 1024)
     while len(found) < wanted:
         steps = torch.arange(first, first + block)
         # The parameters that step t evaluates were made by step t − 1.

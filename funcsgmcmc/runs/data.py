@@ -47,6 +47,8 @@ class TensorData:
 
     Attributes:
         batch_dim: 0, for the chains; None if all chains see one batch, which is all the data.
+        num_examples: n.
+        batch_size: Examples a minibatch.
     """
 
     def __init__(
@@ -58,13 +60,13 @@ class TensorData:
         keys: Tensor,
         device: torch.device,
     ) -> None:
-        self._n = check_examples(pytree.tree_leaves(data))
-        self._batch_size = check_batch_size(batch_size, self._n)
+        self.num_examples = check_examples(pytree.tree_leaves(data))
+        self.batch_size = check_batch_size(batch_size, self.num_examples)
         self._epochs = epochs
         self._keys = keys
-        self._steps_per_block = self._n // self._batch_size
+        self._steps_per_block = self.num_examples // self.batch_size
         if not epochs:
-            self._steps_per_block = max(1, _BLOCK_SIZE // (len(keys) * self._batch_size))
+            self._steps_per_block = max(1, _BLOCK_SIZE // (len(keys) * self.batch_size))
         self._block = (-1, torch.empty(0))
         self._data = map_examples(lambda leaf: leaf.to(device), data)
         self.batch_dim: int | None = None if batch_size is None else 0
@@ -84,7 +86,7 @@ class TensorData:
 
     def one_pass(self) -> Iterator[Piece]:
         """All examples, in pieces of `batch_size`."""
-        return pieces_of(self._data, self._n, self._batch_size)
+        return pieces_of(self._data, self.num_examples, self.batch_size)
 
     def _draws(self, block: int) -> Tensor:
         """Choose examples uniformly with replacement, for the steps of a block.
@@ -95,9 +97,9 @@ class TensorData:
         first = block * self._steps_per_block
         steps = torch.arange(first, first + self._steps_per_block, device=self._keys.device)
         # Keyed by the step, not the block: the size of a block depends on the number of chains.
-        words = random.bits(random.fold_in(self._keys[:, None], steps), (self._batch_size,))
+        words = random.bits(random.fold_in(self._keys[:, None], steps), (self.batch_size,))
         # The high word of the product word · n: uniform up to a relative n/2**32.
-        return ((words.to(torch.int64) & 0xFFFFFFFF) * self._n) >> 32
+        return ((words.to(torch.int64) & 0xFFFFFFFF) * self.num_examples) >> 32
 
     def _permutations(self, epoch: int) -> Tensor:
         """Permute the examples of each chain, for the steps of an epoch.
@@ -105,12 +107,14 @@ class TensorData:
         Returns:
             `[C, steps, batch_size]`; the incomplete batch at the end of an epoch is left out.
         """
-        words = random.bits(random.fold_in(self._keys, epoch), (2, self._n)).to(torch.int64)
+        words = random.bits(random.fold_in(self._keys, epoch), (2, self.num_examples)).to(
+            torch.int64
+        )
         high, low = words.unbind(-2)
         # Sorting 64 bits: two examples would share a sort key once in 2**64 pairs.
         order = ((high << 32) | (low & 0xFFFFFFFF)).argsort(-1)
-        used = self._steps_per_block * self._batch_size
-        return order[:, :used].reshape(len(order), self._steps_per_block, self._batch_size)
+        used = self._steps_per_block * self.batch_size
+        return order[:, :used].reshape(len(order), self._steps_per_block, self.batch_size)
 
 
 class IterableData:
@@ -118,15 +122,20 @@ class IterableData:
 
     Attributes:
         batch_dim: Always None.
+        num_examples: None: it is not known.
+        batch_size: None: batches may differ.
     """
 
     batch_dim: int | None = None
+    num_examples = None
+    batch_size = None
 
-    def __init__(self, data: Iterable[Any], *, device: torch.device) -> None:
+    def __init__(self, data: Iterable[Any], *, first_step: int, device: torch.device) -> None:
         self._iterable = data  # kept, to be started again at its end
         self._iterator = iter(data)
         self._device = device
-        self._latest: tuple[int, Any] = (-1, None)
+        self._first_step = first_step
+        self._latest: tuple[int, Any] = (first_step - 1, None)
 
     def batch(self, step: int, rows: Rows) -> Any:
         """The batch of a step, on the run's device; steps are asked for in order.
@@ -158,7 +167,7 @@ class IterableData:
             self._iterator = iter(self._iterable)
             with contextlib.suppress(StopIteration):
                 return next(self._iterator)
-        if step == 0:
+        if step == self._first_step:
             raise ValueError("data must give at least one batch, got none")
         raise ValueError(
             f"data must give a batch for every step, but it ended at step {step}: "
@@ -180,6 +189,7 @@ def stream(
     batch_size: int | None,
     minibatches: str,
     keys: Tensor,
+    first_step: int,
     device: torch.device,
 ) -> Batches:
     """Take the data given to `sample`.
@@ -190,6 +200,7 @@ def stream(
         batch_size: Examples a minibatch, for tensors; None means all n.
         minibatches: `"replacement"` or `"epochs"`, for tensors.
         keys: The chains' keys for minibatches, `[C, 2]`.
+        first_step: The run's first step, which gets the first batch of an iterable.
         device: Where batches go.
 
     Raises:
@@ -215,7 +226,7 @@ def stream(
             f"minibatches must not be set for an iterable, which makes its own batches, "
             f"got {minibatches!r}"
         )
-    return IterableData(data, device=device)
+    return IterableData(data, first_step=first_step, device=device)
 
 
 def pass_over(batches: Batches) -> Iterator[Piece]:

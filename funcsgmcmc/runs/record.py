@@ -1,7 +1,8 @@
 """The record that a run returns, and the errors that carry one."""
 
 import numbers
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from funcsgmcmc import tree
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.samplers.base import Sampler, State
 
@@ -37,12 +39,17 @@ class Samples:
 
     Step t evaluates its loss at the parameters w_t before it, and draw d is made at step
     `draw_steps[d]`: the draw, its observables, its loss and its metrics belong to the same w_t.
+    Steps are counted from a chain's first one: a run that goes on from another begins at its
+    `first_step`, which is the first that `losses` and `metrics` hold.
+
+    `samples[rows]` is the record of some chains: an index, a slice, a list, or a tensor of indices
+    or of booleans, such as `samples.healthy`. `samples.groups()` parts a sweep by its settings.
 
     A frozen chain keeps its place: its losses are NaN after the step that failed, its draws and
     observables repeat its last finite parameters. Estimates and diagnostics leave it out.
 
     Attributes:
-        losses: L(w_t) on step t's batch, `[C, T]`.
+        losses: L(w_t) on the step's batch, `[C, T]`.
         draws: Parameters, leaves `[C, D, *shape]`; None if not asked for.
         observables: Name to values `[C, D, …]`.
         log_weights: Logs of the draws' importance weights, `[C, D]`, NaN from where a chain was
@@ -55,12 +62,15 @@ class Samples:
         initial_loss: L(w₀) on all data, `[]`, or `[C]` for an anchor per chain; None if the data
             could not be passed over.
         frozen_at: Step at which a chain was frozen, `[C]`; −1 for healthy chains.
+        first_step: The run's first step; 0 unless it went on from another.
         draw_steps: The step of each draw, `[D]`: the last of every `num_steps_between_draws` steps
             after burn-in. Where the temperature is scheduled, a step counts only if a step at T > 0
             led to it.
-        num_burnin_steps: Steps before the first draw's.
+        num_burnin_steps: Steps of this run before the first draw's.
         num_steps_between_draws: Steps a draw.
         chain_method: How the chains were run, `"vmap"` or `"loop"`.
+        options: Other settings of the run, plain values by the name of `sample`'s argument; and
+            `num_examples`, where the data is tensors, and `gradient`, the class of its estimator.
     """
 
     losses: Tensor
@@ -74,10 +84,12 @@ class Samples:
     chains: Tensor
     initial_loss: Tensor | None
     frozen_at: Tensor
+    first_step: int
     draw_steps: Tensor
     num_burnin_steps: int
     num_steps_between_draws: int
     chain_method: str
+    options: dict[str, Any]
 
     @property
     def num_chains(self) -> int:
@@ -97,7 +109,12 @@ class Samples:
     @property
     def draw_losses(self) -> Tensor:
         """L(w) on the draws' batches, `[C, D]`."""
-        return self.losses[:, self.draw_steps]
+        return self.losses[:, self.draw_rows]
+
+    @property
+    def draw_rows(self) -> Tensor:
+        """Where the draws' steps stand among the steps of this run, `[D]`."""
+        return self.draw_steps - self.first_step
 
     @property
     def healthy(self) -> Tensor:
@@ -110,29 +127,77 @@ class Samples:
         report = []
         for row in (~self.healthy).nonzero().flatten().tolist():
             step = int(self.frozen_at[row])
-            loss = float(self.losses[row, step])
-            # A step fails by its loss, or else by the state that it led to.
-            finite = torch.isfinite(self.losses[row, step])
-            reason = "its state is not finite after the update" if finite else f"loss is {loss}"
+            if step < self.first_step:
+                reason = "in the run that this one went on from"
+            else:
+                loss = self.losses[row, step - self.first_step]
+                # A step fails by its loss, or else by the state that it led to.
+                reason = "its state is not finite after the update"
+                if not loss.isfinite():
+                    reason = f"loss is {float(loss)}"
             report.append(Frozen(int(self.chains[row]), step, reason))
         return report
 
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "Samples":
+        """The record of some chains.
+
+        Raises:
+            IndexError: A chain does not exist, or none is left.
+            TypeError: It is no index.
+        """
+        picked = rows_of(rows, self.num_chains)
+
+        def pick(value: Any) -> Any:
+            return pytree.tree_map_only(Tensor, lambda leaf: leaf[picked], value)
+
+        return replace(
+            self,
+            losses=pick(self.losses),
+            draws=None if self.draws is None else self.draws[picked],
+            observables=pick(self.observables),
+            log_weights=pick(self.log_weights),
+            metrics=pick(self.metrics),
+            state=self.state[picked],
+            # What chains share stays shared.
+            sampler=self.sampler[picked] if self.sampler.shape else self.sampler,
+            chains=pick(self.chains),
+            initial_loss=_of_chains(self.initial_loss, picked),
+            frozen_at=pick(self.frozen_at),
+        )
+
+    def groups(self, labels: Sequence[str] | None = None) -> dict[str, "Samples"]:
+        """Part the chains into groups, each of which samples one distribution.
+
+        Args:
+            labels: A label for each chain, `[C]`; chains with the same label are a group. Default:
+                the settings in which chains differ, such as `"lr=0.001"`.
+
+        Returns:
+            The record of each group by its label, in the order of their first chains.
+
+        Raises:
+            ValueError: There is not one label for each chain.
+        """
+        labels = setting_labels(self.sampler, self.num_chains) if labels is None else list(labels)
+        if len(labels) != self.num_chains:
+            raise ValueError(
+                f"labels must be one for each of {self.num_chains} chains, got {labels}"
+            )
+        rows: dict[str, list[int]] = {}
+        for row, label in enumerate(labels):
+            rows.setdefault(label, []).append(row)
+        return {label: self[chains] for label, chains in rows.items()}
+
     @property
     def is_sweep(self) -> bool:
-        """Whether chains have different settings, so that they do not sample one distribution."""
-        if not self.sampler.shape:
-            return False
-        # Anchors may differ in one experiment, as those of chains with different starts do.
-        names = [name for name in self.sampler.__dataclass_fields__ if name != "anchor"]
-        settings = [getattr(self.sampler, name) for name in names]
-        leaves = [leaf for leaf in pytree.tree_leaves(settings) if isinstance(leaf, Tensor)]
-        return any(bool((leaf != leaf[:1]).any()) for leaf in leaves)
+        """Whether healthy chains differ in settings, so that they sample several distributions."""
+        labels = setting_labels(self.sampler, self.num_chains)
+        healthy = self.healthy.tolist()
+        return len({label for label, good in zip(labels, healthy, strict=True) if good}) > 1
 
     def health(self) -> str:
         """Say how many chains estimates use, in one line, and why others were frozen."""
         used = f"{int(self.healthy.sum())} of {self.num_chains} chains"
-        if self.is_sweep:
-            used += ", which have different settings: what is pooled over them mixes these"
         return "\n".join([used, *map(str, self.frozen)])
 
     def usable_chains(self) -> Tensor:
@@ -150,18 +215,89 @@ class Samples:
             )
         return self.healthy
 
-    def check_unweighted(self) -> None:
-        """Refuse draws that do not count alike, for a plain average.
+    def check_poolable(self) -> None:
+        """Refuse draws whose plain average would mean nothing.
 
         Raises:
-            ValueError: They have weights.
+            ValueError: No draw was made, no chain is healthy, chains have different settings, or
+                draws have weights.
         """
+        self.usable_chains()
+        if self.is_sweep:
+            labels = ", ".join(dict.fromkeys(setting_labels(self.sampler, self.num_chains)))
+            raise ValueError(
+                "chains must have the same settings for one average over them, got a sweep over "
+                f"{labels}: group them first, "
+                "{label: llc(group) for label, group in samples.groups().items()}"
+            )
         if self.log_weights is not None:
             raise ValueError(
                 "the draws have weights (samples.log_weights), which a plain average would ignore: "
                 "use weighted_mean(values[samples.healthy], samples.log_weights[samples.healthy]), "
                 "with values from samples.observables or llc_draws(samples)"
             )
+
+
+def rows_of(index: Any, num_chains: int) -> Tensor:
+    """Rows of chains, int64 `[c]`, from what a user picks them with.
+
+    Raises:
+        IndexError: A chain does not exist, or none is left.
+        TypeError: It is no index.
+    """
+    if isinstance(index, slice):
+        rows = torch.arange(num_chains)[index]
+    else:
+        if isinstance(index, str) or not isinstance(index, int | Sequence | Tensor):
+            raise TypeError(
+                "chains are picked by an index, a slice, a list or a tensor, got "
+                f"{type(index).__name__}: samples.groups() has them by name"
+            )
+        given = torch.as_tensor(index, device="cpu").reshape(-1)
+        if given.dtype == torch.bool and len(given) != num_chains:
+            raise IndexError(f"a mask of chains must have {num_chains} entries, got {len(given)}")
+        rows = given.nonzero().flatten() if given.dtype == torch.bool else given.long()
+    if not len(rows):
+        raise IndexError(f"at least one chain must be picked of {num_chains}, got none")
+    if not ((rows >= -num_chains) & (rows < num_chains)).all():
+        raise IndexError(f"there are {num_chains} chains, got index {rows.tolist()}")
+    return rows % num_chains
+
+
+def _of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
+    """A value that chains share, or have one each of."""
+    return value if value is None or not value.shape else value[rows]
+
+
+def setting_labels(sampler: Sampler, num_chains: int) -> list[str]:
+    """Name each chain by the settings in which chains differ.
+
+    Anchors do not count: they may differ in one experiment, as those of chains with different
+    starts do.
+
+    Returns:
+        A label for each chain; `"all"` where all are alike.
+    """
+    if not sampler.shape:
+        return ["all"] * num_chains
+    parts: list[list[str]] = [[] for _ in range(sampler.shape[0])]
+    for name, leaf in tree.leaves(sampler.exclude("anchor").to_tensordict()):
+        rows = leaf.reshape(len(parts), -1)
+        if bool((rows == rows[:1]).all()):
+            continue
+        for part, value in zip(parts, _short_names(rows), strict=True):
+            part.append(f"{tree.dotted(name)}={value}")
+    return [", ".join(part) or "all" for part in parts]
+
+
+def _short_names(rows: Tensor) -> list[str]:
+    """Names of the rows of a tensor, equal where rows are: numbers, or which distinct row it is."""
+    distinct = rows.unique(dim=0, return_inverse=True)[1].tolist()
+    if rows.shape[1] > 1:  # a tree's leaf, such as a mask's
+        return [f"#{index}" for index in distinct]
+    numbers = rows.flatten().tolist()
+    short = [f"{number:g}" for number in numbers]
+    return short if len(set(short)) == len(set(distinct)) else list(map(repr, numbers))
 
 
 class SamplingError(RuntimeError):

@@ -71,10 +71,20 @@ class Request:
         """The estimator of the loss's gradient."""
         return estimator_of(self.loss_fn)
 
-    def keys(self, device: torch.device) -> "RunKeys":
-        """The keys of the run's chains."""
-        first, stop = self.chain_offset, self.chain_offset + self.num_chains
-        return RunKeys(self.key.to(device), torch.arange(first, stop, device=device))
+    def options(self) -> dict[str, Any]:
+        """Those settings that a record does not hold otherwise and that are plain values."""
+        return {
+            "minibatches": self.minibatches,
+            "init_noise": float(self.init_noise),
+            "chunk_size": self.chunk_size,
+            "compile": self.compile,
+            "on_divergence": self.on_divergence,
+            "gradient": type(self.estimator).__name__,
+        }
+
+    def keys(self, chains: Tensor) -> "RunKeys":
+        """The keys of chains with some indices, `[C]`."""
+        return RunKeys(self.key.to(chains.device), chains)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ batch, and a run can stop at any step with everything recorded until then.
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import InitVar, dataclass, field
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,9 +21,9 @@ from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.progress import progress_bar
 from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
-from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
+from funcsgmcmc.runs.request import ChainMethod, Request
+from funcsgmcmc.runs.start import Start
 from funcsgmcmc.runs.store import Recorder
-from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.stepping import (
     FreezingStep,
     chain_step,
@@ -44,9 +44,7 @@ class Run:
         request: Its settings.
         chain_method: Whether chunks are vmapped, or chains are looped over.
         clock: Its clock, which several runs may share until one goes.
-        keys: The chains' keys.
-        sampler: The sampler, with its anchor.
-        start: The chains' state before the first step, of batch size `[C]`.
+        start: Its chains before the first step.
         batches: Its data.
         shared_memory: The memory of the gradient's estimator, if all chains share one.
         initial_loss: L(w₀) on all data, if known.
@@ -58,9 +56,7 @@ class Run:
     request: Request
     chain_method: ChainMethod
     clock: Clock
-    keys: RunKeys
-    sampler: Sampler
-    start: InitVar[State]
+    start: Start
     batches: Batches
     shared_memory: Any
     initial_loss: Tensor | None
@@ -68,12 +64,13 @@ class Run:
     step: FreezingStep = field(init=False)
     chunks: list[Chunk] = field(init=False)
 
-    def __post_init__(self, start: State) -> None:
-        self.step = self._make_step(tree.device(start.params))
+    def __post_init__(self) -> None:
+        params = self.start.state.params
+        self.step = self._make_step(tree.device(params))
         size = None
         if self.chain_method == "vmap":
-            size = self.request.chunk_size or chunk_size(start.params)
-        self.chunks = split(self.sampler, start, self.keys.noise, self.shared_memory, size)
+            size = self.request.chunk_size or chunk_size(params)
+        self.chunks = split(self.start, self.shared_memory, size)
 
     def go(self, *, progress: bool) -> Samples:
         """Make all steps; if anything ends them early, hand over the record until then.
@@ -93,6 +90,8 @@ class Run:
                         samples = self.samples()
                         raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
             except KeyboardInterrupt:
+                # So that all chains have made the same steps, and can go on.
+                self.finish_step()
                 warnings.warn(
                     f"interrupted after {clock.steps_done} of {clock.num_steps} steps; "
                     "what they recorded is returned",
@@ -101,24 +100,33 @@ class Run:
             except SamplingError:  # a divergence has its record already
                 raise
             except Exception as error:
-                message = f"sampling stopped in step {clock.steps_done}: {error}"
+                message = f"sampling stopped in step {clock.next_step}: {error}"
                 raise SamplingError(message, self.samples()) from error
         return self.samples()
 
     def make_step(self) -> None:
-        """Make one step of every chunk, and record it."""
-        step, draw = self.clock.steps_done, self.clock.due_draw()
+        """Make one step of every chunk that has not made it yet, and record it."""
+        step, draw = self.clock.next_step, self.clock.due_draw()
         for chunk in self.chunks:
+            if chunk.next_step > step:
+                continue
             # A draw is where its step begins: it belongs to the loss that the step evaluates.
             if draw is not None:
                 self.recorder.write_draw(chunk.rows, draw, chunk.state.params)
             batch = self._next_batch(chunk)
-            chunk.state, info, chunk.frozen_at = self.step(
+            state, info, frozen_at = self.step(
                 chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys, chunk.frozen_at
             )
-            self.recorder.write_step(chunk.rows, step, draw, info)
+            self.recorder.write_step(chunk.rows, self.clock.steps_done, draw, info)
+            # At once and at last: a step that is interrupted before is made again, to the same end.
+            chunk.state, chunk.frozen_at, chunk.next_step = state, frozen_at, step + 1
         # Only a step of all chunks counts: one that fails half way leaves a record of equal length.
         self.clock.tick()
+
+    def finish_step(self) -> None:
+        """Make the step that was interrupted, if some chunks have made it."""
+        if any(chunk.next_step > self.clock.next_step for chunk in self.chunks):
+            self.make_step()
 
     def seconds_per_chain(self) -> float:
         """Time the next step of a chain, at best of a few; nothing is recorded or changed."""
@@ -154,7 +162,7 @@ class Run:
         draw_steps = clock.draw_steps[: clock.draws_done]
         frozen_at = gather([chunk.frozen_at for chunk in self.chunks]).cpu()
         # A run that stops within a step has not recorded what some chains did in it.
-        frozen_at = frozen_at.where(frozen_at < clock.steps_done, -1)
+        frozen_at = frozen_at.where(frozen_at < clock.next_step, -1)
         return Samples(
             losses=recorder.losses(clock.steps_done),
             draws=recorder.draws(clock.draws_done),
@@ -162,23 +170,26 @@ class Run:
             log_weights=recorder.log_weights(draw_steps, frozen_at),
             metrics=recorder.metrics(clock.steps_done),
             state=gather([chunk.state for chunk in self.chunks]),
-            sampler=self.sampler,
-            key=self.keys.key,
-            chains=self.keys.chains.cpu(),
+            sampler=self.start.sampler,
+            key=self.start.keys.key,
+            chains=self.start.keys.chains.cpu(),
             initial_loss=self.initial_loss,
             frozen_at=frozen_at,
+            first_step=clock.first_step,
             draw_steps=draw_steps,
             num_burnin_steps=self.request.num_burnin_steps,
             num_steps_between_draws=self.request.num_steps_between_draws,
             chain_method=self.chain_method,
+            options=self.request.options()
+            | {"batch_size": self.batches.batch_size, "num_examples": self.batches.num_examples},
         )
 
     def _next_batch(self, chunk: Chunk) -> Any:
         """The batch of a chunk's next step; before it, its memory is made where it is due."""
         # In this order: both may draw from torch's generator, where a loader shuffles.
-        batch = self.batches.batch(self.clock.steps_done, chunk.rows)
+        batch = self.batches.batch(self.clock.next_step, chunk.rows)
         if self.request.estimator.needs_memory:
-            chunk.refresh_memory(self.clock.steps_done, self.request.estimator, self.batches)
+            chunk.refresh_memory(self.clock.next_step, self.request.estimator, self.batches)
         return batch
 
     def _make_step(self, device: torch.device) -> FreezingStep:

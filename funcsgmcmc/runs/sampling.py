@@ -1,13 +1,13 @@
 """`sample`: check what is asked, make the run, let it go."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import tree
 from funcsgmcmc.gradients import LossFn, mean_loss
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.priors import LogPrior
@@ -17,10 +17,10 @@ from funcsgmcmc.runs.data import Batches, stream
 from funcsgmcmc.runs.record import Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Request
 from funcsgmcmc.runs.run import Run, fastest
+from funcsgmcmc.runs.start import start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder
 from funcsgmcmc.runs.trial import usable_methods
-from funcsgmcmc.samplers.base import Sampler, check_sampler
-from funcsgmcmc.terms import scaled
+from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 
 # Names of the record's own quantities and dimensions.
 _TAKEN = {"loss", "llc", "chain", "draw", "step"}
@@ -28,7 +28,7 @@ _TAKEN = {"loss", "llc", "chain", "draw", "step"}
 
 def sample(
     loss_fn: LossFn,
-    params: TensorDictBase | Mapping[str, Tensor],
+    params: TensorDictBase | Mapping[str, Tensor] | Samples | State,
     data: Any,
     sampler: Sampler,
     *,
@@ -67,8 +67,12 @@ def sample(
         loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean loss over the batch
             of one chain; `module_loss(model, criterion)` makes one. `aux` is not recorded. Or an
             estimator of its gradient: `accumulated`, `control_variates`, `svrg`.
-        params: Where to start: a tree of batch size `[]` for all chains (`params_of(model)`), or
-            `[C]`.
+        params: Where to start. A tree of batch size `[]` for all chains (`params_of(model)`), or
+            `[C]`: new chains, from step 0. With the key of an earlier run their noise is that
+            run's again, so that a run that shall go on is not started from its last parameters but
+            from its record: `Samples` (or its `state`, all of whose chains are then taken to be
+            healthy) brings momenta, running averages, anchor, chain indices and the step, and with
+            the same key and tensors as data the chains are those of one uninterrupted run.
         data: Tensors `[n, …]` (one, or a tuple, dict, `TensorDict` or `TensorDataset` of them):
             each chain draws minibatches of its own. Or any other iterable of batches, such as a
             `DataLoader` or a list: all chains see one batch a step, so that their gradient noise is
@@ -77,7 +81,7 @@ def sample(
         sampler: For instance `sgld(…)`, of batch size `[]` or `[num_chains]`.
         num_chains: C ≥ 1.
         num_draws: D ≥ 1, for each chain.
-        num_burnin_steps: Steps before draws are made.
+        num_burnin_steps: Steps before draws are made, of this run.
         num_steps_between_draws: Steps a draw, ≥ 1.
         batch_size: Examples a minibatch, for tensors; None means all of them at every step.
         minibatches: `"replacement"`: uniform, independent at every step. `"epochs"`: a new
@@ -141,49 +145,45 @@ def sample(
         initial_loss=initial_loss,
     )
     check_sampler(sampler)
-    params = tree.parameters(params)
-    _check_tree_and_sampler(request, params, sampler)
     # With `chain_method="auto"` the run is made twice, and the faster one goes: steps are pure, so
     # that timing them changes nothing.
     return fastest(_make_runs(request, params, data, sampler)).go(progress=progress)
 
 
-def _make_runs(request: Request, params: TensorDict, data: Any, sampler: Sampler) -> list[Run]:
+def _make_runs(request: Request, given: Any, data: Any, sampler: Sampler) -> list[Run]:
     """Make the run that is asked for, once for each chain method that may be taken."""
+    keep_freed_memory()
+    start = start_of(request, given, sampler)
+    params, keys = start.state.params, start.keys
+    _check_names(request, params)
     clock = Clock(
         steps_of_draws(
             sampler.temperature,
             request.num_draws,
             request.num_burnin_steps,
             request.num_steps_between_draws,
-        )
+            start.first_step,
+        ),
+        start.first_step,
     )
-    keep_freed_memory()
-    device = tree.device(params)
-    keys = request.keys(device)
-    # Not yet expanded to the chains of a sweep: L(w₀) is evaluated once where they share w₀.
-    anchor = (params if sampler.anchor is None else sampler.anchor).to(device)
-    sampler = sampler.to(device).with_anchor(params)
-    starts = _starts(params, sampler, request.init_noise, keys.starts)
-    state = sampler.init(starts, tree.normal_like(keys.momenta, starts))
     batches = stream(
         data,
         batch_size=request.batch_size,
         minibatches=request.minibatches,
         keys=keys.minibatches,
-        device=device,
+        first_step=start.first_step,
+        device=tree.device(params),
     )
-    methods = usable_methods(request, state.params, batches)
+    methods = usable_methods(request, params, batches, start.first_step)
     sizes = {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
+    anchor = start.sampler.center(start.state)
     common: dict[str, Any] = {
         "request": request,
         "clock": clock,
-        "keys": keys,
-        "sampler": sampler,
-        "start": state,
+        "start": start,
         "batches": batches,
         "initial_loss": _anchor_loss(request, anchor, batches),
-        "shared_memory": make_shared_memory(request.estimator, sampler.center(state), batches),
+        "shared_memory": make_shared_memory(request.estimator, anchor, batches),
         "recorder": Recorder(
             MemoryStore(sizes), request.observables, save_draws=request.save_draws
         ),
@@ -191,20 +191,12 @@ def _make_runs(request: Request, params: TensorDict, data: Any, sampler: Sampler
     return [Run(chain_method=method, **common) for method in methods]
 
 
-def _check_tree_and_sampler(request: Request, params: TensorDict, sampler: Sampler) -> None:
-    """Check the parameters and the sampler against the request.
+def _check_names(request: Request, params: TensorDict) -> None:
+    """Check the names of observables.
 
     Raises:
-        ValueError: A parameter is not finite, their chains are not those of the run, or an
-            observable is named like a quantity, a dimension or a parameter of the record.
+        ValueError: One is named like a quantity, a dimension or a parameter of the record.
     """
-    tree.check_finite("params", params)
-    for name, batch_size in (("params", params.batch_size), ("sampler", sampler.shape)):
-        if batch_size not in (torch.Size(), torch.Size((request.num_chains,))):
-            raise ValueError(
-                f"{name} must have batch size () or ({request.num_chains},), one for each of "
-                f"num_chains, got {tuple(batch_size)}"
-            )
     # In `to_datatree` observables and parameters are variables of one group.
     taken = _TAKEN | {tree.dotted(name) for name in tree.names(params)}
     for name in request.observables:
@@ -214,60 +206,24 @@ def _check_tree_and_sampler(request: Request, params: TensorDict, sampler: Sampl
             )
 
 
-def _starts(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor) -> TensorDict:
-    """Place the chains with some keys at `params`, plus normal noise times the mask.
-
-    Raises:
-        TypeError, ValueError: `init_noise` is no number ≥ 0, or a chain is outside its box.
-    """
-    scale = checks.number("init_noise", init_noise).to(keys.device)
-    # Views of one tree, not copies: `init` copies what it is given.
-    params = params if params.batch_size else params.expand(len(keys))
-    center = sampler.anchor
-    assert center is not None  # the sampler of a run has its anchor
-    if sampler.bounding_box_size is not None:
-        _check_inside_box(params, sampler.boxed(params, center))
-    if not scale > 0:
-        return params
-    # The mask keeps entries that are not sampled where they are.
-    moved = tree.map_leaves(
-        lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
-        params,
-        scaled(tree.normal_like(keys, params), sampler.mask),
-    )
-    return sampler.boxed(moved, center)
-
-
-def _check_inside_box(params: TensorDict, boxed: TensorDict) -> None:
-    """Refuse parameters that start outside the bounding box.
-
-    Args:
-        params: Where chains start.
-        boxed: The same, clamped to the box.
-
-    Raises:
-        ValueError: They differ.
-    """
-    for key, leaf in tree.leaves(params):
-        excess = (leaf - boxed[key]).abs().max().item() if leaf.numel() else 0.0
-        if excess > 0:
-            raise ValueError(
-                f"params[{tree.dotted(key)!r}] must start within bounding_box_size of the anchor, "
-                f"got an entry {excess:g} outside"
-            )
+def _distinct(anchor: TensorDict) -> Sequence[TensorDict]:
+    """The chains' anchors: one if they share it, as those of a sweep do as a rule."""
+    if not anchor.batch_size:
+        return [anchor]
+    is_shared = all(bool((leaf == leaf[:1]).all()) for _, leaf in tree.leaves(anchor))
+    return [anchor[0]] if is_shared else anchor.unbind(0)
 
 
 def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tensor | None:
     """L(w₀) as given, or on all data, `[]` or `[C]`; None if the data cannot be passed over."""
     if request.initial_loss is not None:
         return check_initial_loss(request.initial_loss, request.num_chains)
-    # One chain at a time: a pass over all data takes the memory of a piece for each chain.
-    chains = anchor.unbind(0) if anchor.batch_size else [anchor]
     losses = []
     with torch.no_grad():
-        for chain in chains:
+        # One chain at a time: a pass over all data takes the memory of a piece for each chain.
+        for chain in _distinct(anchor):
             loss = mean_loss(request.estimator, chain, batches.one_pass())
             if loss is None:
                 return None
             losses.append(loss.cpu())
-    return torch.stack(losses) if anchor.batch_size else losses[0]
+    return torch.stack(losses) if len(losses) > 1 else losses[0]

@@ -18,13 +18,16 @@ from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.request import ChainMethod, Request, check_observable
 
 
-def usable_methods(request: Request, params: TensorDict, batches: Batches) -> list[ChainMethod]:
+def usable_methods(
+    request: Request, params: TensorDict, batches: Batches, step: int
+) -> list[ChainMethod]:
     """Try the functions at the first chain's start.
 
     Args:
         request: The settings of the run.
         params: The chains' starts.
         batches: The run's data.
+        step: The run's first step.
 
     Returns:
         The chain method that was asked for; for `"auto"`, those that work.
@@ -33,11 +36,11 @@ def usable_methods(request: Request, params: TensorDict, batches: Batches) -> li
         TypeError, ValueError: A function does not return what it should, or is not pure.
     """
     if request.chain_method != "auto":
-        _try_functions(request, params, batches, vmapped=request.chain_method == "vmap")
+        _try_functions(request, params, batches, step, vmapped=request.chain_method == "vmap")
         return [request.chain_method]
-    _try_functions(request, params, batches, vmapped=False)
+    _try_functions(request, params, batches, step, vmapped=False)
     try:
-        _try_functions(request, params, batches, vmapped=True)
+        _try_functions(request, params, batches, step, vmapped=True)
     except Exception as error:
         warnings.warn(f"chains are looped over, since they do not vmap: {error}", stacklevel=4)
         return ["loop"]
@@ -45,7 +48,7 @@ def usable_methods(request: Request, params: TensorDict, batches: Batches) -> li
 
 
 def _try_functions(
-    request: Request, params: TensorDict, batches: Batches, *, vmapped: bool
+    request: Request, params: TensorDict, batches: Batches, step: int, *, vmapped: bool
 ) -> None:
     def evaluate(function: Callable[[TensorDict], Any]) -> Any:
         return torch.vmap(function)(params[:1]) if vmapped else function(params[0])
@@ -58,13 +61,18 @@ def _try_functions(
     estimator = request.estimator
     # An estimator's memory would take a pass over the data: the loss alone is tried.
     plain = estimator_of(estimator.loss_fn) if estimator.needs_memory else estimator
-    _try_loss(plain, params, batches, vmapped=vmapped)
+    _try_loss(plain, params, batches, step, vmapped=vmapped)
     # A gradient of zeros is fine, at a minimum: only the graph tells that none was taken.
-    _check_dependence(plain, params[0], batches.batch(0, 0))
+    _check_dependence(plain, params[0], batches.batch(step, 0))
 
 
 def _try_loss(
-    estimator: GradientEstimator, params: TensorDict, batches: Batches, *, vmapped: bool
+    estimator: GradientEstimator,
+    params: TensorDict,
+    batches: Batches,
+    step: int,
+    *,
+    vmapped: bool,
 ) -> None:
     """Evaluate the gradient of the first chain's first loss.
 
@@ -77,11 +85,11 @@ def _try_loss(
 
     try:
         if vmapped:
-            first = batches.batch(0, slice(0, 1))
+            first = batches.batch(step, slice(0, 1))
             torch.vmap(loss, in_dims=(0, batches.batch_dim))(params[:1], first)
         else:
             # The batch comes first: a loader may draw from torch's generator to shuffle.
-            batch = batches.batch(0, 0)
+            batch = batches.batch(step, 0)
             _check_same_twice(lambda: loss(params[0], batch))
     except RuntimeError as error:
         # vmap itself refuses random draws and updated buffers, in these words.

@@ -1,0 +1,197 @@
+"""The start of a run: chains at some parameters, or chains that go on from an earlier run.
+
+Steps are counted from a chain's first one. A run that goes on counts on from there: noise,
+minibatches and schedules are those of the steps that an uninterrupted run would have made.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import checks, tree
+from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.runs.request import Request, RunKeys
+from funcsgmcmc.samplers.base import Sampler, State
+from funcsgmcmc.terms import scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Where the chains of a run begin.
+
+    Attributes:
+        sampler: The sampler, with its anchor.
+        state: The chains, of batch size `[C]`.
+        keys: Their keys.
+        first_step: Index of the first step.
+        frozen_at: The step at which a chain was frozen before, `[C]`; −1 for healthy ones.
+    """
+
+    sampler: Sampler
+    state: State
+    keys: RunKeys
+    first_step: int
+    frozen_at: Tensor
+
+
+def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
+    """Make the start of a run from what `sample` is given as its parameters.
+
+    Args:
+        request: The settings of the run.
+        given: A tree, a state, or the record of a run.
+        sampler: The sampler, with or without an anchor.
+
+    Raises:
+        TypeError, ValueError: The start does not fit the request or the sampler.
+    """
+    if isinstance(given, Samples | State):
+        return _go_on(request, given, sampler)
+    params = tree.parameters(given)
+    tree.check_finite("params", params)
+    _check_chains("params", params.batch_size, request)
+    _check_chains("sampler", sampler.shape, request)
+    device = tree.device(params)
+    first, stop = request.chain_offset, request.chain_offset + request.num_chains
+    keys = request.keys(torch.arange(first, stop, device=device))
+    sampler = sampler.to(device).with_anchor(params)
+    params = _placed(params, sampler, request.init_noise, keys.starts)
+    state = sampler.init(params, tree.normal_like(keys.momenta, params))
+    return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1))
+
+
+def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
+    """The start of a run that goes on where another one ended.
+
+    Raises:
+        TypeError, ValueError: The other run's chains do not fit this one.
+    """
+    state, frozen_at, chains, anchor = _chains_of(given, request)
+    _check_chains("params", state.shape, request, shared=False)
+    _check_chains("sampler", sampler.shape, request)
+    if checks.number("init_noise", request.init_noise) > 0:
+        raise ValueError(
+            f"init_noise must be 0 where chains go on, got {request.init_noise}: give parameters "
+            "to start anew"
+        )
+    if sampler.anchor is None and anchor is None:
+        raise ValueError(
+            "the sampler needs an anchor to go on from a state, whose sampler had it: "
+            "give it to the factory (anchor=…), or give the record of the run"
+        )
+    device = tree.device(state.params)
+    sampler = sampler.to(device)
+    if sampler.anchor is None and anchor is not None:
+        sampler = sampler.with_anchor(anchor.to(device))
+    # `replace(anchor=None)` would keep None as a value, which stacks to a list.
+    state = state.exclude("anchor")
+    _check_state(state, sampler)
+    steps = state.step[frozen_at.to(device) < 0].unique().tolist()
+    if len(steps) > 1:
+        raise ValueError(
+            f"chains that go on must have made the same number of steps, got {steps}: their run "
+            "stopped within a step"
+        )
+    first_step = steps[0] if steps else int(state.step.max())
+    keys = request.keys(chains.to(device))
+    return Start(sampler, state, keys, first_step, frozen_at.to(device))
+
+
+def _chains_of(
+    given: Samples | State, request: Request
+) -> tuple[State, Tensor, Tensor, TensorDict | None]:
+    """State, steps of freezing, indices and anchor of the chains of a record, or of a state.
+
+    Raises:
+        ValueError: The request gives the chains of a record other indices.
+    """
+    first = request.chain_offset
+    if isinstance(given, State):
+        chains = torch.arange(first, first + len(given.step.reshape(-1)))
+        return given, torch.full_like(chains, -1), chains, given.anchor
+    if first and first != int(given.chains[0]):
+        raise ValueError(
+            f"chain_offset must be left out where chains go on, which keep their indices, got "
+            f"{first} for chains from {int(given.chains[0])}"
+        )
+    return given.state, given.frozen_at, given.chains, given.sampler.anchor
+
+
+def _check_chains(name: str, batch_size: Any, request: Request, *, shared: bool = True) -> None:
+    """Check a batch size against the number of chains.
+
+    Raises:
+        ValueError: It is neither that number nor, where it may be shared, none.
+    """
+    wanted = [torch.Size((request.num_chains,))]
+    if shared:
+        wanted.insert(0, torch.Size())
+    if batch_size not in wanted:
+        sizes = " or ".join(str(tuple(size)) for size in wanted)
+        raise ValueError(
+            f"{name} must have batch size {sizes}, one for each of num_chains, got "
+            f"{tuple(batch_size)}"
+        )
+
+
+def _check_state(state: State, sampler: Sampler) -> None:
+    """Check that a state is one that the sampler makes.
+
+    Raises:
+        TypeError: It is another sampler's.
+        ValueError: Its parts have other names or shapes.
+    """
+    tree.check_finite("params", state.params)
+    like = sampler.init(state.params, tree.map_leaves(torch.zeros_like, state.params))
+    if type(state) is not type(like):
+        raise TypeError(
+            f"params must be a state of {type(sampler).__name__}, a {type(like).__name__}, to go "
+            f"on from, got a {type(state).__name__}"
+        )
+    tree.check_same_structure("the state", state.to_tensordict(), like.to_tensordict())
+
+
+def _placed(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor) -> TensorDict:
+    """Place the chains with some keys at `params`, plus normal noise times the mask.
+
+    Raises:
+        TypeError, ValueError: `init_noise` is no number ≥ 0, or a chain is outside its box.
+    """
+    scale = checks.number("init_noise", init_noise).to(keys.device)
+    # Views of one tree, not copies: `init` copies what it is given.
+    params = params if params.batch_size else params.expand(len(keys))
+    center = sampler.anchor
+    assert center is not None  # the sampler of a run has its anchor
+    if sampler.bounding_box_size is not None:
+        _check_inside_box(params, sampler.boxed(params, center))
+    if not scale > 0:
+        return params
+    # The mask keeps entries that are not sampled where they are.
+    moved = tree.map_leaves(
+        lambda leaf, noise: (leaf + tree.expand_right(scale, leaf) * noise).to(leaf.dtype),
+        params,
+        scaled(tree.normal_like(keys, params), sampler.mask),
+    )
+    return sampler.boxed(moved, center)
+
+
+def _check_inside_box(params: TensorDictBase, boxed: TensorDictBase) -> None:
+    """Refuse parameters that start outside the bounding box.
+
+    Args:
+        params: Where chains start.
+        boxed: The same, clamped to the box.
+
+    Raises:
+        ValueError: They differ.
+    """
+    for key, leaf in tree.leaves(params):
+        excess = (leaf - boxed[key]).abs().max().item() if leaf.numel() else 0.0
+        if excess > 0:
+            raise ValueError(
+                f"params[{tree.dotted(key)!r}] must start within bounding_box_size of the anchor, "
+                f"got an entry {excess:g} outside"
+            )
