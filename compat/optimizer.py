@@ -48,9 +48,7 @@ class SamplingOptimizer(Optimizer):
         self._sketch_seed = sketch_seed
         self._sketch_parts: dict[Tensor, functional.CountSketch] = {}
         self._remembered: dict[Tensor, list[str]] = {}
-        # As published: one bare tensor or group will do, which torch refuses.
-        groups: Any = [params] if isinstance(params, Tensor | dict) else params
-        super().__init__(groups, defaults)
+        super().__init__(params, defaults)
         # A hook, not an override: hooks that a user adds later see the state dict as it is saved.
         self.register_state_dict_post_hook(leave_out_objects)
 

@@ -157,7 +157,7 @@ class RMSpropPreconditioner(Preconditioner):
     """RMSprop's diagonal: G = 1/(√V' + eps) for drift, √G for noise, V' = αV + (1 − α) g².
 
     Args:
-        alpha: α in [0, 1), memory of the running average.
+        alpha: α in [0, 1], memory of the running average; at 1, V stays 0.
         eps: eps ≥ 0, in units of the gradient.
         add_grad_correction: Whether to add the curvature term Γ = ∂G/∂w to the drift. It needs
             gradients made with `backward(create_graph=True)` and not changed since (no clipping,
@@ -175,7 +175,7 @@ class RMSpropPreconditioner(Preconditioner):
     add_grad_correction: bool = False
 
     def __init__(self, alpha: float = 0.99, eps: float = 0.1, add_grad_correction=False):
-        checks.hyperparameter("alpha", alpha, below=1.0)
+        checks.hyperparameter("alpha", alpha, maximum=1.0)
         checks.hyperparameter("eps", eps)
         self.alpha = alpha
         self.eps = eps

@@ -112,12 +112,13 @@ class UniformPrior(Prior):
         box_size: Must be infinite; `bounding_box_size` of the optimizers is a finite box.
 
     Raises:
-        ValueError: It is finite.
+        NotImplementedError: It is finite.
     """
 
     def __init__(self, box_size: float = np.inf):
         if not box_size == np.inf:  # refuses NaN, too
-            raise ValueError(
+            # Published as not implemented, rather than as a bad value.
+            raise NotImplementedError(
                 f"box_size must be infinite, got {box_size}: use the optimizer's bounding_box_size"
             )
         self.key = "uniform_prior_center"

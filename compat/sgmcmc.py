@@ -94,8 +94,10 @@ class SGMCMC(SamplingOptimizer):
             "bounding_box_size": bounding_box_size,
             "mask": mask,
         }
+        # As published, one bare tensor or group will do, which the older classes refuse.
+        groups: Any = [params] if isinstance(params, Tensor | dict) else params
         super().__init__(
-            params,
+            groups,
             defaults,
             save_metrics=save_metrics,
             sketch_dim=sketch_dim,
@@ -296,7 +298,7 @@ class SGMCMC(SamplingOptimizer):
             weight_decay: As for `sgld`.
             localization: As for `sgld`.
             nbeta: As for `sgld`.
-            alpha: α in [0, 1), memory of the running average.
+            alpha: α in [0, 1], memory of the running average; at 1, V stays 0.
             eps: eps ≥ 0, in units of the gradient.
             add_grad_correction: Whether to add Γ = ∂G/∂w, which asks for gradients made with
                 `backward(create_graph=True)`; without it Γ is 0.

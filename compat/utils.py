@@ -19,8 +19,14 @@ def default_nbeta(dataloader: DataLoader[Any] | int, gradient_accumulation_steps
         nβ; 1, with a warning, for m ≤ 1, where m / log m is not defined.
 
     Raises:
-        TypeError: `dataloader` is neither, or a loader without a batch size.
+        NotImplementedError: `dataloader` is neither, as published.
+        TypeError: It is a loader without a batch size.
     """
+    if not isinstance(dataloader, DataLoader | int):
+        raise NotImplementedError(
+            f"dataloader must be a DataLoader or an int, got {dataloader!r} of type "
+            f"{type(dataloader).__name__}"
+        )
     size = dataloader.batch_size if isinstance(dataloader, DataLoader) else dataloader
     # A loader with a batch_sampler has the batch size None; True is an int to Python.
     if isinstance(size, bool) or not isinstance(size, int):

@@ -23,6 +23,7 @@ def hyperparameter(
     minimum: float = 0.0,
     exclusive: bool = False,
     below: float = math.inf,
+    maximum: float = math.inf,
 ) -> Tensor:
     """Make a hyperparameter tensor.
 
@@ -32,6 +33,7 @@ def hyperparameter(
         minimum: Smallest value allowed.
         exclusive: Whether `minimum` itself is refused.
         below: All values must be less than this.
+        maximum: Largest value allowed.
 
     Returns:
         float64, `[]` or `[C]`.
@@ -55,10 +57,11 @@ def hyperparameter(
         relation = ">" if exclusive else ">="
         for index, number in enumerate(tensor.reshape(-1).tolist()):
             above = number > minimum if exclusive else number >= minimum
-            if not (above and number < below):
+            if not (above and number < below and number <= maximum):
                 where = f" for chain {index}" if tensor.ndim else ""
                 # Without a limit `< inf` still refuses infinity.
                 limit = "finite" if below == math.inf else f"< {below:g}"
+                limit = limit if maximum == math.inf else f"<= {maximum:g}"
                 rule = f"{relation} {minimum:g}" if not above else limit
                 raise ValueError(f"{name} must be {rule}, got {number:g}{where}")
     return tensor

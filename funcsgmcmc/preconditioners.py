@@ -366,7 +366,8 @@ def rmsprop(
     deep neural networks", AAAI 2016, eqs. 4, 5 and 7.
 
     Args:
-        alpha: α in [0, 1), memory of the running average: about 1/(1 − α) steps. `[]` or `[C]`.
+        alpha: α in [0, 1], memory of the running average: about 1/(1 − α) steps; at 1, V stays 0.
+            `[]` or `[C]`.
         eps: eps > 0, in units of the gradient; bounds G by 1/eps. `[]` or `[C]`.
         curvature: `"exact"`: h by one Hessian-vector product a parameter, for small models.
             `"hutchinson"`: an unbiased estimate of h by one product. None: no Γ.
@@ -378,7 +379,7 @@ def rmsprop(
         checks.choice("curvature", curvature, ("exact", "hutchinson"))
     fields, chains = checks.per_chain(
         {
-            "alpha": checks.hyperparameter("alpha", alpha, below=1.0),
+            "alpha": checks.hyperparameter("alpha", alpha, maximum=1.0),
             "eps": checks.hyperparameter("eps", eps, exclusive=True),
         }
     )

@@ -1,7 +1,5 @@
 """What cannot be sampled is refused where it enters, with the rule and the value."""
 
-import sys
-
 import pytest
 import torch
 from tensordict import TensorDict
@@ -10,7 +8,7 @@ from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
 from funcsgmcmc import random, tree
-from problems import classification, good_loss, run
+from problems import classification, good_loss
 
 
 class Net(nn.Module):
@@ -273,20 +271,6 @@ def test_data_sets_are_sent_to_a_loader():
             num_draws=1,
             key=fs.key(0),
         )
-
-
-def test_progress_shows_loss_and_health(capsys, params):
-    run(fs.sgld(1e-3, nbeta=5.0), progress=True)
-    shown = capsys.readouterr().err
-    assert "6/6" in shown
-    assert "5/5 chains healthy" in shown
-    assert "loss" in shown
-
-
-def test_progress_without_tqdm_names_the_extra(monkeypatch, params):
-    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
-    with pytest.raises(ImportError, match=r"pip install 'funcsgmcmc\[progress\]'"):
-        run(fs.sgld(1e-3, nbeta=5.0), progress=True)
 
 
 def test_init_noise_has_its_standard_deviation():

@@ -85,9 +85,17 @@ def test_default_nbeta_is_the_published_one(size, steps):
 def test_default_nbeta_needs_a_batch():
     with pytest.warns(UserWarning, match="not defined for m = 1"):
         assert default_nbeta(1) == 1.0
-    for wrong in ("many", 2.5, DataLoader([1, 2], batch_size=None)):
-        with pytest.raises(TypeError, match="dataloader must be a DataLoader with a batch size"):
-            default_nbeta(wrong)
+    without_size = DataLoader([1, 2], batch_size=None)
+    with pytest.raises(TypeError, match="dataloader must be a DataLoader with a batch size"):
+        default_nbeta(without_size)
+
+
+@pytest.mark.parametrize("wrong", ["1000", 1000.0, None])
+def test_default_nbeta_refuses_other_types_as_published(wrong):
+    with pytest.raises(NotImplementedError):
+        devinterp.utils.default_nbeta(wrong)
+    with pytest.raises(NotImplementedError, match="dataloader must be a DataLoader or an int, got"):
+        default_nbeta(wrong)
 
 
 def test_metrics_accumulate_as_documented():

@@ -217,7 +217,7 @@ def configuration(seed: int) -> Configuration:
     if method not in ("SGNHT", "SGMCMC"):
         settings |= {"weight_decay": draw.choice([0.0, 0.4]), "localization": draw.choice([0.0, 2])}
     if method == "rmsprop_sgld":
-        settings |= {"alpha": draw.choice([0.99, 0.5]), "eps": draw.choice([0.1, 1.0])}
+        settings |= {"alpha": draw.choice([0.99, 0.5, 1.0]), "eps": draw.choice([0.1, 1.0])}
     # One prior's centres are for one group only.
     prior = draw.choice([name for name in PRIORS if len(shapes) == 1 or name != "tensors"])
     preconditioner = draw.choice(list(PRECONDITIONERS))

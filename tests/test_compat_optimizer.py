@@ -3,15 +3,18 @@
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import devinterp.optim
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+import compat
 from compat import SGLD, SGMCMC, SGNHT
 from compat.preconditioner import NHTPreconditioning, Preconditioner, PreconditionerCoefs
 from compat.prior import CompositePrior, GaussianPrior
@@ -331,6 +334,17 @@ def test_named_parameters_are_taken():
 def test_one_parameter_or_one_group_may_be_given_bare(params):
     optimizer = SGMCMC.sgld(params, nbeta=2.0)
     assert [param.shape for param in optimizer.get_params()] == [(2,)]
+
+
+@pytest.mark.parametrize("name", ["SGLD", "SGNHT"])
+def test_the_older_classes_refuse_a_bare_tensor_as_torch_does(name):
+    """As published; `SGMCMC` takes one, as published."""
+    bare = nn.Parameter(torch.ones(2))
+    for package in (compat, devinterp.optim):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(TypeError, match="should be an iterable of Tensors or dicts"):
+                getattr(package, name)(bare, lr=0.1)
 
 
 def test_metrics_and_sketches_are_asked_for():

@@ -60,6 +60,17 @@ def test_equations(alpha, eps, betas, chains, seed):
             np.testing.assert_allclose(by_adam.drift_grads[name], mean, **ROUNDING)
 
 
+def test_at_alpha_1_nothing_is_learned():
+    rms = pre.rmsprop(1.0, 0.25, curvature="exact")
+    params = TensorDict({"w": torch.tensor([0.5, -1.0])})
+    state = rms.init(params)
+    for _ in range(3):
+        scaling = rms.update(state, params, params)
+        state = scaling.state
+        assert scaling.gain["w"].tolist() == [4.0, 4.0]
+        assert scaling.correction["w"].tolist() == [0.0, 0.0]
+
+
 def test_composition_multiplies_gains_and_keeps_the_product_rule():
     """Γ of a product is autograd's derivative of it."""
     params = TensorDict({"w": torch.tensor([0.5, -1.0, 2.0])})
@@ -265,7 +276,7 @@ def test_gain_of_an_optimizer():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: pre.rmsprop(1.0), ValueError, "alpha must be < 1, got 1"),
+        (lambda: pre.rmsprop(1.5), ValueError, "alpha must be <= 1, got 1.5"),
         (
             lambda: pre.rmsprop(curvature="diag"),
             ValueError,

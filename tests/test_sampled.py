@@ -47,6 +47,18 @@ def test_the_smallest_error_stated_is_found():
             sgld_law(1 + sign * found.smallest_noise_error)
 
 
+def test_the_variance_may_be_a_function_of_the_settings():
+    """As `SPECS["sgld"].variance` is; gradient noise is that of nβ g."""
+    target = Quadratic({"w": torch.tensor([1.0, 2.0])}, {"w": torch.zeros(2)}, gradient_sd=0.5)
+    sampler = fs.sgld(0.3, nbeta=2.0, temperature=0.7, localization=0.5)
+    tree = {"w": SPECS["sgld"].variance(0.3, torch.tensor([2.5, 4.5]), 0.7, 1.0)}
+    by_tree = check_stationary(sampler, target, variance=tree, num_steps=100)
+    by_function = check_stationary(sampler, target, variance=SPECS["sgld"].variance, num_steps=100)
+    assert by_tree.scores == pytest.approx(by_function.scores)
+    with pytest.raises(AssertionError, match="variance of all: off by"):
+        check_stationary(sampler, target, num_steps=100)
+
+
 def test_power_and_false_alarms_are_those_stated():
     """Over many seeds: a right sampler fails as often as asked for, the smallest error is found."""
     lr, curvature = 0.5, 3 * torch.tensor([1.0, 2.0])

@@ -30,6 +30,7 @@ from funcsgmcmc.testing import (
     check_log_prior,
     check_preconditioner,
     check_refusals,
+    check_stationary,
     law,
     laws,
     strategies,
@@ -37,6 +38,19 @@ from funcsgmcmc.testing import (
 
 UNSHRUNK = hypothesis.settings(PROFILES["default"], phases=[Phase.generate])
 PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
+
+
+def test_a_sampler_may_keep_its_last_noise_in_its_state():
+    """Leimkuhler–Matthews obeys the laws, and has its law: at temperature 0 the noise is kept."""
+    found = check_laws(users.leimkuhler_matthews)
+    assert "zero_temperature" not in str(found)  # it was tried
+    sampler = users.leimkuhler_matthews(0.3, nbeta=1.0)
+    assert check_stationary(sampler, num_steps=400).smallest_noise_error < 0.02
+
+
+def test_zero_temperature_names_the_leaf_that_differs():
+    with pytest.raises(AssertionError, match=r"params\['\w+'\] after step \d, at temp"):
+        check_law(laws.zero_temperature, users.broken(users.IsNeverCold), profile=UNSHRUNK)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Unpack
 
 import torch
 from tensordict import TensorDict
@@ -13,9 +14,9 @@ from funcsgmcmc.preconditioners import Identity, Preconditioner, RMSprop, Scalin
 from funcsgmcmc.samplers import Sampler, State, Term
 from funcsgmcmc.samplers.baoa import BAOA
 from funcsgmcmc.samplers.base import clamp_to_box
-from funcsgmcmc.samplers.settings import build
+from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.samplers.sgld import SGLD
-from funcsgmcmc.terms import Factors, add, combine, step_terms
+from funcsgmcmc.terms import Factors, add, combine, move, step_terms
 from funcsgmcmc.testing import SPECS, SamplerSpec
 
 
@@ -317,3 +318,32 @@ class NegativeGain(Identity, frozen=True):
 def wrong_gamma(params):
     right = fs.preconditioners.rmsprop(0.5, 0.3, curvature="exact")
     return WrongGamma(alpha=right.alpha, eps=right.eps, hessian=right.hessian, lock=False)
+
+
+class KeptNoise(State, frozen=True):
+    """State with the noise of the last step."""
+
+    noise: TensorDict
+
+
+class LeimkuhlerMatthews(Sampler, frozen=True):
+    """A right sampler with its last noise in its state: w' = w − (ε/2) m ∇U + √(εT) m (η + η')/2.
+
+    Source: Leimkuhler and Matthews 2013: of weak order 2, exact on quadratics.
+    """
+
+    def init(self, params, noise=None):
+        return KeptNoise(**self.start(params), noise=noise.clone())
+
+    def advance(self, state, evaluation, noise):
+        both = tree.map_leaves(lambda a, b: (a + b) / 2, state.noise, noise)
+        shock = Term((self.lr * self.temperature) ** 0.5, both)
+        factors = Factors(self.mask, self.mask, self.mask)
+        terms = step_terms(self.slope(state, evaluation), factors, shock, drift=self.lr / 2)
+        params = self.boxed(move(state.params, terms), self.center(state))
+        return state.replace(params=params, noise=noise.clone(), step=state.step + 1), terms
+
+
+@takes_shared_settings
+def leimkuhler_matthews(lr, **shared: Unpack[SharedSettings]):
+    return build(LeimkuhlerMatthews, lr, shared)

@@ -61,7 +61,6 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
     with needs_arviz():
         import arviz_base
         import arviz_stats
-        import pandas
     quantities = _quantities(samples)
     sizes = {name: values[0, 0].numel() for name, values in quantities.items()}
     small = [name for name, size in sizes.items() if size <= max_entries]
@@ -73,8 +72,10 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
         for name, size in sizes.items()
         if size > max_entries
     }
-    if worst:
-        table = pandas.concat([table, pandas.DataFrame.from_dict(worst, orient="index")])
+    table = table.reindex([*table.index, *worst])
+    for name, row in worst.items():
+        for column, value in row.items():
+            table.loc[name, column] = value
     return Summary(table, samples.health())
 
 

@@ -1,47 +1,135 @@
-"""The progress bar of a run, by tqdm."""
+"""The progress of a run: a bar by tqdm where someone looks, else lines by `logging`."""
 
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 from funcsgmcmc import checks
 
-Advance = Callable[[Callable[[], str]], None]
+logger = logging.getLogger("funcsgmcmc")
 
 # A status reads losses, which waits for the device: not at every step.
 _SECONDS_BETWEEN_READINGS = 0.2
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class Progress(Protocol):
+    """The contract of a display."""
+
+    def note(self, text: str) -> None:
+        """Say what is about to take long."""
+
+    def step_done(self, status: Callable[[], str]) -> None:
+        """Count a step; `status` tells how the run is doing."""
 
 
 @contextmanager
-def progress_bar(num_steps: int, *, enabled: bool) -> Iterator[Advance]:
-    """Show a progress bar with the rate of steps, while the context lasts.
+def progress_of(num_steps: int, *, enabled: bool) -> Iterator[Progress]:
+    """Show the progress of a run, with the rate of its steps, while the context lasts.
+
+    On a terminal and in a notebook it is a bar. Where the error stream is a file or a pipe, it is a
+    line every 30 seconds and one at the end, of the logger `funcsgmcmc` at level INFO; if logging
+    is not configured, to the error stream.
 
     Args:
         num_steps: Steps of the run.
-        enabled: Without it, nothing is shown and tqdm is not needed.
-
-    Yields:
-        A function to call after each step with a function that tells the status.
+        enabled: Without it nothing is shown, and tqdm is not needed.
 
     Raises:
         ImportError: tqdm is not installed; the message names the extra.
     """
     if not enabled:
-        yield lambda status: None
-        return
+        yield _Nothing()
+    elif _is_watched():
+        with _bar(num_steps) as bar:
+            yield bar
+    else:
+        with _visible_log():
+            yield _Lines(num_steps)
+
+
+def _is_watched() -> bool:
+    """Whether someone looks at the error stream: a terminal, or a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
+
+
+class _Nothing:
+    def note(self, text: str) -> None:
+        pass
+
+    def step_done(self, status: Callable[[], str]) -> None:
+        pass
+
+
+@contextmanager
+def _bar(num_steps: int) -> Iterator[Progress]:
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
         raise checks.missing_extra("progress", "tqdm", "progress=True") from error
-    with tqdm(total=num_steps, unit="step", dynamic_ncols=True) as bar:
+
+    class Bar:
+        """A bar, whose status is read a few times a second."""
+
         read_at = -_SECONDS_BETWEEN_READINGS
 
-        def advance(status: Callable[[], str]) -> None:
-            nonlocal read_at
+        def note(self, text: str) -> None:
+            bar.set_postfix_str(text, refresh=True)
+
+        def step_done(self, status: Callable[[], str]) -> None:
             now = time.monotonic()
-            if now - read_at >= _SECONDS_BETWEEN_READINGS or bar.n + 1 == num_steps:
+            if now - self.read_at >= _SECONDS_BETWEEN_READINGS or bar.n + 1 == num_steps:
                 bar.set_postfix_str(status(), refresh=False)
-                read_at = now
+                self.read_at = now
             bar.update()
 
-        yield advance
+    with tqdm(total=num_steps, unit="step", dynamic_ncols=True) as bar:
+        yield Bar()
+
+
+@contextmanager
+def _visible_log() -> Iterator[None]:
+    """Let the logger's lines be seen, where nobody has said where they go."""
+    if logger.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), logger.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Lines:
+    """A line every so many seconds, and one after the last step."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps, self._steps = num_steps, 0
+        self._last = (time.monotonic(), 0)  # when the last line was written, and after which step
+
+    def note(self, text: str) -> None:
+        logger.info(text)
+
+    def step_done(self, status: Callable[[], str]) -> None:
+        self._steps += 1
+        now, (then, steps) = time.monotonic(), self._last
+        if now - then < _SECONDS_BETWEEN_LINES and self._steps < self._num_steps:
+            return
+        rate = (self._steps - steps) / max(now - then, 1e-9)
+        left = (self._num_steps - self._steps) / rate
+        logger.info(
+            "%d of %d steps, %.3g steps/s, %.0f s left, %s",
+            self._steps,
+            self._num_steps,
+            rate,
+            left,
+            status(),
+        )
+        self._last = (now, self._steps)

@@ -19,9 +19,10 @@ from funcsgmcmc.memory import chunk_size
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
-from funcsgmcmc.runs.progress import progress_bar
+from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
 from funcsgmcmc.runs.request import ChainMethod, Request
+from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
 from funcsgmcmc.runs.start import Start
 from funcsgmcmc.runs.store import Recorder
 from funcsgmcmc.stepping import (
@@ -72,7 +73,7 @@ class Run:
             size = self.request.chunk_size or chunk_size(params)
         self.chunks = split(self.start, self.shared_memory, size)
 
-    def go(self, *, progress: bool) -> Samples:
+    def go(self, progress: Progress) -> Samples:
         """Make all steps; if anything ends them early, hand over the record until then.
 
         Raises:
@@ -80,11 +81,11 @@ class Run:
         """
         clock, stop_at_divergence = self.clock, self.request.on_divergence == "raise"
         # Outside of gradients, which each have a transform of their own, nothing needs a graph.
-        with torch.no_grad(), progress_bar(clock.num_steps, enabled=progress) as advance:
+        with torch.no_grad():
             try:
                 while clock.steps_done < clock.num_steps:
-                    self.make_step()
-                    advance(self.status)
+                    self.make_step_and_look_at_rounding()
+                    progress.step_done(self.status)
                     # Reading health waits for the device: only if it is asked for.
                     if stop_at_divergence and self.num_healthy < self.request.num_chains:
                         samples = self.samples()
@@ -122,6 +123,21 @@ class Run:
             chunk.state, chunk.frozen_at, chunk.next_step = state, frozen_at, step + 1
         # Only a step of all chunks counts: one that fails half way leaves a record of equal length.
         self.clock.tick()
+
+    def make_step_and_look_at_rounding(self) -> None:
+        """Make one step; of the first and the last one, see whether narrow parameters took it."""
+        chunk, clock = self.chunks[0], self.clock
+        is_looked_at = clock.steps_done in (0, clock.num_steps - 1)
+        before = chunk.state
+        self.make_step()
+        # Only noise moves every entry.
+        if is_looked_at and is_narrow(before.params) and has_noise(chunk.sampler, before.step):
+            warn_of_lost_steps(before.params, chunk.state.params, chunk.sampler.mask)
+
+    def note_compilation(self, progress: Progress) -> None:
+        """Say that the first step compiles, if it does."""
+        if self.request.compile is True:
+            progress.note("compiling the step: 15 to 25 s on a new machine, a few when cached")
 
     def finish_step(self) -> None:
         """Make the step that was interrupted, if some chunks have made it."""
@@ -219,16 +235,18 @@ class Run:
         return compiled(freezing_step) if compile is True else freezing_step
 
 
-def fastest(runs: Sequence[Run]) -> Run:
+def fastest(runs: Sequence[Run], progress: Progress) -> Run:
     """The run whose next step takes the least time a chain.
 
     One that cannot make the step is left out, with a warning. If none can, it is the first: going
     on with it raises its error.
     """
     if len(runs) == 1:
+        runs[0].note_compilation(progress)
         return runs[0]
     seconds: dict[int, float] = {}
     for index, run in enumerate(runs):
+        run.note_compilation(progress)
         try:
             seconds[index] = run.seconds_per_chain()
         except Exception as error:

@@ -14,6 +14,7 @@ from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, stream
+from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Request
 from funcsgmcmc.runs.run import Run, fastest
@@ -111,7 +112,8 @@ def sample(
             `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
         initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
             data, where the data can be passed over twice.
-        progress: Whether to show a progress bar (needs the extra `progress`).
+        progress: Whether to show progress: on a terminal and in a notebook as a bar (which needs
+            the extra `progress`), else as a line every 30 seconds by `logging`.
 
     Returns:
         The record of the run. After an interrupt from the keyboard, what was recorded until then,
@@ -147,7 +149,9 @@ def sample(
     check_sampler(sampler)
     # With `chain_method="auto"` the run is made twice, and the faster one goes: steps are pure, so
     # that timing them changes nothing.
-    return fastest(_make_runs(request, params, data, sampler)).go(progress=progress)
+    runs = _make_runs(request, params, data, sampler)
+    with progress_of(runs[0].clock.num_steps, enabled=progress) as shown:
+        return fastest(runs, shown).go(shown)
 
 
 def _make_runs(request: Request, given: Any, data: Any, sampler: Sampler) -> list[Run]:

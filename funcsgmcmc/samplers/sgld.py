@@ -132,7 +132,7 @@ def rmsprop_sgld(
 
     Args:
         lr: Step size ε ≥ 0, in units of w²/G.
-        alpha: α in [0, 1), memory of the running average of g².
+        alpha: α in [0, 1], memory of the running average of g²; at 1, V stays 0.
         eps: eps > 0, in units of the gradient.
         curvature: `"exact"` or `"hutchinson"`, how to find h for Γ; None for no Γ. As for
             `rmsprop`.

@@ -19,7 +19,7 @@ that no error in the noise scale is found.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,9 @@ from funcsgmcmc import checks, tree
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.samplers.base import Sampler, check_sampler
 from funcsgmcmc.testing import arguments, scores
+
+SchemeVariance = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Var w of a scheme, from ε, Λ, T and V."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def check_stationary(
     sampler: Sampler,
     target: Quadratic | None = None,
     *,
-    variance: Mapping[str, Tensor] | None = None,
+    variance: Mapping[str, Tensor] | SchemeVariance | None = None,
     num_chains: int = 10_000,
     num_steps: int = 1_000,
     false_alarm: float = 1e-4,
@@ -115,8 +118,10 @@ def check_stationary(
         sampler: A sampler with settings shared by all chains, without mask, box and schedules. If
             it has no anchor, the target's minimum becomes its anchor.
         target: The loss; `Quadratic()` if None, of four entries with curvatures 0.5 to 4.
-        variance: Var w of the scheme at its step size, a tree like the target's. None: that of the
-            posterior, T/Λ, which most schemes meet only to some order of `lr`.
+        variance: Var w of the scheme at its step size: a tree like the target's, or a function
+            `variance(lr, precision, temperature, gradient_variance)` of the sampler's settings, of
+            Λ of each entry, and of the variance V of nβ g, such as `SPECS["sgld"].variance`. None:
+            that of the posterior, T/Λ, which most schemes meet only up to an error of some order.
         num_chains: Number of independent chains, at least 200.
         num_steps: Steps of each chain, of which the first half is not counted: several times as
             many as a chain needs to forget its start.
@@ -219,7 +224,10 @@ class GaussianLaw:
     """
 
     def __init__(
-        self, sampler: Sampler, target: Quadratic, variance: Mapping[str, Tensor] | None = None
+        self,
+        sampler: Sampler,
+        target: Quadratic,
+        variance: Mapping[str, Tensor] | SchemeVariance | None = None,
     ) -> None:
         hessian, minimum = target.trees()
         h, m = tree.flatten(hessian), tree.flatten(minimum)
@@ -228,7 +236,11 @@ class GaussianLaw:
         pulled = settings.localization * tree.flatten(settings.anchor).double()
         self.mean = (settings.nbeta * h * m + pulled) / curvature
         self.variance = settings.temperature / curvature
-        if variance is not None:
+        if callable(variance):
+            noise = (settings.nbeta * target.gradient_sd) ** 2
+            of_scheme = variance(settings.lr, curvature, settings.temperature, noise)
+            self.variance = torch.as_tensor(of_scheme).expand_as(curvature)
+        elif variance is not None:
             given = tree.parameters(variance, "variance").double()
             tree.check_same_structure("variance", given, hessian)
             self.variance = tree.flatten(given)
