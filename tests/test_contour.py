@@ -119,6 +119,28 @@ def test_no_multiplier_leads_beyond_the_stability_of_sgld():
     assert ratio.max() > 3
 
 
+def test_theta_stays_a_distribution():
+    """Also where parts are far wider than T, so that Ψ exceeds 1 at the end of one."""
+    contour = fs.contour_sgld(
+        0.05,
+        nbeta=NBETA,
+        temperature=0.05,
+        energy_range=(4.5, 13.5),
+        num_partitions=4,
+        weight_lr=0.9,
+    )
+    w = torch.linspace(-2, 2, 50)
+    chains = TensorDict({"w": w}, batch_size=50)
+    slope = Evaluation(TensorDict({"w": w**3 - w + 0.15}, batch_size=50), loss=loss(w))
+    state = contour.init(chains)
+    state = state.replace(theta=torch.tensor([0.97, 0.01, 0.01, 0.01]).expand(50, 4).clone())
+    for _ in range(5):
+        state, _ = contour.update(state, slope, chains.apply(torch.zeros_like))
+        assert (state.theta >= 0).all()
+        torch.testing.assert_close(state.theta.sum(1), torch.ones(50))
+    assert contour.log_weight(state).max() > 0.2
+
+
 def test_chains_stay_where_sgld_does_and_weights_are_right():
     """At a step size where chains of the published multiplier became NaN."""
     samples = fs.sample(

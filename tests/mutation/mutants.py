@@ -262,17 +262,22 @@ MUTANTS = [
     ),
     *_of(
         "SGNHT.advance",
-        ("tree.dot(momentum, momentum)", "tree.dot(state.momentum, state.momentum)", STATE),
-        ("tree.count(state.params, self.mask)", "tree.count(state.params)", MASK),
+        ("self.mean_energy(momentum)", "self.mean_energy(state.momentum)", STATE),
         ("state.thermostat", "self.diffusion_factor", STATE),
         ("Term(1.0, momentum)", "Term(1.0, state.momentum)", STATE),
     ),
     *_of(
         "next_thermostat",
-        ("energy / X", "energy", DROPPED),
         ("X - variance", "X - variance ** 0.5", ROOT),
         ("thermostat + X - variance", "thermostat - X + variance", SIGN),
     ),
+    *_of(
+        "ThermostatSampler.mean_energy",
+        ("energy(momentum, self.mask)", "energy(momentum, None)", MASK),
+        ("tree.count(momentum, self.mask)", "tree.count(momentum)", MASK),
+        ("X / num_sampled", "X", DROPPED),
+    ),
+    *_of("_inverse", ("1 / factor", "factor", STATE)),
     # Splittings.
     *_of("kick", ("force.down()", "force.down()[:1]", DROPPED)),
     *_of(
@@ -308,7 +313,6 @@ MUTANTS = [
         ("self.lr / 2", "self.lr", CONSTANT),
         ("X / self.thermostat_mass", "X", DROPPED),
         ("X > 0", "X >= 0", MASK),
-        ("tree.count(state.params, self.mask)", "tree.count(state.params)", MASK),
         ("X - self.temperature", "X", DROPPED),
     ),
     *_of(
@@ -350,16 +354,16 @@ MUTANTS = [
     ),
     # Contour SGLD.
     *_of(
-        "EnergyPartition.locate",
+        "EnergyPartition.place",
         ("X / self.width + 1", "X / self.width", CONSTANT),
-        ("place - part", "place - part + 0.1", CONSTANT),
     ),
     *_of(
         "ContourSGLD.advance",
         ("self.flatness * self.temperature * X", "self.flatness * X", DROPPED),
         ("1 + X", "1 - X", SIGN),
-        ("log_density(theta, X, Y)", "log_density(state.theta, X, Y)", STATE),
         ("self.flatness * log_psi", "log_psi", DROPPED),
+        ("self.weight_lr * X", "X", DROPPED),
+        ("X.clamp(max=1)", "X", DROPPED),
         ("self.lr / 2 * X", "self.lr * X", CONSTANT),
         ("(self.lr * X) ** 0.5", "self.lr * X", ROOT),
     ),
@@ -371,10 +375,22 @@ MUTANTS = [
     ),
     *_of(
         "next_theta",
-        ("X ** flatness.unsqueeze(-1)", "X", DROPPED),
         ("X - theta", "X", DROPPED),
+        ("rate.unsqueeze(-1) * X", "X", DROPPED),
     ),
-    *_of("log_density", ("(part - 1).clamp(min=0)", "part", STATE)),
+    *_of(
+        "ContourSGLD.limits",
+        ("-(1 + X) * widths", "(1 - X) * widths", SIGN),
+        ("(self.max_multiplier - 1) * X", "self.max_multiplier * X", CONSTANT),
+    ),
+    *_of(
+        "log_density",
+        ("(start + end) / 2", "start", FIRST_ORDER),
+        ("(3 * start + end) / 8", "(start + end) / 4", CONSTANT),
+        ("(here(start) + rise) / 2 * share", "here(start) * share", FIRST_ORDER),
+        ("(here(end) - here(start)) * share", "here(end) - here(start)", FIRST_ORDER),
+        ("X - total", "X", DROPPED),
+    ),
     # Preconditioners.
     *_of(
         "moving_average",
@@ -428,7 +444,11 @@ MUTANTS = [
     *_of("expand_right", ("value.to(working_dtype(leaf))", "value.to(leaf.dtype)", DTYPE)),
     *_of("tree.dot", ("X * b[Y].to(Z)", "X * b[Y].to(Z).abs()", SIGN)),
     *_of("_sum_over_leaf", ("range(chains, X)", "range(X)", CHAIN)),
-    *_of("tree.count", ("mask.batch_dims", "0", CHAIN)),
+    *_of("tree.count", ("_sum_over_leaf(nonzero, X)", "_sum_over_leaf(nonzero, 0)", CHAIN)),
+    *_of(
+        "factor_of",
+        ("factor.ndim > factors.batch_dims", "True", CHAIN),
+    ),
     *_of("unflatten", ("flat[..., start:stop]", "flat[..., : stop - start]", NOISE)),
     *_of("normal_like", ("noise_dtype(like)", "torch.float32", DTYPE)),
     *_of(

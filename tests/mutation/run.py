@@ -58,10 +58,10 @@ TESTS: dict[str, list[list[str]]] = {
     "samplers.baoa": [laws_of("baoa")],
     "samplers.badoda": [laws_of("badoda"), ["tests/test_samplers.py", "-k", "badoda"]],
     "samplers.sglrw": [laws_of("sglrw")],
-    "samplers.contour_sgld": [laws_of("contour_sgld")],
+    "samplers.contour_sgld": [laws_of("contour_sgld"), ["tests/test_contour.py"]],
     "preconditioners": [laws_of("rmsprop_sgld", "sgld"), [LAWS, "-k", "preconditioner_obeys"]],
     "schedules": [laws_of("sgld", "cyclical_sgld"), ["tests/test_schedules.py"]],
-    "tree": [laws_of("sgld", "badoda"), ["tests/test_tree.py"]],
+    "tree": [laws_of("sgld", "badoda"), ["tests/test_tree.py"], ["tests/test_masks.py"]],
     "random": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_random.py"]],
     "stepping": [["tests/test_sampled.py", "-k", "calibrated"], ["tests/test_kernel.py"]],
     "runs.request": [
