@@ -4,12 +4,16 @@ What a page shows right below a block is what the block prints.
 """
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import mktestdocs
 import pytest
 import torch
 
+import compat
+import funcsgmcmc as fs
 from funcsgmcmc.testing import SPECS
 
 ROOT = Path(__file__).parents[1]
@@ -42,3 +46,32 @@ def test_every_sampler_has_its_page():
     factories = {spec.name for spec in SPECS.values()}
     pages = {page.stem for page in ROOT.glob("docs/samplers/*.md")}
     assert factories <= pages
+
+
+def documented() -> set[str]:
+    """Objects that some page shows: each named, and the listed or all members of each module."""
+    shown: set[str] = set()
+    for page in PAGES:
+        entries = re.split(r"^::: ", page.read_text(), flags=re.MULTILINE)[1:]
+        for entry in entries:
+            name, _, options = entry.partition("\n")
+            shown.add(name)
+            listed = re.search(r"members:\s*(\[[^\]]*\]|(?:\n\s+- \w+)+)", options)
+            members = re.findall(r"\w+", listed.group(1)) if listed else []
+            module = sys.modules.get(name)
+            if module is not None and not listed:
+                members = [member for member in vars(module) if not member.startswith("_")]
+            shown |= {f"{name}.{member}" for member in members}
+    return shown
+
+
+@pytest.mark.parametrize("module", [fs, fs.testing, compat], ids=lambda module: module.__name__)
+def test_the_pages_show_every_public_name(module):
+    shown = documented()
+    for name in module.__all__:
+        value = getattr(module, name)
+        if isinstance(value, ModuleType):
+            continue
+        # Under the name at the door, or where it is defined.
+        home = f"{getattr(value, '__module__', module.__name__)}.{name}"
+        assert shown & {home, f"{module.__name__}.{name}"}, name

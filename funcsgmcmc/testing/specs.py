@@ -313,7 +313,7 @@ _SPECS = (
         adaptive=True,
         units={"lr": (-1, 1), "eps": (0, -1)},  # G has the unit of 1/g, a length
         refused=(
-            ({"alpha": 1.0}, "alpha must be < 1, got 1"),
+            ({"alpha": 1.5}, "alpha must be <= 1, got 1.5"),
             ({"eps": 0.0}, "eps must be > 0, got 0"),
             ({"curvature": "diagonal"}, "curvature must be one of 'exact', 'hutchinson', got"),
         ),
