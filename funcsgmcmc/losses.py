@@ -5,7 +5,7 @@ that the tree lacks.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def module_loss(
     criterion: Callable[[Any, Any], Tensor] | None = None,
     *,
     dtype: torch.dtype | None = None,
-) -> Callable[[TensorDict, Any], Tensor]:
+) -> "ModuleLoss":
     """Make a loss function from a module.
 
     What is called depends on the batch:
@@ -62,42 +62,52 @@ def module_loss(
         checks.function("criterion", criterion)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a real floating dtype, got {dtype!r}")
-    first_names, check_mode = first_names_of(model), _mode_check(model)
-    call = _Call(model, criterion)
+    return ModuleLoss(model, criterion, dtype)
 
-    def loss_fn(params: TensorDict, batch: Any) -> Tensor:
+
+class ModuleLoss:
+    """The loss of a module, a function of a parameter tree and a batch; see `module_loss`.
+
+    An object rather than a closure, so that it can be pickled with its model and criterion.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: Callable[[Any, Any], Tensor] | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self._model, self._criterion, self._dtype = model, criterion, dtype
+        self._keywords = _Keywords(model)
+        self._first_names = first_names_of(model)
+        self._impure = _impure_layers(model)
+        # Here too: a mistake shows where the loss is made.
+        self._check_mode()
+
+    def __call__(self, params: TensorDict, batch: Any) -> Tensor:
+        """L(w) on a batch, a scalar."""
         # At every call: `model.train()` may be called between two runs.
-        check_mode()
+        self._check_mode()
         # `functional_call` knows dotted names; those of a nested tree are tuples.
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
-        _check_names(leaves, first_names)
-        if dtype is None:
-            return call(leaves, batch)
-        return call(
-            _cast_module(model, leaves, first_names, dtype),
-            batch,
-            to_model=lambda value: _cast(value, dtype),
-            to_criterion=lambda value: _cast(value, tree.noise_dtype(params)),
-        )
+        self._check_names(leaves)
+        args, kwargs, targets = self._split(batch)
+        if self._dtype is None:
+            output = functional_call(self._model, leaves, args, kwargs)
+        else:
+            everything = _cast(self._with_the_rest(leaves), self._dtype)
+            args, kwargs = _cast(args, self._dtype), _cast(kwargs, self._dtype)
+            output = functional_call(self._model, everything, args, kwargs)
+            # A mean over a batch in half precision would have three digits.
+            output = _cast(output, tree.noise_dtype(params))
+        if self._criterion is not None:
+            return self._criterion(output, targets)
+        loss = self._own_loss(output)
+        return loss if self._dtype is None else _cast(loss, tree.noise_dtype(params))
 
-    # Here too: a mistake shows where the loss is made.
-    check_mode()
-    return loss_fn
-
-
-def _mode_check(model: nn.Module) -> Callable[[], None]:
-    """Make the check that a model is a function of its arguments alone, as far as modes tell."""
-    # The base classes of dropout and of batch normalization are private in torch. Without running
-    # statistics a normalization is a function of its batch.
-    impure = [
-        (name, layer)
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.modules.dropout._DropoutNd)
-        or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats)
-    ]
-
-    def check() -> None:
-        for name, layer in impure:
+    def _check_mode(self) -> None:
+        """Refuse layers that make the loss more than a function of its arguments."""
+        for name, layer in self._impure:
             # Dropout of probability 0 is pure; normalization has no p.
             if layer.training and getattr(layer, "p", 1.0) > 0:
                 raise ValueError(
@@ -106,91 +116,32 @@ def _mode_check(model: nn.Module) -> Callable[[], None]:
                     "mode for the others and call .eval() on this layer"
                 )
 
-    return check
+    def _check_names(self, names: Iterable[str]) -> None:
+        """Refuse names that are not those of the model's parameters, each once.
 
+        Raises:
+            ValueError: A name is unknown, or two names are those of one tied weight.
+        """
+        seen: dict[str, str] = {}
+        for name in names:
+            first = self._first_names.get(name)
+            if first is None:
+                raise ValueError(
+                    f"params has {name!r}, which is no parameter of the model; parameters are "
+                    f"{listed(self._first_names)}"
+                )
+            if first in seen:
+                raise ValueError(
+                    f"params has {seen[first]!r} and {name!r}, which are one tied weight: keep one "
+                    "(funcsgmcmc.params_of(model) does)"
+                )
+            seen[first] = name
 
-def _check_names(leaves: Mapping[str, Tensor], first_names: Mapping[str, str]) -> None:
-    """Refuse names that are not those of a module's parameters, each once.
-
-    Raises:
-        ValueError: A name is unknown, or two names are those of one tied weight.
-    """
-    seen: dict[str, str] = {}
-    for name in leaves:
-        if name not in first_names:
-            raise ValueError(
-                f"params has {name!r}, which is no parameter of the model; parameters are "
-                f"{listed(first_names)}"
-            )
-        first = first_names[name]
-        if first in seen:
-            raise ValueError(
-                f"params has {seen[first]!r} and {name!r}, which are one tied weight: keep one "
-                "(funcsgmcmc.params_of(model) does)"
-            )
-        seen[first] = name
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    """A value with its floating tensors in another dtype."""
-
-    def cast_leaf(leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    return pytree.tree_map(cast_leaf, value)
-
-
-def _cast_module(
-    model: nn.Module,
-    leaves: Mapping[str, Tensor],
-    first_names: Mapping[str, str],
-    dtype: torch.dtype,
-) -> dict[str, Tensor]:
-    """All parameters and buffers of a module in one dtype, with some parameters replaced."""
-    replaced = {first_names[name] for name in leaves}
-    rest = {name: leaf for name, leaf in model.named_parameters() if name not in replaced}
-    everything: dict[str, Tensor] = _cast({**rest, **dict(model.named_buffers()), **leaves}, dtype)
-    return everything
-
-
-def _unchanged(value: Any) -> Any:
-    return value
-
-
-class _Call:
-    """The call of a model, and of a criterion, on a batch.
-
-    Args:
-        model: The module.
-        criterion: The criterion; None if the model returns its loss.
-    """
-
-    def __init__(self, model: nn.Module, criterion: Callable[[Any, Any], Tensor] | None) -> None:
-        self._model = model
-        self._criterion = criterion
-        parameters = inspect.signature(model.forward).parameters.values()
-        named = [
-            each
-            for each in parameters
-            if each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY)
-        ]
-        self._known = {each.name for each in named}
-        self._needed = [each.name for each in named if each.default is each.empty]
-        self._takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-
-    def __call__(
-        self,
-        leaves: dict[str, Tensor],
-        batch: Any,
-        to_model: Callable[[Any], Any] = _unchanged,
-        to_criterion: Callable[[Any], Any] = _unchanged,
-    ) -> Tensor:
-        """The loss on a batch, with `leaves` for the model's parameters."""
-        args, kwargs, targets = self._split(batch)
-        output = functional_call(self._model, leaves, to_model(args), to_model(kwargs))
-        if self._criterion is not None:
-            return self._criterion(to_criterion(output), targets)
-        return to_criterion(self._own_loss(output))
+    def _with_the_rest(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All parameters and buffers of the model, some of them replaced."""
+        replaced = {self._first_names[name] for name in leaves}
+        own = {name: leaf for name, leaf in self._model.named_parameters() if name not in replaced}
+        return {**own, **dict(self._model.named_buffers()), **leaves}
 
     def _split(self, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """Positional and keyword arguments of the model, and the targets, of a batch.
@@ -199,7 +150,7 @@ class _Call:
             TypeError: The batch is no tensor, tuple, list or dict, or has another number of parts.
         """
         if isinstance(batch, TensorDictBase | Mapping):
-            return (), self._keywords(batch, has_rest=self._criterion is not None), batch
+            return (), self._keywords.of(batch, has_rest=self._criterion is not None), batch
         if isinstance(batch, Tensor):
             return (batch,), {}, batch
         if not isinstance(batch, tuple | list):
@@ -216,34 +167,8 @@ class _Call:
             raise TypeError(f"a batch must be (inputs, targets), got {len(batch)} parts")
         inputs, targets = batch
         if isinstance(inputs, TensorDictBase | Mapping):
-            return (), self._keywords(inputs, has_rest=False), targets
+            return (), self._keywords.of(inputs, has_rest=False), targets
         return (inputs,), {}, targets
-
-    def _keywords(self, entries: Any, *, has_rest: bool) -> dict[str, Any]:
-        """Keyword arguments of the model, from the entries of a dict.
-
-        Args:
-            entries: A mapping.
-            has_rest: Whether entries that `forward` does not name are the criterion's.
-
-        Raises:
-            TypeError: An entry is not named by `forward`, or one that it needs is missing.
-        """
-        given = dict(entries.items())
-        forward = f"{type(self._model).__name__}.forward"
-        for name in self._needed:
-            if name not in given:
-                raise TypeError(
-                    f"the batch's entries are keyword arguments: {forward} needs {name!r}, got "
-                    f"{', '.join(map(str, given))}"
-                )
-        unknown = [] if self._takes_any else [name for name in given if name not in self._known]
-        if unknown and not has_rest:
-            raise TypeError(
-                f"the batch's entries are keyword arguments: {forward} has no {unknown[0]!r}, only "
-                f"{', '.join(sorted(self._known))}"
-            )
-        return {name: value for name, value in given.items() if name not in unknown}
 
     def _own_loss(self, output: Any) -> Tensor:
         """The loss in the output of a model that returns it.
@@ -263,3 +188,62 @@ class _Call:
                 "(models of Hugging Face return one where the batch has labels)"
             )
         return loss
+
+
+class _Keywords:
+    """The keyword arguments that a model's `forward` takes, found in batches that are dicts."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._forward = f"{type(model).__name__}.forward"
+        parameters = inspect.signature(model.forward).parameters.values()
+        by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        named = [each for each in parameters if each.kind in by_name]
+        self._known = {each.name for each in named}
+        self._needed = [each.name for each in named if each.default is each.empty]
+        self._takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+
+    def of(self, entries: TensorDictBase | Mapping[str, Any], *, has_rest: bool) -> dict[str, Any]:
+        """The keyword arguments in the entries of a dict.
+
+        Args:
+            entries: The dict.
+            has_rest: Whether entries that `forward` does not name are the criterion's.
+
+        Raises:
+            TypeError: An entry is not named by `forward`, or one that it needs is missing.
+        """
+        given = dict(entries.items())
+        for name in self._needed:
+            if name not in given:
+                raise TypeError(
+                    f"the batch's entries are keyword arguments: {self._forward} needs {name!r}, "
+                    f"got {', '.join(map(str, given))}"
+                )
+        unknown = [] if self._takes_any else [name for name in given if name not in self._known]
+        if unknown and not has_rest:
+            raise TypeError(
+                f"the batch's entries are keyword arguments: {self._forward} has no "
+                f"{unknown[0]!r}, only {', '.join(sorted(self._known))}"
+            )
+        return {name: value for name, value in given.items() if name not in unknown}
+
+
+def _impure_layers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that may draw random numbers or update buffers, depending on their mode."""
+    # The base classes of dropout and of batch normalization are private in torch. Without running
+    # statistics a normalization is a function of its batch.
+    return [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.modules.dropout._DropoutNd)
+        or (isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats)
+    ]
+
+
+def _cast(value: Any, dtype: torch.dtype) -> Any:
+    """A value with its floating tensors in another dtype."""
+
+    def cast_leaf(leaf: Any) -> Any:
+        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+    return pytree.tree_map(cast_leaf, value)
