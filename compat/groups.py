@@ -1,5 +1,6 @@
 """Parameter groups: checks of a new group, and a group's settings at each step."""
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -32,6 +33,7 @@ def check_group(group: Group) -> None:
     for index, param in enumerate(group["params"]):
         if not param.is_floating_point():
             raise TypeError(f"params[{index}] must be real floating point, got {param.dtype}")
+        checks.finite_values(f"params[{index}]", param.detach())
     for name in _NUMBERS:
         # A function is called, and its value checked, at each step.
         if name in group and not (name == "nbeta" and callable(group[name])):
@@ -44,8 +46,8 @@ def settings(groups: Iterable[Group]) -> list[dict[str, float]]:
     """Evaluate each group's numbers for a step: functions are called, tensors read.
 
     Raises:
-        TypeError, ValueError: A function returned something else than a number >= 0, or a setting
-            has become negative.
+        TypeError, ValueError: A function returned something else than a finite number >= 0, or a
+            setting has become something else.
     """
     # By function, not by group: one that counts its calls is called once a step for all groups.
     called: dict[Callable[[], Any], float] = {}
@@ -55,7 +57,7 @@ def settings(groups: Iterable[Group]) -> list[dict[str, float]]:
             # A float is what an in-place add takes as `alpha`, without a tensor for each product.
             now = float(value)
             # One comparison at every step; only a refusal, NaN included, pays for the wording.
-            return now if now >= 0 else float(checks.number(name, now))
+            return now if 0 <= now < math.inf else float(checks.number(name, now))
         if value not in called:
             called[value] = float(checks.number(name, value()))
         return called[value]
@@ -84,13 +86,19 @@ def check_masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
     if not isinstance(given, Iterable):
         raise TypeError(f"mask must be one tensor for each parameter, got {type(given).__name__}")
     tensors = [None if each is None else torch.as_tensor(each) for each in given]
+    if len(tensors) != len(params):
+        shapes = [tuple(param.shape) for param in params]
+        raise ValueError(
+            f"mask must have one tensor for each parameter, of shapes {shapes}, got {len(tensors)}"
+        )
     present = [each for each in tensors if each is not None]
-    sampled = [p for p, each in zip(params, tensors, strict=False) if each is not None]
-    # With another number of masks, the error names the shapes of all parameters.
-    check_one_each("mask", present, sampled if len(tensors) == len(params) else params)
+    sampled = [p for p, each in zip(params, tensors, strict=True) if each is not None]
+    check_one_each("mask", present, sampled)
     for index, each in enumerate(tensors):
         if each is not None and not (not each.is_complex() and each.isfinite().all()):
             raise ValueError(f"mask[{index}] must be real and finite, got {each}")
+        if each is not None and not (each >= 0).all():
+            raise ValueError(f"mask[{index}] must be >= 0, got {each}")
     return tensors
 
 

@@ -44,6 +44,22 @@ def take_examples(batch: Any, index: Any) -> Any:
     return map_examples(lambda leaf: leaf[index], batch)
 
 
+def map_if_examples(function: Callable[[Any], Any], batch: Any, num_examples: int) -> Any:
+    """Apply a function to those leaves of a batch that hold its examples; others stay."""
+
+    def map_leaf(leaf: Any) -> Any:
+        has_examples = isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == num_examples
+        return function(leaf) if has_examples else leaf
+
+    # All leaves of a `TensorDict` of batch size `[n]` hold its examples.
+    return map_examples(function if isinstance(batch, TensorDictBase) else map_leaf, batch)
+
+
+def slice_examples(batch: Any, index: slice, num_examples: int) -> Any:
+    """Slice those leaves of a batch that hold its examples; others stay."""
+    return map_if_examples(lambda leaf: leaf[index], batch, num_examples)
+
+
 def pieces_of(data: Any, num_examples: int, piece_size: int) -> Iterator[Piece]:
     """Cut a batch into pieces of `piece_size` examples; the last one may be smaller."""
     for start in range(0, num_examples, piece_size):

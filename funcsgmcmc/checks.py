@@ -44,7 +44,8 @@ def hyperparameter(
     """
     # To Python `True` is the number 1; as a setting it is a mistake.
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}")
+        hint = ", of which torch.tensor makes one" if isinstance(value, list | tuple) else ""
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}{hint}")
     if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
         raise TypeError(f"{name} must be real, got dtype {value.dtype}")
     # float64: 1 − β and e^(−ζh) keep their digits. A copy: the caller's tensor may change.
@@ -126,13 +127,18 @@ def count(name: str, value: int, *, minimum: int) -> int:
         ValueError: It is below `minimum`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
     if not value >= minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}")
     return int(value)
 
 
-def choice(name: str, value: str, options: tuple[str, ...]) -> str:
+def _shown(value: Any) -> str:
+    """A value as errors show it: data of many numbers by its type."""
+    return repr(value) if isinstance(value, str | numbers.Number) else type(value).__name__
+
+
+def choice(name: str, value: Any, options: tuple[Any, ...]) -> Any:
     """Check a named option.
 
     Raises:

@@ -32,7 +32,7 @@ from funcsgmcmc.batches import (
     check_known_size,
     num_examples,
     pieces_of,
-    take_examples,
+    slice_examples,
 )
 
 LossFn = Callable[[TensorDict, Any], Tensor | tuple[Tensor, Any]]
@@ -250,7 +250,7 @@ class Accumulated(GradientEstimator):
         number = min(self._num_microbatches, size)
         bounds = [size * i // number for i in range(number + 1)]
         for start, stop in itertools.pairwise(bounds):
-            yield take_examples(batch, slice(start, stop)), stop - start
+            yield slice_examples(batch, slice(start, stop), size), stop - start
 
 
 class ControlPoint(NamedTuple):
@@ -318,7 +318,9 @@ def accumulated(loss_fn: LossFn, num_microbatches: int) -> Accumulated:
     tree of gradients. Time: that of the batch, in smaller pieces.
 
     Args:
-        loss_fn: A loss, the mean over its batch's examples, along the first dimension.
+        loss_fn: A loss, the mean over its batch's examples. These are the entries along the first
+            dimension of the batch's first tensor; tensors of that length are cut with it, and
+            others (class weights, a scalar) go to every micro-batch as they are.
         num_microbatches: ≥ 1; sizes differ by one at most. A batch of fewer examples has one in
             each.
 

@@ -5,7 +5,7 @@ that the tree lacks.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -60,6 +60,11 @@ def module_loss(
     checks.instance("model", model, nn.Module)
     if criterion is not None:
         checks.function("criterion", criterion)
+        if inspect.isclass(criterion):
+            raise TypeError(
+                f"criterion must be a function, got the class {criterion.__name__}: call it first, "
+                f"{criterion.__name__}()"
+            )
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise TypeError(f"dtype must be a real floating dtype, got {dtype!r}")
     return ModuleLoss(model, criterion, dtype)
@@ -80,6 +85,7 @@ class ModuleLoss:
         self._model, self._criterion, self._dtype = model, criterion, dtype
         self._keywords = _Keywords(model)
         self._first_names = first_names_of(model)
+        self._shapes = {name: leaf.shape for name, leaf in model.named_parameters()}
         self._impure = _impure_layers(model)
         # Here too: a mistake shows where the loss is made.
         self._check_mode()
@@ -90,7 +96,7 @@ class ModuleLoss:
         self._check_mode()
         # `functional_call` knows dotted names; those of a nested tree are tuples.
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
-        self._check_names(leaves)
+        self._check_leaves(leaves)
         args, kwargs, targets = self._split(batch)
         if self._dtype is None:
             output = functional_call(self._model, leaves, args, kwargs)
@@ -116,14 +122,15 @@ class ModuleLoss:
                     "mode for the others and call .eval() on this layer"
                 )
 
-    def _check_names(self, names: Iterable[str]) -> None:
-        """Refuse names that are not those of the model's parameters, each once.
+    def _check_leaves(self, leaves: Mapping[str, Tensor]) -> None:
+        """Refuse leaves that are not the model's parameters, each once.
 
         Raises:
-            ValueError: A name is unknown, or two names are those of one tied weight.
+            ValueError: A name is unknown, two names are those of one tied weight, or a shape is not
+                the parameter's.
         """
         seen: dict[str, str] = {}
-        for name in names:
+        for name, leaf in leaves.items():
             first = self._first_names.get(name)
             if first is None:
                 raise ValueError(
@@ -136,6 +143,13 @@ class ModuleLoss:
                     "(funcsgmcmc.params_of(model) does)"
                 )
             seen[first] = name
+            shape = self._shapes[first]
+            if leaf.shape != shape:
+                raise ValueError(
+                    f"params[{name!r}] has shape {tuple(leaf.shape)}, the model's parameter has "
+                    f"{tuple(shape)} (many chains are one tree of batch size [C], such as "
+                    "torch.stack([params_of(a), params_of(b)]))"
+                )
 
     def _with_the_rest(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All parameters and buffers of the model, some of them replaced."""

@@ -2,6 +2,7 @@
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from tensordict import TensorDict
 from torch import Tensor, nn
@@ -43,17 +44,15 @@ def params_of(
     named, aliases = dict(module.named_parameters()), first_names_of(module)
     if not named:
         raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
-    selected = _select(named, aliases, only)
-    taken = {
-        name: leaf
-        for name, leaf in named.items()
-        if name in selected and (leaf.requires_grad or include_frozen)
-    }
-    if not taken:
+    if not include_frozen:
+        named = {name: leaf for name, leaf in named.items() if leaf.requires_grad}
+    if not named:
         raise ValueError(
-            f"params_of must find a parameter to sample, got frozen ones only (requires_grad=False)"
-            f", which include_frozen=True takes: {listed(selected)}"
+            "module must have a parameter to sample, got frozen ones (requires_grad=False), which "
+            f"include_frozen=True takes: {listed(aliases)}"
         )
+    selected = _select(named, aliases, only)
+    taken = {name: leaf for name, leaf in named.items() if name in selected}
     for name, leaf in taken.items():
         if isinstance(leaf, UninitializedParameter):
             raise ValueError(
@@ -78,31 +77,52 @@ def _select(
 ) -> set[str]:
     """Names of the parameters that a selection takes.
 
+    Args:
+        named: The parameters that may be taken, by their first names.
+        aliases: All names of all parameters, each with the first.
+        only: The selection.
+
     Raises:
         TypeError: The selection is of another type.
         ValueError: A pattern, or the function, takes no parameter.
     """
     if only is None:
         return set(named)
+    if isinstance(only, nn.Module) or not (callable(only) or isinstance(only, Iterable)):
+        raise TypeError(f"only must be patterns of names or a function, got {type(only).__name__}")
     if callable(only):
         selected = {name for name, leaf in named.items() if only(name, leaf)}
         if not selected:
             raise ValueError(f"only must take a parameter, got none of {listed(named)}")
         return selected
-    patterns = [only] if isinstance(only, str) else only
-    if not isinstance(patterns, Iterable):
-        raise TypeError(f"only must be patterns of names or a function, got {type(only).__name__}")
-    selected = set()
-    for pattern in patterns:
-        checks.instance("a pattern of only", pattern, str)
-        # Any name of a tied weight selects it.
-        found = {first for name, first in aliases.items() if fnmatch.fnmatchcase(name, pattern)}
-        if not found:
-            raise ValueError(
-                f"only={pattern!r} must match a parameter, got none of {listed(aliases)}"
-            )
-        selected |= found
-    return selected
+    patterns = [only] if isinstance(only, str) else list(only)
+    if not patterns:
+        raise ValueError("only must hold at least one pattern, got none")
+    return set[str]().union(*(_matching(pattern, named, aliases) for pattern in patterns))
+
+
+def _matching(pattern: Any, named: Mapping[str, Tensor], aliases: Mapping[str, str]) -> set[str]:
+    """First names of the parameters that a pattern matches, of those that may be taken.
+
+    Raises:
+        TypeError: The pattern is no string.
+        ValueError: It matches none.
+    """
+    checks.instance("a pattern of only", pattern, str)
+    # Any name of a tied weight selects it.
+    found = {first for name, first in aliases.items() if fnmatch.fnmatchcase(name, pattern)}
+    if not found:
+        is_module = any(name.startswith(f"{pattern}.") for name in aliases)
+        hint = f"; {pattern + '.*'!r} takes all of {pattern!r}" if is_module else ""
+        raise ValueError(
+            f"only={pattern!r} must match a parameter, got none of {listed(aliases)}{hint}"
+        )
+    if not found & set(named):
+        raise ValueError(
+            f"only={pattern!r} must match a parameter to sample, got frozen ones "
+            f"(requires_grad=False), which include_frozen=True takes: {listed(sorted(found))}"
+        )
+    return found & set(named)
 
 
 def listed(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._dynamo import config
 from torch.export import register_dataclass
 
-from funcsgmcmc import random, tree
+from funcsgmcmc import checks, random, tree
 from funcsgmcmc.curvature import HessianDiagonal
 from funcsgmcmc.gradients import Evaluation, GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.memory import keep_freed_memory
@@ -26,7 +26,8 @@ from funcsgmcmc.norms import metrics as metrics_of
 from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 
-_MAX_VERSIONS = 256
+# Networks, and other structures, that one process may compile steps for.
+_MAX_VERSIONS = 1 << 16
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,12 +43,15 @@ class Info:
         aux: The second value of the loss function; None if it returned the loss alone.
         log_weight: Log of the importance weight of the parameters before the step, `[*chains]`;
             None for samplers whose draws all count alike.
+        log_prior: log p(w) at the parameters before the step, `[*chains]`; None without a
+            log-prior of the user's.
     """
 
     loss: Tensor
     metrics: Metrics | None = None
     aux: Any = None
     log_weight: Tensor | None = None
+    log_prior: Tensor | None = None
 
 
 register_dataclass(Info)  # fields that are None drop out, so that a vmap may return it
@@ -90,6 +94,13 @@ def kernel(
             or `log_prior` does not return a real scalar, or the state is that of many chains.
     """
     check_sampler(sampler)
+    if sampler.shape:
+        raise ValueError(
+            f"a kernel steps one chain, got a sampler of {sampler.shape[0]} chains: make the "
+            "kernel inside the function that torch.vmap maps over samplers"
+        )
+    if log_prior is not None:
+        checks.function("log_prior", log_prior)
     # An estimator with a memory takes it as part of a kernel's batch.
     unpack = estimator_of(loss_fn).unpack
     sampler_step = chain_step(loss_fn, log_prior=log_prior, metrics=metrics)
@@ -168,7 +179,9 @@ def chains_step(
 
 
 def freezing(step: SamplerStep) -> FreezingStep:
-    """Make a step that keeps a chain where it is once its loss or parameters are not finite.
+    """Make a step that keeps a chain where it is once it fails.
+
+    It fails where its loss, its log-prior or its parameters are not finite.
 
     Returns:
         `step(sampler, state, batch, memory, keys, frozen_at) -> (state, info, frozen_at)`, with
@@ -182,6 +195,9 @@ def freezing(step: SamplerStep) -> FreezingStep:
         # All chains are stepped as one batch; the moves of frozen ones are dropped.
         was_alive = frozen_at < 0
         finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
+        if info.log_prior is not None:
+            # Where the prior is 0 no chain may go on: its pull is none there.
+            finite = finite & info.log_prior.isfinite()
         frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)
         # The failing step reports its loss; later ones report NaN.
         info = replace(info, loss=torch.where(was_alive, info.loss, torch.nan))
@@ -204,6 +220,7 @@ def compiled(function: Callable[P, T], *, cuda_graphs: bool = False) -> Callable
             where launching them takes longer than running them. A later call overwrites what
             this one returns: clone what you keep. Without effect on a CPU.
     """
+    checks.function("function", function)
     keep_freed_memory()
     options: dict[str, Any] = {
         # Inline rounds of the generator into one another up to 28 operations, so that four of them
@@ -220,11 +237,12 @@ def compiled(function: Callable[P, T], *, cuda_graphs: bool = False) -> Callable
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         # All kernels share one code object, so that a run finds what another has compiled. But
         # torch allows it eight versions: a sweep over networks has more.
-        limit, config.recompile_limit = config.recompile_limit, _MAX_VERSIONS
+        limits = config.recompile_limit, config.accumulated_recompile_limit
+        config.recompile_limit = config.accumulated_recompile_limit = _MAX_VERSIONS
         try:
             return run(*args, **kwargs)
         finally:
-            config.recompile_limit = limit
+            config.recompile_limit, config.accumulated_recompile_limit = limits
 
     return call
 
@@ -259,7 +277,13 @@ def _assemble(
         assert evaluation.loss is not None  # an estimator evaluates the loss
         state, terms = sampler.update(state, evaluation, tree.unflatten(flat, params))
         known = metrics_of(terms, sampler.mask) if metrics else None
-        return state, Info(evaluation.loss, known, evaluation.aux, sampler.log_weight(state))
+        return state, Info(
+            evaluation.loss,
+            known,
+            evaluation.aux,
+            sampler.log_weight(state),
+            evaluation.log_prior,
+        )
 
     return step
 

@@ -51,7 +51,8 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
     else:
         raise TypeError(
             f"{name} must be a TensorDict or a mapping of names to tensors "
-            f"(funcsgmcmc.params_of(module) makes one), got {type(params).__name__}"
+            f"(funcsgmcmc.params_of(module) makes one, torch.stack one for many chains), got "
+            f"{type(params).__name__}"
         )
     for key, leaf in leaves(taken):
         if not leaf.is_floating_point():
@@ -110,6 +111,19 @@ def check_same_structure(
         expected = tuple(leaf.shape[params.batch_dims :])
         if shape != expected and not (partial and not shape):
             raise ValueError(f"{label} has shape {shape}, parameter has {expected}")
+
+
+def check_same_shapes(name: str, other: TensorDictBase, params: TensorDictBase) -> None:
+    """Refuse a tree whose leaves would be broadcast against the parameters', chains included.
+
+    Raises:
+        ValueError: A name is missing, or a shape differs.
+    """
+    for key, leaf in leaves(params):
+        given = other.get(key, None)
+        if given is None or given.shape != leaf.shape:
+            shape = "is missing" if given is None else f"has shape {tuple(given.shape)}"
+            raise ValueError(f"{name}[{dotted(key)!r}] {shape}, parameter has {tuple(leaf.shape)}")
 
 
 def check_same_dtypes(name: str, other: TensorDictBase, params: TensorDictBase) -> None:

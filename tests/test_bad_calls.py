@@ -199,7 +199,11 @@ BAD_CALLS = [
         ValueError,
         r"anchor\['w'\] has dtype torch.float16, parameter has torch.float64",
     ),
-    ({"compile": "all"}, ValueError, "compile must be one of 'noise', got 'all'"),
+    (
+        {"compile": "all"},
+        ValueError,
+        "compile must be one of True, False, None, 'noise', got 'all'",
+    ),
     ({"on_divergence": "ignore"}, ValueError, "on_divergence must be one of 'freeze', 'raise'"),
     (
         {"sampler": fs.sgld(torch.ones(3), nbeta=1.0)},

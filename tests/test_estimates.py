@@ -163,8 +163,8 @@ def test_every_estimate_follows_from_a_file(make, tmp_path):
         assert float(arviz_stats.mcse(draws.rename("llc"))) == pytest.approx(estimate.mcse)
         np.testing.assert_allclose(draws.transpose("chain", "draw"), posterior["llc"])
         table = arviz_stats.summary(file, var_names=["loss"], round_to="none")
-        mine = fs.summary(samples).table
-        assert table.loc["loss", "r_hat"] == pytest.approx(mine.loc["loss", "r_hat"])
+        losses = fs.diagnostics(samples.draw_losses[samples.healthy])
+        assert table.loc["loss", "r_hat"] == pytest.approx(float(losses.r_hat))
         np.testing.assert_array_equal(file["trace"]["loss"], samples.losses[samples.healthy])
         np.testing.assert_array_equal(
             file["trace"]["noise"], samples.metrics.noise[samples.healthy]
@@ -219,7 +219,9 @@ def test_estimates_refuse_what_they_cannot_do():
     burnt_out = run(fs.sgld(1e300, nbeta=1e300), num_chains=4)
     assert not burnt_out.healthy.any()
     for estimate in (fs.llc, fs.summary, fs.to_datatree, plot_llc):
-        with pytest.raises(ValueError, match="at least one healthy chain, got 4 frozen ones"):
+        with pytest.raises(
+            ValueError, match="got 4 frozen ones, of which chain 0 frozen at step 0: "
+        ):
             estimate(burnt_out)
     samples = run(
         fs.sgld(1e-3, nbeta=3.0),
@@ -357,6 +359,64 @@ def test_a_sweep_is_grouped_by_its_settings():
     }
     with pytest.raises(ValueError, match="labels must be one for each of 6 chains, got"):
         samples.groups(["a"])
+
+
+def test_chains_of_several_anchors_are_a_sweep(params):
+    """Checkpoints, each the start and the anchor of its chains."""
+    checkpoints = [params, params.apply(lambda leaf: leaf + 0.1)]
+    starts = torch.stack([checkpoints[i] for i in (0, 0, 1, 1)])
+    settings = {"num_chains": 4, "init_noise": 0.0, "num_draws": 20}
+    samples = run(fs.sgld(1e-3, nbeta=3.0, localization=1.0), starts, **settings)
+    with pytest.raises(ValueError, match="got a sweep over anchor=#0, anchor=#1: group them first"):
+        fs.llc(samples)
+    groups = samples.groups()
+    assert {label: group.chains.tolist() for label, group in groups.items()} == {
+        "anchor=#0": [0, 1],
+        "anchor=#1": [2, 3],
+    }
+    alone = run(
+        fs.sgld(1e-3, nbeta=3.0, localization=1.0),
+        checkpoints[1],
+        **settings | {"num_chains": 2, "chain_offset": 2},
+    )
+    assert fs.llc(groups["anchor=#1"]).mean == pytest.approx(fs.llc(alone).mean)
+    by_index = samples.groups(torch.tensor([0, 0, 1, 1]))
+    assert list(by_index) == [0, 1]
+    # With other settings, too.
+    lr = torch.tensor([1e-3, 1e-4, 1e-3, 1e-4])
+    both = run(fs.sgld(lr, nbeta=3.0, localization=1.0), starts, **settings)
+    assert list(both.groups()) == [
+        "lr=0.001, anchor=#0",
+        "lr=0.0001, anchor=#0",
+        "lr=0.001, anchor=#1",
+        "lr=0.0001, anchor=#1",
+    ]
+
+
+def test_starts_without_a_pull_are_no_anchors(params):
+    """Chains that are pulled nowhere sample one law, wherever they start."""
+    starts = params.expand(3).apply(lambda leaf: leaf + 0.1 * torch.randn_like(leaf))
+    samples = run(fs.sgld(1e-3, nbeta=3.0), starts, num_chains=3, num_draws=20, initial_loss=0.5)
+    assert not samples.is_sweep
+    fs.llc(samples)
+
+
+def test_draws_of_a_schedule_are_not_one_law():
+    hot = fs.schedules.cosine(4.0, 1.0, num_steps=20)
+    sampler = fs.sgld(1e-3, nbeta=3.0, temperature=hot)
+    with pytest.raises(ValueError, match=r"draws must be of one temperature .* from 1.* to 4"):
+        fs.summary(run(sampler, num_draws=30))
+    fs.summary(run(sampler, num_draws=30, num_burnin_steps=25))
+
+
+def test_what_is_printed_says_how_many_chains_and_draws():
+    samples = with_frozen_chain()
+    assert repr(samples) == (
+        "Samples(3 of 4 chains healthy, 30 draws in 30 steps of SGLD, draws kept)"
+    )
+    assert str(fs.llc(samples)).endswith("(MCSE, 3 chains, 1 frozen)")
+    few = run(fs.sgld(1e-3, nbeta=3.0), num_draws=2)
+    assert str(fs.llc(few)).endswith("± nan (MCSE, 5 chains, too few draws for an error)")
 
 
 def test_a_record_can_be_indexed():

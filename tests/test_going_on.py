@@ -217,3 +217,43 @@ def test_states_that_do_not_fit_are_refused(params):
     uneven = first.state.replace(step=step)
     with pytest.raises(ValueError, match=r"the same number of steps, got \[6, 7\]: their run"):
         run(fs.sgld(1e-3, nbeta=3.0, anchor=params), uneven, **settings)
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[6]], ids=str)
+def test_a_run_and_its_continuation_are_joined(case: Case, params):
+    settings = SETTINGS | {"save_draws": True}
+    first = run(case.make(params), num_draws=4, num_burnin_steps=3, **settings)
+    second = run(case.make(params), first, num_draws=3, init_noise=0.0, **settings)
+    together = run(case.make(params), num_draws=7, num_burnin_steps=3, **settings)
+    both = first.joined(second)
+    assert_identical(whole(both), whole(together))
+    assert (both.first_step, both.num_burnin_steps) == (0, 3)
+    if both.log_weights is None:
+        assert fs.llc(both).mean == fs.llc(together).mean
+
+
+def test_other_runs_are_not_joined(params):
+    sampler = fs.sgld(1e-3, nbeta=3.0)
+    first = run(sampler, num_chains=2)
+    on = run(sampler, first, num_chains=2, init_noise=0.0)
+    with pytest.raises(
+        ValueError, match=r"must go on from step 12 of .* one from step 6 of chains"
+    ):
+        first.joined(on).joined(on)
+    with pytest.raises(
+        ValueError, match=r"of chains \[0, 1\], got one from step 6 of chains \[1\]"
+    ):
+        first.joined(on[1])
+    bare = run(sampler, first, num_chains=2, init_noise=0.0, save_draws=False)
+    with pytest.raises(ValueError, match="must have recorded the same draws"):
+        first.joined(bare)
+
+
+def test_a_run_without_a_healthy_chain_does_not_go_on(params):
+    sampler = fs.sgld(1e300, nbeta=3.0, localization=1.0)
+    first = run(sampler, num_chains=2)
+    assert not first.healthy.any()
+    with pytest.raises(
+        ValueError, match="at least one chain must be healthy to go on, got 2 frozen"
+    ):
+        run(sampler, first, num_chains=2, init_noise=0.0)

@@ -71,12 +71,9 @@ def test_a_frozen_chain_keeps_its_whole_state(params):
     _, (inputs, targets) = classification()
     bad = torch.full_like(inputs[:8], torch.nan)
     batches = [(inputs[:8], targets[:8])] * 3 + [(bad, targets[:8])] + [(inputs[8:16], targets[:8])]
-    samples = run(
-        fs.rmsprop_sgld(lr, nbeta=3.0), data=batches, batch_size=None, num_chains=2, num_draws=5
-    )
-    before = run(
-        fs.rmsprop_sgld(lr, nbeta=3.0), data=batches, batch_size=None, num_chains=2, num_draws=3
-    )
+    settings = {"data": batches, "batch_size": None, "num_chains": 2, "initial_loss": 1.0}
+    samples = run(fs.rmsprop_sgld(lr, nbeta=3.0), num_draws=5, **settings)
+    before = run(fs.rmsprop_sgld(lr, nbeta=3.0), num_draws=3, **settings)
     assert samples.frozen_at.tolist() == [3, 3]
     for ours, theirs in zip(
         pytree.tree_leaves(samples.state), pytree.tree_leaves(before.state), strict=True
@@ -110,7 +107,7 @@ def test_a_failure_within_a_step_leaves_a_readable_record(params):
         step_three = len(calls) > first_call + 6
         return (params["w"] ** 2).sum() * (torch.nan if step_three else 1.0)
 
-    first_call = 2
+    first_call = 5
     with pytest.raises(fs.SamplingError, match="sampling stopped in step 3: no more") as error:
         fs.sample(
             loss_fn,

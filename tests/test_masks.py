@@ -53,24 +53,36 @@ def test_a_partial_mask_serves_a_kernel(params):
 @pytest.mark.parametrize(
     ("mask", "error", "message"),
     [
+        ({"0.weight": "a"}, TypeError, r"mask\['0.weight'\] must be a tensor, or a number or"),
+        ({"0": {"weight": None}}, TypeError, r"mask\['0'\]\['weight'\] must be a tensor, or a"),
+        ({"0.weight": -1}, ValueError, r"mask\['0.weight'\] must be >= 0, got -1"),
+        ({"0.bias": torch.tensor([1.0] * 5 + [-0.5])}, ValueError, r"must be >= 0, got -0.5"),
+        ({"0.weight": torch.inf}, ValueError, r"mask\['0.weight'\] must be finite"),
         (
-            {"0.weight": 0.5},
-            TypeError,
-            r"mask\['0.weight'\] must be True, False or a tensor, got f",
+            dict.fromkeys(("0.weight", "0.bias", "2.weight", "2.bias"), 0),
+            ValueError,
+            "the mask must sample at least one entry, got one that is 0 everywhere",
         ),
-        ({"0": {"weight": None}}, TypeError, r"mask\['0'\]\['weight'\] must be True, False or"),
         ({"0.wieght": False}, ValueError, "mask has unknown key '0.wieght'"),
         (
             {"0.weight": torch.ones(5)},
             ValueError,
             r"mask\['0.weight'\] has shape \(5,\), parameter",
         ),
-        ({}, ValueError, "mask must hold at least one parameter"),
     ],
 )
 def test_masks_that_do_not_fit_are_refused(mask, error, message, params):
     with pytest.raises(error, match=message):
         run(fs.sgld(1e-3, nbeta=3.0, mask=mask), params)
+
+
+def test_an_empty_mask_samples_all_and_numbers_stand_for_leaves(params):
+    plain = run(fs.sgld(1e-3, nbeta=3.0), params)
+    assert_same(run(fs.sgld(1e-3, nbeta=3.0, mask={}), params), plain, exact=True)
+    numbers = run(fs.sgld(1e-3, nbeta=3.0, mask={"0.weight": 0, "0.bias": 0.5}), params)
+    full = params.apply(torch.ones_like)
+    full["0.weight"], full["0.bias"] = torch.zeros(6, 5), torch.full((6,), 0.5)
+    assert_same(numbers, run(fs.sgld(1e-3, nbeta=3.0, mask=full), params), exact=True)
 
 
 @pytest.mark.parametrize(

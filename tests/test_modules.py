@@ -75,9 +75,12 @@ def test_any_name_of_a_tied_weight_selects_it():
     ("only", "error", "message"),
     [
         ("1.*", ValueError, r"only='1.\*' must match a parameter, got none of 0.weight, 0.bias,"),
-        (["0.*", "x"], ValueError, "only='x' must match a parameter"),
-        (lambda name, leaf: False, ValueError, "only must take a parameter, got none of 0.weight"),
-        ("0.*", ValueError, r"frozen ones only \(requires_grad=False\).*: 0.(weight|bias), 0"),
+        (["2.*", "x"], ValueError, "only='x' must match a parameter"),
+        ("2", ValueError, r"got none of 0.weight, .*; '2.\*' takes all of '2'"),
+        ([], ValueError, "only must hold at least one pattern, got none"),
+        (lambda name, leaf: False, ValueError, "only must take a parameter, got none of 2.weight"),
+        (["2.*", "0.*"], ValueError, r"only='0.\*' must match a parameter to sample, got frozen"),
+        (nn.ReLU(), TypeError, "only must be patterns of names or a function, got ReLU"),
         (3, TypeError, "only must be patterns of names or a function, got int"),
         ([3], TypeError, "a pattern of only must be a str, got int"),
     ],
@@ -90,6 +93,9 @@ def test_selections_of_nothing_are_refused(only, error, message):
 
 
 def test_modules_without_parameters_to_copy_are_refused():
+    frozen = network().requires_grad_(False)
+    with pytest.raises(ValueError, match=r"got frozen ones .* include_frozen=True takes: 0.weight"):
+        fs.params_of(frozen)
     with pytest.raises(ValueError, match="module must have parameters, got ReLU"):
         fs.params_of(nn.ReLU())
     with pytest.raises(TypeError, match="module must be a Module, got dict"):
@@ -255,6 +261,19 @@ def test_names_that_the_model_lacks_are_refused():
         fs.module_loss(tied, mse_loss)(TensorDict(both), torch.ones(2, 3))
 
 
+def test_shapes_that_are_not_the_models_are_refused():
+    model, data = classification()
+    loss_fn, params = fs.module_loss(model, cross_entropy), fs.params_of(model)
+    stacked = {name: torch.stack([leaf, leaf]) for name, leaf in params.items()}
+    with pytest.raises(ValueError, match=r"has shape \(2, 6, 5\), the .* \(6, 5\) \(many chains"):
+        run(fs.sgld(1e-3, nbeta=1.0), loss_fn=loss_fn, params=stacked)
+    params["2.bias"] = torch.ones(1)
+    with pytest.raises(ValueError, match=r"params\['2.bias'\] has shape \(1,\), the model's param"):
+        loss_fn(params, data)
+    with pytest.raises(TypeError, match=r"got list|torch.stack one for many chains"):
+        run(fs.sgld(1e-3, nbeta=1.0), loss_fn=loss_fn, params=[params, params])
+
+
 def test_a_state_dict_with_buffers_is_refused_with_advice():
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3)).eval()
     data = classification()[1]
@@ -272,6 +291,8 @@ def test_bad_arguments_of_a_module_loss_are_refused():
         fs.module_loss(3, cross_entropy)
     with pytest.raises(TypeError, match="criterion must be a function, got 3"):
         fs.module_loss(model, 3)
+    with pytest.raises(TypeError, match=r"got the class CrossEntropyLoss: call it first"):
+        fs.module_loss(model, nn.CrossEntropyLoss)
     with pytest.raises(TypeError, match=r"dtype must be a real floating dtype, got torch.int64"):
         fs.module_loss(model, cross_entropy, dtype=torch.int64)
 

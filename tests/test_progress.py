@@ -55,8 +55,8 @@ def test_a_file_has_a_line_every_30_seconds_and_one_at_the_end(monkeypatch, capl
             clock.now += 0.125
             shown.step_done(lambda: "loss 1")
     assert lines(caplog) == [
-        "240 of 600 steps, 8 steps/s, 45 s left, loss 1",
-        "480 of 600 steps, 8 steps/s, 15 s left, loss 1",
+        "241 of 600 steps, 8 steps/s, 45 s left, loss 1",
+        "481 of 600 steps, 8 steps/s, 15 s left, loss 1",
         "600 of 600 steps, 8 steps/s, 0 s left, loss 1",
     ]
 

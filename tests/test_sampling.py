@@ -10,7 +10,6 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from cases import BY_NAME, CASES
 from funcsgmcmc import random, tree
-from funcsgmcmc.runs.record import setting_labels
 from funcsgmcmc.runs.request import RunKeys
 from funcsgmcmc.runs.run import Run
 from problems import assert_same, classification, good_loss, observables, records, run
@@ -183,7 +182,7 @@ def test_everything_may_be_per_chain(params, how):
     settings = {"init_noise": 0.01, "log_prior": log_prior, "observables": observables()}
     whole = run(everything_per_chain(params), anchors, num_chains=3, **settings, **how)
     assert whole.is_sweep
-    assert list(whole.groups()) == setting_labels(whole.sampler, 3)
+    assert all(label.endswith(f"anchor=#{i}") for i, label in enumerate(whole.groups()))
     assert len(whole.groups()) == 3
     for chain in range(3):
         sampler = everything_per_chain(params, chain)

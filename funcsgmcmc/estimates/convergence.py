@@ -127,11 +127,15 @@ def needs_arviz() -> Iterator[None]:
 
 
 def _check_draws(values: Tensor) -> None:
-    """Refuse values that are not `[C, D, …]`, or empty.
+    """Refuse values that are not `[C, D, …]`, or empty, or complex.
 
     Raises:
-        ValueError: They are.
+        TypeError: They are no real tensor.
+        ValueError: They have another shape.
     """
+    if not isinstance(values, Tensor) or values.is_complex():
+        kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+        raise TypeError(f"values must be a real tensor, got {kind}")
     if values.ndim < 2 or not values.numel():
         raise ValueError(
             f"values must have shape [chains, draws, ...] and not be empty, "

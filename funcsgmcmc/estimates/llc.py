@@ -23,6 +23,7 @@ class LLC:
         per_chain: Each chain's mean over draws, `[C]`; NaN for frozen chains.
         mcse_per_chain: The Monte Carlo standard error of each, `[C]`; NaN for frozen chains.
         num_chains: How many chains the estimate uses.
+        num_frozen: How many chains are frozen, and left out.
     """
 
     mean: float
@@ -30,9 +31,15 @@ class LLC:
     per_chain: Tensor
     mcse_per_chain: Tensor
     num_chains: int
+    num_frozen: int = 0
 
     def __str__(self) -> str:
-        return f"LLC = {self.mean:.4g} ± {self.mcse:.2g} (MCSE, {self.num_chains} chains)"
+        chains = f"{self.num_chains} chains"
+        if self.num_frozen:
+            chains += f", {self.num_frozen} frozen"
+        if math.isnan(self.mcse):
+            chains += ", too few draws for an error"
+        return f"LLC = {self.mean:.4g} ± {self.mcse:.2g} (MCSE, {chains})"
 
 
 def default_nbeta(num_examples: int) -> float:
@@ -80,13 +87,17 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
     Raises:
         ValueError: Neither the run nor the argument gives L_n(w₀), or a temperature is 0.
     """
+    checks.instance("samples", samples, Samples)
     anchor_loss = samples.initial_loss if initial_loss is None else initial_loss
     if anchor_loss is None:
         raise ValueError(
             "initial_loss must be given: the run's data could not be passed over twice, "
             "so that L(w0) on all data is not known"
         )
-    anchor_loss = check_initial_loss(anchor_loss, samples.num_chains).reshape(-1, 1)
+    # A run's own may be infinite for a chain that is frozen at once.
+    if initial_loss is not None:
+        anchor_loss = check_initial_loss(initial_loss, samples.num_chains)
+    anchor_loss = torch.as_tensor(anchor_loss, dtype=torch.float64).reshape(-1, 1)
     nbeta, temperature = settings_of_draws(samples)
     if not (temperature > 0).all():
         raise ValueError(f"temperature must be > 0 at the draws, got {float(temperature.min()):g}")
@@ -130,6 +141,7 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         ValueError: L_n(w₀) is not known, no draw was made, no chain is healthy, chains have
             different settings (see `Samples.groups`), or the draws have weights.
     """
+    checks.instance("samples", samples, Samples)
     samples.check_poolable()
     draws = llc_draws(samples, initial_loss)
     used = draws[samples.healthy]
@@ -142,6 +154,7 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         per_chain=draws.mean(1).where(samples.healthy, torch.nan),
         mcse_per_chain=mcse_per_chain,
         num_chains=len(used),
+        num_frozen=samples.num_chains - len(used),
     )
 
 
@@ -171,6 +184,7 @@ def running_llc(samples: Samples, num_points: int = 50) -> RunningLLC:
     Raises:
         ImportError, ValueError: As `llc`.
     """
+    checks.instance("samples", samples, Samples)
     samples.check_poolable()
     draws = llc_draws(samples)[samples.healthy]
     points = torch.linspace(1, draws.shape[1], num_points).round().long().unique()

@@ -33,6 +33,7 @@ def plot_llc(samples: Samples) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as missing:
         raise checks.missing_extra("plot", "matplotlib", "plot_llc") from missing
+    checks.instance("samples", samples, Samples)
     estimate, running = llc(samples), running_llc(samples)
     figure = Figure(figsize=(8, 6.5), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)

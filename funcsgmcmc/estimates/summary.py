@@ -54,10 +54,12 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
         ImportError: The extra `diagnostics` is not installed.
         TypeError: `max_entries` is not an integer.
         ValueError: No draw was made, no chain is healthy, chains have different settings (see
-            `Samples.groups`), or the draws have weights.
+            `Samples.groups`), the draws have weights, or nβ or T of a schedule differ between them.
     """
+    checks.instance("samples", samples, Samples)
     checks.count("max_entries", max_entries, minimum=1)
     samples.check_poolable()
+    _check_one_law(samples)
     with needs_arviz():
         import arviz_base
         import arviz_stats
@@ -77,6 +79,22 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
         for column, value in row.items():
             table.loc[name, column] = value
     return Summary(table, samples.health())
+
+
+def _check_one_law(samples: Samples) -> None:
+    """Refuse draws of several distributions, as those of a schedule are.
+
+    Raises:
+        ValueError: nβ or T differs between draws.
+    """
+    names = ("nbeta", "temperature")
+    for name, values in zip(names, settings_of_draws(samples), strict=True):
+        if not bool((values == values[:, :1]).all()):
+            raise ValueError(
+                f"draws must be of one {name} for one average over them, got from "
+                f"{float(values.min()):g} to {float(values.max()):g}: let burn-in last as long as "
+                "the schedule changes it (llc, which scales each draw, takes them all)"
+            )
 
 
 def _worst(values: Tensor) -> dict[str, float]:
@@ -102,7 +120,7 @@ def to_datatree(samples: Samples) -> "DataTree":
         - `posterior`: `loss`, `llc` (if L(w₀) is known), the observables and the recorded
           parameters under their dotted names (`params.loss` for one called like a quantity),
           dimensions (chain, draw, …). Its attributes are the settings of the run, plain values.
-        - `sample_stats`: the metrics of the draws' steps, and their log weights.
+        - `sample_stats`: the metrics of the draws' steps, their log-priors and log weights.
         - `constant_data`: `initial_loss`, which is L(w₀), (chain); `nbeta` and `temperature` of the
           law that was sampled, (chain, draw); `step` of each draw, (draw).
         - `trace`: the loss and the metrics of every step, burn-in included, (chain, step).
@@ -111,6 +129,7 @@ def to_datatree(samples: Samples) -> "DataTree":
         ImportError: The extra `diagnostics` is not installed.
         ValueError: No draw was made, or no chain is healthy.
     """
+    checks.instance("samples", samples, Samples)
     with needs_arviz():
         import arviz_base
         import xarray
@@ -187,6 +206,8 @@ def _statistics(samples: Samples) -> dict[str, Tensor]:
     if samples.metrics is not None:
         metrics = samples.metrics._asdict()
         found = {name: value[:, samples.draw_rows] for name, value in metrics.items()}
+    if samples.log_priors is not None:
+        found["log_prior"] = samples.log_priors[:, samples.draw_rows]
     if samples.log_weights is not None:
         found["log_weight"] = samples.log_weights
     return found
@@ -216,7 +237,7 @@ def _settings(samples: Samples) -> dict[str, Any]:
         settings["initial_loss"] = samples.initial_loss.tolist()
     # A file has no None, and no booleans in some formats.
     plain = {
-        name: str(value) if value is None or isinstance(value, bool) else value
+        name: str(value).lower() if value is None or isinstance(value, bool) else value
         for name, value in settings.items()
     }
     return plain | _numbers(sampler)

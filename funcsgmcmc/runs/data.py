@@ -9,6 +9,9 @@ Shapes: n examples; C chains; a minibatch's leaves are `[C, batch_size, …]`, a
 """
 
 import contextlib
+import copy
+import itertools
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from funcsgmcmc import checks, random
 from funcsgmcmc.batches import (
@@ -29,10 +32,12 @@ from funcsgmcmc.batches import (
     plain,
     take_examples,
 )
+from funcsgmcmc.runs.progress import logger
 from funcsgmcmc.runs.store import Rows
 
 # Choosing the examples of many steps at once costs little more than those of one.
 _BLOCK_SIZE = 1 << 18
+_SECONDS_OF_A_QUIET_PASS = 5.0
 
 
 class TensorData:
@@ -158,7 +163,20 @@ class IterableData:
         # A pass would use an iterator up, and might never end without a length.
         if isinstance(self._iterable, Iterator) or not _has_length(self._iterable):
             return None
-        return ((self._to_device(batch), num_examples(batch)) for batch in self._iterable)
+        return self._pieces(len(self._iterable))  # type: ignore[arg-type]
+
+    def _pieces(self, num_batches: int) -> Iterator[Piece]:
+        """The first batches, read beside the run's own."""
+        iterator = iter(_reread(self._iterable))
+        if iterator is self._iterator:
+            raise ValueError(
+                f"data must be iterable twice at once for a pass beside the run, but iterating "
+                f"{type(self._iterable).__name__} again starts the run's own iterator anew"
+            )
+        # Some have a length and never end.
+        for batch in itertools.islice(iterator, num_batches):
+            moved = self._to_device(batch)
+            yield moved, num_examples(moved)
 
     def _next(self, step: int) -> Any:
         with contextlib.suppress(StopIteration):
@@ -216,6 +234,7 @@ def stream(
         epochs = minibatches == "epochs"
         return TensorData(data, batch_size=batch_size, epochs=epochs, keys=keys, device=device)
     _check_iterable(data)
+    _check_list(data)
     if batch_size is not None:
         raise ValueError(
             f"batch_size must be None for an iterable, which makes its own batches, "
@@ -227,6 +246,34 @@ def stream(
             f"got {minibatches!r}"
         )
     return IterableData(data, first_step=first_step, device=device)
+
+
+def _check_list(data: Any) -> None:
+    """Refuse a list of tensors that are no batches of one kind: inputs and targets, most likely.
+
+    Raises:
+        TypeError: Tensors have one length, but not one dtype and shape.
+    """
+    if not (
+        isinstance(data, list) and all(isinstance(each, Tensor) and each.ndim for each in data)
+    ):
+        return
+    kinds = {(each.dtype, each.shape[1:]) for each in data}
+    if len(kinds) > 1 and len({len(each) for each in data}) == 1:
+        raise TypeError(
+            "a list is an iterable of batches, got tensors of one length and of several kinds: for "
+            "inputs and targets give a tuple, (inputs, targets)"
+        )
+
+
+def announced(pieces: Iterable[Piece], what: str) -> Iterator[Piece]:
+    """Pieces of a pass that says what it is for, once, if it takes long."""
+    start, is_told = time.monotonic(), False
+    for number, piece in enumerate(pieces):
+        if not is_told and time.monotonic() - start > _SECONDS_OF_A_QUIET_PASS:
+            logger.warning("still passing over the data, %d batches so far, for %s", number, what)
+            is_told = True
+        yield piece
 
 
 def pass_over(batches: Batches) -> Iterator[Piece]:
@@ -241,7 +288,7 @@ def pass_over(batches: Batches) -> Iterator[Piece]:
             "control variates need data that can be passed over: tensors, or an iterable with a "
             "length, such as a DataLoader or a list; got an iterator, or an iterable without length"
         )
-    return pieces
+    return announced(pieces, "the gradient on all data of control variates")
 
 
 def _check_iterable(data: Any) -> None:
@@ -255,10 +302,24 @@ def _check_iterable(data: Any) -> None:
             f"data must be tensors or an iterable of batches, got the data set "
             f"{type(data).__name__}: wrap it in a torch.utils.data.DataLoader"
         )
+    if hasattr(data, "__array__"):
+        raise TypeError(
+            f"data must be tensors, got {type(data).__name__}: torch.as_tensor makes one"
+        )
     if isinstance(data, str) or not isinstance(data, Iterable):
         raise TypeError(
             f"data must be tensors or an iterable of batches, got {type(data).__name__}"
         )
+
+
+def _reread(data: Iterable[Any]) -> Iterable[Any]:
+    """The data, to be iterated beside an iteration that goes on."""
+    if isinstance(data, DataLoader) and data.persistent_workers:
+        # Such a loader has one iterator, which a second iteration would reset.
+        beside = copy.copy(data)
+        beside._iterator = None
+        return beside
+    return data
 
 
 def _has_length(data: Any) -> bool:

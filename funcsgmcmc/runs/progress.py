@@ -41,6 +41,7 @@ def progress_of(num_steps: int, *, enabled: bool) -> Iterator[Progress]:
     Raises:
         ImportError: tqdm is not installed; the message names the extra.
     """
+    checks.instance("progress", enabled, bool)
     if not enabled:
         yield _Nothing()
     elif _is_watched():
@@ -119,6 +120,8 @@ class _Lines:
 
     def step_done(self, status: Callable[[], str]) -> None:
         self._steps += 1
+        if self._steps == 1:  # the first step compiles, and warms caches
+            self._last = (time.monotonic(), 1)
         now, (then, steps) = time.monotonic(), self._last
         if now - then < _SECONDS_BETWEEN_LINES and self._steps < self._num_steps:
             return

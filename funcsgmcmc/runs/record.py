@@ -33,7 +33,7 @@ class Frozen:
         return f"chain {self.chain} frozen at step {self.step}: {self.reason}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """Record of a run: C chains, T steps, D draws.
 
@@ -54,6 +54,7 @@ class Samples:
         observables: Name to values `[C, D, …]`.
         log_weights: Logs of the draws' importance weights, `[C, D]`, NaN from where a chain was
             frozen; None if all count alike.
+        log_priors: log p(w_t) of the user's log-prior, `[C, T]`; None without one.
         metrics: Each `[C, T]`; None if not asked for.
         state: The chains after the last step, of batch size `[C]`.
         sampler: The sampler, with its anchor.
@@ -77,6 +78,7 @@ class Samples:
     draws: TensorDict | None
     observables: dict[str, Tensor]
     log_weights: Tensor | None
+    log_priors: Tensor | None
     metrics: Metrics | None
     state: State
     sampler: Sampler
@@ -90,6 +92,14 @@ class Samples:
     num_steps_between_draws: int
     chain_method: str
     options: dict[str, Any]
+
+    def __repr__(self) -> str:
+        kept = "" if self.draws is None else ", draws kept"
+        return (
+            f"Samples({int(self.healthy.sum())} of {self.num_chains} chains healthy, "
+            f"{self.num_draws} draws in {self.num_steps} steps of {type(self.sampler).__name__}"
+            f"{kept})"
+        )
 
     @property
     def num_chains(self) -> int:
@@ -130,13 +140,17 @@ class Samples:
             if step < self.first_step:
                 reason = "in the run that this one went on from"
             else:
-                loss = self.losses[row, step - self.first_step]
-                # A step fails by its loss, or else by the state that it led to.
-                reason = "its state is not finite after the update"
-                if not loss.isfinite():
-                    reason = f"loss is {float(loss)}"
+                reason = self._reason(row, step - self.first_step)
             report.append(Frozen(int(self.chains[row]), step, reason))
         return report
+
+    def _reason(self, row: int, column: int) -> str:
+        """Why a chain was frozen at a step: its loss, its log-prior, or the state it led to."""
+        values = {"loss": self.losses, "log_prior": self.log_priors}
+        for name, value in values.items():
+            if value is not None and not value[row, column].isfinite():
+                return f"{name} is {float(value[row, column])}"
+        return "its state is not finite after the update"
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "Samples":
         """The record of some chains.
@@ -156,6 +170,7 @@ class Samples:
             draws=None if self.draws is None else self.draws[picked],
             observables=pick(self.observables),
             log_weights=pick(self.log_weights),
+            log_priors=pick(self.log_priors),
             metrics=pick(self.metrics),
             state=self.state[picked],
             # What chains share stays shared.
@@ -165,12 +180,12 @@ class Samples:
             frozen_at=pick(self.frozen_at),
         )
 
-    def groups(self, labels: Sequence[str] | None = None) -> dict[str, "Samples"]:
+    def groups(self, labels: Sequence[Any] | Tensor | None = None) -> dict[Any, "Samples"]:
         """Part the chains into groups, each of which samples one distribution.
 
         Args:
             labels: A label for each chain, `[C]`; chains with the same label are a group. Default:
-                the settings in which chains differ, such as `"lr=0.001"`.
+                the settings in which chains differ, such as `"lr=0.001"`, anchors among them.
 
         Returns:
             The record of each group by its label, in the order of their first chains.
@@ -178,12 +193,14 @@ class Samples:
         Raises:
             ValueError: There is not one label for each chain.
         """
-        labels = setting_labels(self.sampler, self.num_chains) if labels is None else list(labels)
+        if labels is None:
+            labels = self._labels()
+        labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
         if len(labels) != self.num_chains:
             raise ValueError(
                 f"labels must be one for each of {self.num_chains} chains, got {labels}"
             )
-        rows: dict[str, list[int]] = {}
+        rows: dict[Any, list[int]] = {}
         for row, label in enumerate(labels):
             rows.setdefault(label, []).append(row)
         return {label: self[chains] for label, chains in rows.items()}
@@ -191,14 +208,66 @@ class Samples:
     @property
     def is_sweep(self) -> bool:
         """Whether healthy chains differ in settings, so that they sample several distributions."""
-        labels = setting_labels(self.sampler, self.num_chains)
-        healthy = self.healthy.tolist()
+        labels, healthy = self._labels(), self.healthy.tolist()
         return len({label for label, good in zip(labels, healthy, strict=True) if good}) > 1
+
+    def joined(self, more: "Samples") -> "Samples":
+        """The record of this run and of one that went on from it, as one.
+
+        Raises:
+            ValueError: The other run did not go on from here, or recorded something else.
+        """
+        end = self.first_step + self.num_steps
+        if more.first_step != end or more.chains.tolist() != self.chains.tolist():
+            raise ValueError(
+                f"the other run must go on from step {end} of chains {self.chains.tolist()}, got "
+                f"one from step {more.first_step} of chains {more.chains.tolist()}"
+            )
+        recorded = [
+            (each.draws, each.observables, each.log_weights, each.log_priors, each.metrics)
+            for each in (self, more)
+        ]
+        # Trees that differ in what they hold have no common structure.
+        leaves, structures = zip(*map(pytree.tree_flatten, recorded), strict=True)
+        if structures[0] != structures[1]:
+            raise ValueError("both runs must have recorded the same draws, metrics and observables")
+        both = [None if a is None else torch.cat([a, b], 1) for a, b in zip(*leaves, strict=True)]
+        draws, observables, log_weights, log_priors, metrics = pytree.tree_unflatten(
+            both, structures[0]
+        )
+        return replace(
+            more,
+            losses=torch.cat([self.losses, more.losses], 1),
+            draws=draws,
+            observables=observables,
+            log_weights=log_weights,
+            log_priors=log_priors,
+            metrics=metrics,
+            first_step=self.first_step,
+            draw_steps=torch.cat([self.draw_steps, more.draw_steps]),
+            num_burnin_steps=self.num_burnin_steps,
+            initial_loss=self.initial_loss if more.initial_loss is None else more.initial_loss,
+        )
 
     def health(self) -> str:
         """Say how many chains estimates use, in one line, and why others were frozen."""
         used = f"{int(self.healthy.sum())} of {self.num_chains} chains"
         return "\n".join([used, *map(str, self.frozen)])
+
+    def _labels(self) -> list[str]:
+        """Each chain's settings, as far as chains differ in them."""
+        labels = setting_labels(self.sampler, self.num_chains)
+        if self.sampler.anchor is None or not self._uses_anchor():
+            return labels
+        anchors = anchor_labels(self.sampler.anchor, self.num_chains)
+        pairs = zip(labels, anchors, strict=True)
+        return [", ".join(filter(None, [a if a != "all" else "", b])) or a for a, b in pairs]
+
+    def _uses_anchor(self) -> bool:
+        """Whether the anchor is more than where chains started."""
+        has_own_loss = self.initial_loss is not None and self.initial_loss.ndim > 0
+        is_pulled = bool((self.sampler.localization > 0).any())
+        return has_own_loss or is_pulled or self.sampler.bounding_box_size is not None
 
     def usable_chains(self) -> Tensor:
         """The chains that estimates use: the healthy ones, bool `[C]`.
@@ -210,8 +279,8 @@ class Samples:
             raise ValueError("estimates need at least one draw, got a run that stopped in burn-in")
         if not self.healthy.any():
             raise ValueError(
-                f"estimates need at least one healthy chain, got {self.num_chains} frozen ones: "
-                "lower lr, or see samples.frozen for the reasons"
+                f"estimates need at least one healthy chain, got {self.num_chains} frozen ones, "
+                f"of which {self.frozen[0]}: lower lr, or look at data and start if it is step 0"
             )
         return self.healthy
 
@@ -224,11 +293,11 @@ class Samples:
         """
         self.usable_chains()
         if self.is_sweep:
-            labels = ", ".join(dict.fromkeys(setting_labels(self.sampler, self.num_chains)))
+            labels = ", ".join(dict.fromkeys(self._labels()))
             raise ValueError(
                 "chains must have the same settings for one average over them, got a sweep over "
-                f"{labels}: group them first, "
-                "{label: llc(group) for label, group in samples.groups().items()}"
+                f"{labels}: group them first, {{label: llc(group) for label, group in "
+                "samples.groups().items() if group.healthy.any()}"
             )
         if self.log_weights is not None:
             raise ValueError(
@@ -290,6 +359,21 @@ def setting_labels(sampler: Sampler, num_chains: int) -> list[str]:
     return [", ".join(part) or "all" for part in parts]
 
 
+def anchor_labels(anchor: TensorDict, num_chains: int) -> list[str]:
+    """Name each chain by which distinct anchor it has; empty where they share one."""
+    if not anchor.batch_size:
+        return [""] * num_chains
+    seen: list[TensorDict] = []
+    labels = []
+    for chain in anchor.unbind(0):
+        same = [i for i, each in enumerate(seen) if bool((each == chain).all())]
+        if not same:
+            same = [len(seen)]
+            seen.append(chain)
+        labels.append(f"anchor=#{same[0]}")
+    return labels if len(seen) > 1 else [""] * num_chains
+
+
 def _short_names(rows: Tensor) -> list[str]:
     """Names of the rows of a tensor, equal where rows are: numbers, or which distinct row it is."""
     distinct = rows.unique(dim=0, return_inverse=True)[1].tolist()
@@ -310,6 +394,11 @@ class SamplingError(RuntimeError):
     def __init__(self, message: str, samples: Samples) -> None:
         super().__init__(message)
         self.samples = samples
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As an exception alone it would be made anew from its message, without the record: a pool
+        # of processes would wait forever for one that it cannot read.
+        return type(self), (str(self), self.samples)
 
 
 class DivergenceError(SamplingError):

@@ -7,13 +7,15 @@ from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
 
 from funcsgmcmc import checks, random
 from funcsgmcmc.gradients import GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.priors import LogPrior
 
 ChainMethod = Literal["vmap", "loop"]
+_MAX_CHAINS = 1 << 62
+
 Observable = Callable[[TensorDict], Tensor]
 
 
@@ -48,6 +50,11 @@ class Request:
 
     def __post_init__(self) -> None:
         checks.function("loss_fn", self.loss_fn)
+        if isinstance(self.loss_fn, nn.Module):
+            raise TypeError(
+                f"loss_fn must be a function of params and batch, got the module "
+                f"{type(self.loss_fn).__name__}: module_loss(model, criterion) makes one"
+            )
         if self.log_prior is not None:
             checks.function("log_prior", self.log_prior)
         checks.count("num_chains", self.num_chains, minimum=1)
@@ -55,11 +62,18 @@ class Request:
         checks.count("num_burnin_steps", self.num_burnin_steps, minimum=0)
         checks.count("num_steps_between_draws", self.num_steps_between_draws, minimum=1)
         checks.count("chain_offset", self.chain_offset, minimum=0)
+        if not self.chain_offset + self.num_chains <= _MAX_CHAINS:
+            raise ValueError(
+                f"chain_offset + num_chains must be <= 2**62, the number of keys of chains, got "
+                f"{self.chain_offset} + {self.num_chains}"
+            )
+        for name in ("save_draws", "save_metrics"):
+            checks.instance(name, getattr(self, name), bool)
         if self.chunk_size is not None:
             checks.count("chunk_size", self.chunk_size, minimum=1)
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
         if self.compile is not None and not isinstance(self.compile, bool):
-            checks.choice("compile", self.compile, ("noise",))
+            checks.choice("compile", self.compile, (True, False, None, "noise"))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
         # A batch of keys would pass for keys of chains, and give all chains one noise.
         _check_one_key(self.key)

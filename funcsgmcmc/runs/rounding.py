@@ -20,7 +20,7 @@ def is_narrow(params: TensorDict) -> bool:
     return any(leaf.dtype.itemsize < 4 for _, leaf in tree.leaves(params))
 
 
-def warn_of_lost_steps(before: TensorDict, after: TensorDict, mask: TensorDict | None) -> None:
+def warn_of_lost_steps(before: TensorDict, after: TensorDict, mask: TensorDict | None) -> bool:
     """Warn if much of a step with noise was lost to rounding.
 
     Args:
@@ -28,6 +28,8 @@ def warn_of_lost_steps(before: TensorDict, after: TensorDict, mask: TensorDict |
         after: After it.
         mask: The sampler's: entries where it is 0 stay by intention.
 
+    Returns:
+        Whether it warned.
     """
     lost = sampled = 0.0
     for name, leaf in tree.leaves(before):
@@ -41,7 +43,7 @@ def warn_of_lost_steps(before: TensorDict, after: TensorDict, mask: TensorDict |
         sampled += float(is_sampled.sum())
     share = lost / max(sampled, 1.0)
     if share <= _LARGEST_SHARE:
-        return
+        return False
     warnings.warn(
         f"{share:.0%} of the half-precision parameters did not move in a step: its size is below "
         "half a unit in their last place, so that chains move too little or too much. Keep "
@@ -49,6 +51,7 @@ def warn_of_lost_steps(before: TensorDict, after: TensorDict, mask: TensorDict |
         "module_loss(model, criterion, dtype=torch.bfloat16) with params_of(model).float()",
         stacklevel=5,
     )
+    return True
 
 
 def has_noise(sampler: Sampler, step: Tensor) -> bool:

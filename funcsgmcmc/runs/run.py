@@ -52,6 +52,7 @@ class Run:
         recorder: Its record.
         step: The function that steps a chunk.
         chunks: Its chains.
+        has_warned: Whether it has warned of steps that are lost to rounding.
     """
 
     request: Request
@@ -64,6 +65,7 @@ class Run:
     recorder: Recorder
     step: FreezingStep = field(init=False)
     chunks: list[Chunk] = field(init=False)
+    has_warned: bool = False
 
     def __post_init__(self) -> None:
         params = self.start.state.params
@@ -131,8 +133,12 @@ class Run:
         before = chunk.state
         self.make_step()
         # Only noise moves every entry.
-        if is_looked_at and is_narrow(before.params) and has_noise(chunk.sampler, before.step):
-            warn_of_lost_steps(before.params, chunk.state.params, chunk.sampler.mask)
+        if self.has_warned or not (is_looked_at and is_narrow(before.params)):
+            return
+        if has_noise(chunk.sampler, before.step):
+            self.has_warned = warn_of_lost_steps(
+                before.params, chunk.state.params, chunk.sampler.mask
+            )
 
     def note_compilation(self, progress: Progress) -> None:
         """Say that the first step compiles, if it does."""
@@ -184,6 +190,7 @@ class Run:
             draws=recorder.draws(clock.draws_done),
             observables=recorder.observables(clock.draws_done),
             log_weights=recorder.log_weights(draw_steps, frozen_at),
+            log_priors=recorder.log_priors(clock.steps_done),
             metrics=recorder.metrics(clock.steps_done),
             state=gather([chunk.state for chunk in self.chunks]),
             sampler=self.start.sampler,

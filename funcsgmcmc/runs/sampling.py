@@ -13,7 +13,7 @@ from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
-from funcsgmcmc.runs.data import Batches, stream
+from funcsgmcmc.runs.data import Batches, announced, stream
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Request
@@ -226,8 +226,16 @@ def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tens
     with torch.no_grad():
         # One chain at a time: a pass over all data takes the memory of a piece for each chain.
         for chain in _distinct(anchor):
-            loss = mean_loss(request.estimator, chain, batches.one_pass())
+            pieces = batches.one_pass()
+            if pieces is not None:
+                pieces = announced(pieces, "the loss at the anchor: initial_loss=… gives it")
+            loss = mean_loss(request.estimator, chain, pieces)
             if loss is None:
                 return None
             losses.append(loss.cpu())
+    if not any(loss.isfinite() for loss in losses):
+        raise ValueError(
+            f"the loss at the anchor, on all data, must be finite, got {float(losses[0])}: look at "
+            "the data and the parameters"
+        )
     return torch.stack(losses) if len(losses) > 1 else losses[0]

@@ -60,6 +60,8 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     sampler = sampler.to(device).with_anchor(params)
     params = _placed(params, sampler, request.init_noise, keys.starts)
     state = sampler.init(params, tree.normal_like(keys.momenta, params))
+    if not tree.count(params, sampler.mask).any():
+        raise ValueError("the mask must sample at least one entry, got one that is 0 everywhere")
     return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1))
 
 
@@ -89,15 +91,19 @@ def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
     # `replace(anchor=None)` would keep None as a value, which stacks to a list.
     state = state.exclude("anchor")
     _check_state(state, sampler)
-    steps = state.step[frozen_at.to(device) < 0].unique().tolist()
+    healthy = frozen_at.to(device) < 0
+    if not healthy.any():
+        raise ValueError(
+            f"at least one chain must be healthy to go on, got {len(frozen_at)} frozen ones"
+        )
+    steps = state.step[healthy].unique().tolist()
     if len(steps) > 1:
         raise ValueError(
             f"chains that go on must have made the same number of steps, got {steps}: their run "
             "stopped within a step"
         )
-    first_step = steps[0] if steps else int(state.step.max())
     keys = request.keys(chains.to(device))
-    return Start(sampler, state, keys, first_step, frozen_at.to(device))
+    return Start(sampler, state, keys, steps[0], frozen_at.to(device))
 
 
 def _chains_of(

@@ -30,7 +30,7 @@ class Field(NamedTuple):
         schedule: Whether it is written at each step or at each draw.
     """
 
-    group: Literal["loss", "metrics", "log_weight", "observables", "draws"]
+    group: Literal["loss", "log_prior", "metrics", "log_weight", "observables", "draws"]
     name: tree.Name
     schedule: Each
 
@@ -91,6 +91,7 @@ class MemoryStore:
 
 
 _LOSS = Field("loss", "loss", "step")
+_LOG_PRIOR = Field("log_prior", "log_prior", "step")
 _LOG_WEIGHT = Field("log_weight", "log_weight", "draw")
 _METRICS = [Field("metrics", name, "step") for name in Metrics._fields]
 
@@ -114,8 +115,13 @@ class Recorder:
     def write_draw(self, rows: Rows, draw: int, params: TensorDict) -> None:
         """Write a draw of some chains."""
         for name, function in self._functions.items():
+            versions = [leaf._version for _, leaf in tree.leaves(params)]
             # A chunk of one row has no chain dimension to map over.
             value = function(params) if isinstance(rows, int) else torch.vmap(function)(params)
+            if versions != [leaf._version for _, leaf in tree.leaves(params)]:
+                raise ValueError(
+                    f"observable {name!r} must not write to the parameters, which are the chain's"
+                )
             check_observable(name, value)
             self._store.write(Field("observables", name, "draw"), rows, draw, value)
         if self._save_draws:
@@ -125,6 +131,8 @@ class Recorder:
     def write_step(self, rows: Rows, step: int, draw: int | None, info: Info) -> None:
         """Write the report of a step of some chains, which made a draw or none."""
         self._store.write(_LOSS, rows, step, info.loss)
+        if info.log_prior is not None:
+            self._store.write(_LOG_PRIOR, rows, step, info.log_prior)
         if info.metrics is not None:
             for field, value in zip(_METRICS, info.metrics, strict=True):
                 self._store.write(field, rows, step, value)
@@ -138,6 +146,12 @@ class Recorder:
     def losses(self, num_steps: int) -> Tensor:
         """Losses of the first steps, `[C, T]`."""
         return self._store.read(_LOSS, 0, num_steps)
+
+    def log_priors(self, num_steps: int) -> Tensor | None:
+        """Log-priors of the first steps, `[C, T]`; None without a log-prior."""
+        if not self._store.fields("log_prior"):
+            return None
+        return self._store.read(_LOG_PRIOR, 0, num_steps)
 
     def metrics(self, num_steps: int) -> Metrics | None:
         """Metrics of the first steps, each `[C, T]`; None if none were recorded."""

@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
+from funcsgmcmc.batches import map_if_examples, num_examples, slice_examples
 from funcsgmcmc.gradients import GradientEstimator, estimator_of, loss_and_aux
 from funcsgmcmc.priors import log_prior_pull
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.request import ChainMethod, Request, check_observable
+
+_FEW_EXAMPLES = 4
 
 
 def usable_methods(
@@ -50,75 +54,124 @@ def usable_methods(
 def _try_functions(
     request: Request, params: TensorDict, batches: Batches, step: int, *, vmapped: bool
 ) -> None:
-    def evaluate(function: Callable[[TensorDict], Any]) -> Any:
-        return torch.vmap(function)(params[:1]) if vmapped else function(params[0])
+    """Evaluate every function at the first chain's start, in the way that the run will.
 
+    Raises:
+        TypeError, ValueError: A function does not return what it should, or is not pure.
+    """
+
+    def evaluate(function: Callable[[TensorDict], Any]) -> Callable[[TensorDict], Any]:
+        return torch.vmap(function) if vmapped else function
+
+    start = params[:1] if vmapped else params[0]
     if request.log_prior is not None:
-        evaluate(log_prior_pull(request.log_prior))
+        _check_pure("log_prior", evaluate(log_prior_pull(request.log_prior)), start)
     for name, function in request.observables.items():
-        check_observable(name, function(params[0]))
-        evaluate(function)
+        check_observable(name, function(params[0].clone()))
+        _check_pure(f"observable {name!r}", evaluate(function), start)
     estimator = request.estimator
     # An estimator's memory would take a pass over the data: the loss alone is tried.
     plain = estimator_of(estimator.loss_fn) if estimator.needs_memory else estimator
-    _try_loss(plain, params, batches, step, vmapped=vmapped)
-    # A gradient of zeros is fine, at a minimum: only the graph tells that none was taken.
-    _check_dependence(plain, params[0], batches.batch(step, 0))
-
-
-def _try_loss(
-    estimator: GradientEstimator,
-    params: TensorDict,
-    batches: Batches,
-    step: int,
-    *,
-    vmapped: bool,
-) -> None:
-    """Evaluate the gradient of the first chain's first loss.
-
-    Raises:
-        ValueError: The loss draws random numbers or updates buffers.
-    """
 
     def loss(params: TensorDict, batch: Any) -> Tensor | None:
-        return estimator.evaluate(params, batch, None).loss
+        return plain.evaluate(params, batch, None).loss
 
+    rows = slice(0, 1) if vmapped else 0
+    batch = batches.batch(step, rows)
+    mapped = torch.vmap(loss, in_dims=(0, batches.batch_dim)) if vmapped else loss
+    _check_pure("the loss", mapped, start, batch)
+    first = batches.batch(step, 0)
+    # A gradient of zeros is fine, at a minimum: only the graph tells that none was taken.
+    _check_dependence(plain, params[0], first)
+    _warn_of_a_sum(plain, params[0], first)
+
+
+def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Refuse a function that is more than one of its arguments: it draws, remembers or writes.
+
+    Args:
+        name: Its name, for the error.
+        function: It is called with copies of the arguments.
+        arguments: Trees, or batches.
+
+    Raises:
+        ValueError: Two evaluations differ, or an argument was written to.
+    """
+    copies = pytree.tree_map_only(Tensor, torch.clone, arguments)
+    tensors = [leaf for leaf in pytree.tree_leaves(copies) if isinstance(leaf, Tensor)]
+    versions = [tensor._version for tensor in tensors]
     try:
-        if vmapped:
-            first = batches.batch(step, slice(0, 1))
-            torch.vmap(loss, in_dims=(0, batches.batch_dim))(params[:1], first)
-        else:
-            # The batch comes first: a loader may draw from torch's generator to shuffle.
-            batch = batches.batch(step, 0)
-            _check_same_twice(lambda: loss(params[0], batch))
+        first, again = (_values(function(*copies)) for _ in range(2))
     except RuntimeError as error:
         # vmap itself refuses random draws and updated buffers, in these words.
         complaints = ("random operation", "mutate a captured Tensor", "will be updated in place")
         if any(complaint in str(error) for complaint in complaints):
-            raise _impure(str(error)) from error
+            raise _impure(name, str(error)) from error
+        error.add_note(_circumstances(name, copies))
         raise
+    except Exception as error:
+        error.add_note(_circumstances(name, copies))
+        raise
+    if versions != [tensor._version for tensor in tensors]:
+        raise ValueError(
+            f"{name} must not write to what it is given, parameters or batch: clone what you change"
+        )
+    # Not torch's generator, which another thread may use meanwhile, but what the function gives.
+    for one, other in zip(first, again, strict=True):
+        if not torch.equal(one.nan_to_num(), other.nan_to_num()):
+            shown = [value.flatten()[:3].tolist() for value in (one, other)]
+            raise _impure(name, f"two evaluations gave {shown[0]} and {shown[1]}")
 
 
-def _check_same_twice(evaluate: Callable[[], Any]) -> None:
-    """Refuse a loss that draws random numbers or changes what it depends on.
+def _circumstances(name: str, arguments: Any) -> str:
+    """What was tried, for an error from a user's function."""
+    shapes = pytree.tree_map_only(
+        Tensor,
+        lambda leaf: f"{str(leaf.dtype).removeprefix('torch.')}{list(leaf.shape)}",
+        arguments,
+    )
+    return (
+        f"This happened when {name} was tried, before the run, with {shapes}. A loss is called as "
+        "loss_fn(params, batch), which module_loss makes; what torch.vmap does not map runs with "
+        "chain_method='loop'."
+    )
 
-    Raises:
-        ValueError: It differs from one evaluation to the next, or moved torch's generator.
-    """
-    # A loop has no transform that would complain, so that draws have to be found out.
-    generator = torch.get_rng_state()
-    loss, again = evaluate(), evaluate()
-    drew = not torch.equal(generator, torch.get_rng_state())
-    if drew or not torch.equal(loss.nan_to_num(), again.nan_to_num()):
-        raise _impure(f"two evaluations gave {loss.item():g} and {again.item():g}")
+
+def _values(result: Any) -> list[Tensor]:
+    """The tensors in the result of a function."""
+    return [leaf.detach() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
-def _impure(what_happened: str) -> ValueError:
+def _impure(name: str, what_happened: str) -> ValueError:
     return ValueError(
-        "the loss must be a function of its arguments alone, but it draws random numbers or "
+        f"{name} must be a function of its arguments alone, but it draws random numbers or "
         "updates buffers (dropout, batch normalization in train mode): call model.eval(). "
         f"What happened: {what_happened}"
     )
+
+
+def _warn_of_a_sum(loss_fn: GradientEstimator, params: TensorDict, batch: Any) -> None:
+    """Warn of a loss that is the sum over its batch, where a mean is asked for.
+
+    Repeating a few examples leaves a mean as it is, and doubles a sum.
+    """
+    size = num_examples(batch)
+    if not size:
+        return
+    few = slice_examples(batch, slice(0, _FEW_EXAMPLES), size)
+    number = min(size, _FEW_EXAMPLES)
+    twice = map_if_examples(lambda leaf: torch.cat([leaf, leaf]), few, number)
+    try:
+        with torch.no_grad():
+            once, doubled = (loss_and_aux(loss_fn, params, each)[0] for each in (few, twice))
+    except Exception:
+        return  # a loss may need batches of one size: then it cannot be tried like this
+    if once != 0 and torch.isclose(doubled, 2 * once, rtol=1e-3, atol=0.0):
+        warnings.warn(
+            "the loss is twice as large on a batch that is repeated: it must be the mean over its "
+            "batch, not the sum (reduction='mean')",
+            stacklevel=6,
+        )
 
 
 def _check_dependence(loss_fn: GradientEstimator, params: TensorDict, batch: Any) -> None:

@@ -115,8 +115,11 @@ class Sampler(TensorClass, frozen=True):
             The next state, and the terms of the update.
 
         Raises:
-            ValueError: The evaluation lacks something that this sampler needs.
+            ValueError: The evaluation lacks something that this sampler needs, or the gradient or
+                the noise does not have the shapes of the parameters.
         """
+        tree.check_same_shapes("the gradient", evaluation.grads, state.params)
+        tree.check_same_shapes("noise", noise, state.params)
         return self.at(state.step).advance(state, evaluation, noise)
 
     def at(self, step: Tensor) -> Self:

@@ -9,6 +9,7 @@ them to `build` with its own. A further setting of all samplers is one line in e
 
 import functools
 import inspect
+import numbers
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, ParamSpec, Required, TypedDict, TypeVar, get_type_hints
@@ -24,7 +25,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 GivenTree = TensorDictBase | Mapping[str, Tensor]
-GivenMask = TensorDictBase | Mapping[str, Tensor | bool]
+GivenMask = TensorDictBase | Mapping[str, Tensor | float]
 
 
 class SharedSettings(TypedDict, total=False):
@@ -78,7 +79,8 @@ def _anchor(name: str, value: GivenTree | None) -> TensorDict | None:
 
 def _mask(name: str, value: GivenMask | None) -> TensorDict | None:
     """Take a mask: a tree of factors, where boolean and integer leaves count as 0 and 1."""
-    if value is None:
+    # Leaves that are not named are sampled, and so are all where none is.
+    if value is None or (isinstance(value, Mapping) and not value.keys()):
         return None
     if not isinstance(value, TensorDictBase | Mapping):
         raise TypeError(f"{name} must be a TensorDict or a mapping, got {type(value).__name__}")
@@ -88,15 +90,24 @@ def _mask(name: str, value: GivenMask | None) -> TensorDict | None:
     factors = tree.map_leaves(
         lambda leaf: leaf if leaf.is_floating_point() or leaf.is_complex() else leaf.float(), value
     )
-    return _anchor(name, factors)
+    mask = _anchor(name, factors)
+    for key, leaf in tree.leaves(factors):
+        if checks.has_values(leaf) and not bool((leaf >= 0).all()):
+            raise ValueError(
+                f"{name}[{tree.dotted(key)!r}] must be >= 0, got {float(leaf.min()):g}"
+            )
+    return mask
 
 
 def _factor(name: str, value: Any) -> Any:
-    """Take a leaf of a mask, or a mapping of such leaves, where True and False may stand."""
+    """Take a leaf of a mask, or a mapping of such leaves, where numbers may stand for leaves."""
     if isinstance(value, Mapping):
         return {key: _factor(f"{name}[{key!r}]", leaf) for key, leaf in value.items()}
-    if not isinstance(value, bool | Tensor):
-        raise TypeError(f"{name} must be True, False or a tensor, got {type(value).__name__}")
+    if not isinstance(value, numbers.Real | Tensor):
+        raise TypeError(
+            f"{name} must be a tensor, or a number or True or False for all of it, got "
+            f"{type(value).__name__}"
+        )
     return torch.as_tensor(value)
 
 

@@ -163,8 +163,9 @@ def check_stationary(
     z_scores = scores.check_zero_means(
         found,
         false_alarm,
-        f"{type(sampler).__name__} does not have its stationary law; deviations are in units of "
-        "the standard deviation or variance",
+        f"{type(sampler).__name__} does not have its stationary law"
+        + (", T/Λ (a scheme with an error of its own has variance=…)" if variance is None else "")
+        + "; deviations are in units of the standard deviation or variance",
     )
     limit = scores.z_limit(false_alarm, len(z_scores))
     ratio = found["variance of all"]
