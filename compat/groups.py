@@ -88,8 +88,9 @@ def check_masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
     tensors = [None if each is None else torch.as_tensor(each) for each in given]
     if len(tensors) != len(params):
         shapes = [tuple(param.shape) for param in params]
+        given = [None if each is None else tuple(each.shape) for each in tensors]
         raise ValueError(
-            f"mask must have one tensor for each parameter, of shapes {shapes}, got {len(tensors)}"
+            f"mask must have one tensor for each parameter, of shapes {shapes}, got {given}"
         )
     present = [each for each in tensors if each is not None]
     sampled = [p for p, each in zip(params, tensors, strict=True) if each is not None]

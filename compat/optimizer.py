@@ -3,12 +3,21 @@
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from compat.groups import Group, check_group
 from compat.metrics import Metrics
-from compat.saving import check_state, leave_out_objects, restore_dtypes, restore_objects
+from compat.saving import (
+    check_state,
+    check_state_dict,
+    from_published,
+    leave_out_objects,
+    restore_dtypes,
+    restore_objects,
+)
 from compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc import checks
 from funcsgmcmc import sketch as functional
@@ -48,6 +57,7 @@ class SamplingOptimizer(Optimizer):
         self._sketch_seed = sketch_seed
         self._sketch_parts: dict[Tensor, functional.CountSketch] = {}
         self._remembered: dict[Tensor, list[str]] = {}
+        self._kinds: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
         super().__init__(params, defaults)
         # A hook, not an override: hooks that a user adds later see the state dict as it is saved.
         self.register_state_dict_post_hook(leave_out_objects)
@@ -75,21 +85,40 @@ class SamplingOptimizer(Optimizer):
             state = self.state.get(param, {})
             # An entry that is None (w₀ without a box) need not be in a state dict.
             self._remembered[param] = [name for name in state if state[name] is not None]
+            self._kinds[param] = (param.dtype, param.device)
         self._sketch_parts = {}  # drawn anew for the new number of parameters
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state dict of an optimizer that was made with the same settings.
 
-        Priors, preconditioners and functions stay those of this optimizer.
+        It may be one of the published package's `SGMCMC`. Priors, preconditioners and functions
+        stay those of this optimizer.
 
         Raises:
-            ValueError: The groups differ, or the state dict lacks an entry that this optimizer has.
+            TypeError: The state dict is no mapping.
+            ValueError: A part of it is missing, the groups differ, or it lacks an entry that this
+                optimizer has.
         """
+        check_state_dict(state_dict)
+        state_dict = from_published(state_dict)
         params = [param for group in self.param_groups for param in group["params"]]
         # Before torch loads: a refusal leaves the optimizer as it was.
         check_state(self, self._remembered, state_dict)
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, params, state_dict["state"])
+
+    def follow(self, param: Tensor) -> None:
+        """Bring a parameter's state to its dtype and device, after `model.to(…)`."""
+        kind = (param.dtype, param.device)
+        before = self._kinds.setdefault(param, kind)
+        # Asked at every step of every parameter: one comparison.
+        if before != kind:
+            self._kinds[param] = kind
+
+            def moved(value: Tensor) -> Tensor:
+                return value.to(param) if value.is_floating_point() else value.to(param.device)
+
+            self.state[param] = pytree.tree_map_only(Tensor, moved, self.state[param])
 
     def _start_group(self, group: Group) -> None:
         """Check a new group, and make its metrics and sketches."""
@@ -157,7 +186,7 @@ class SamplingOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         replaced = self.__dict__.get("param_groups")
         super().__setstate__(state)
-        self._sketch_parts = {}
+        self._sketch_parts, self._kinds = {}, {}
         if replaced is None:  # made by copy or pickle, which drop hooks
             self.register_state_dict_post_hook(leave_out_objects)
         else:  # called by load_state_dict

@@ -4,6 +4,7 @@ Objects (a prior, a preconditioner with its mask, a function for nbeta) are not 
 them again to the new optimizer, and loading leaves them as they are.
 """
 
+import re
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -17,6 +18,7 @@ from compat.metrics import Metrics
 from compat.sketch import SketchBuffer
 
 _OBJECT = object()  # not None, which is a plain value
+_PUBLISHED_CENTER = re.compile(r"prior_center_(\d+)")
 
 
 def leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
@@ -58,6 +60,31 @@ def restore_dtypes(
         _restore_dtypes(loaded.get(param, {}), saved.get(index, {}))
 
 
+def from_published(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state dict with names of this package, of one that may be the published package's.
+
+    There the centre of the i-th prior is `prior_center_i`; here the first is `prior_center`, and
+    others have a compartment.
+    """
+
+    def renamed(entries: Any) -> Any:
+        if not isinstance(entries, Mapping):
+            return entries
+        result: dict[str, Any] = {}
+        for name, value in entries.items():
+            place = _PUBLISHED_CENTER.fullmatch(str(name))
+            if place is None:
+                result[name] = value
+            elif place[1] == "0":
+                result["prior_center"] = value
+            else:
+                result[f"composite_prior_{place[1]}"] = {"prior_center": value}
+        return result
+
+    state = {index: renamed(entries) for index, entries in state_dict["state"].items()}
+    return {**state_dict, "state": state}
+
+
 def check_state(
     optimizer: Optimizer, needed: Mapping[Tensor, list[str]], state_dict: Mapping[str, Any]
 ) -> None:
@@ -91,6 +118,22 @@ def check_state(
                     f"the state dict's sketches must have {wanted} entries, got {got}: make it "
                     "with the same settings"
                 )
+
+
+def check_state_dict(state_dict: Any) -> None:
+    """Check that a state dict has the parts of one.
+
+    Raises:
+        TypeError: It is no mapping.
+        ValueError: A part is missing.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+    for part in ("state", "param_groups"):
+        if part not in state_dict:
+            raise ValueError(
+                f"state_dict must hold 'state' and 'param_groups', got {sorted(state_dict)}"
+            )
 
 
 def _is_setting(group: Group, name: str) -> bool:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor
@@ -9,7 +10,14 @@ from torch.nn import Parameter
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import StepInputs, StepReport, dense_grad, langevin_step_, noise_like
+from compat.step import (
+    StepInputs,
+    StepReport,
+    dense_grad,
+    langevin_step_,
+    noise_like,
+    not_traced,
+)
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Slope, Term, diagonal_factors
 
@@ -90,14 +98,24 @@ class SGLD(SamplingOptimizer):
         Args:
             noise_generator: Where the noise is drawn from (default: the global generator).
         """
+        if torch.compiler.is_compiling():
+            self._untraced_step(noise_generator, self._untraced_inputs)
+        else:
+            self._make_step(noise_generator, self._inputs)
+
+    def _make_step(self, generator: Any, inputs_of: Callable[..., StepInputs]) -> None:
+        """Make one step, with a function that finds the ingredients of a parameter's."""
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             half_width = group["bounding_box_size"] or None  # 0 is no box, as published
             for param, mask in zip(group["params"], masks(group), strict=True):
                 # A parameter whose gradient is None moves by noise and pulls, as published.
+                self.follow(param)
+                report.begin(param)
                 initial = self.state[param]["initial_param"]
-                inputs = self._inputs(param, initial, mask, now, noise_generator)
-                langevin_step_(param, initial, inputs, now["lr"], half_width, report)
+                inputs = inputs_of(param, initial, mask, now, generator)
+                # The data, as published: unseen by autograd.
+                langevin_step_(param.data, initial, inputs, now["lr"], half_width, report)
                 del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
 
@@ -126,3 +144,5 @@ class SGLD(SamplingOptimizer):
             noise_level=now["noise_level"],
             mask=mask,
         )
+
+    _untraced_step, _untraced_inputs = not_traced(_make_step), not_traced(_inputs)

@@ -1,6 +1,6 @@
 """`SGMCMC`: SGLD, RMSprop-SGLD and SGNHT with priors and preconditioners, as an optimizer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, get_args
 
 import torch
@@ -19,7 +19,15 @@ from compat.preconditioner import (
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
-from compat.step import StepInputs, StepReport, dense_grad, evaluate, langevin_step_, noise_like
+from compat.step import (
+    StepInputs,
+    StepReport,
+    dense_grad,
+    evaluate,
+    langevin_step_,
+    noise_like,
+    not_traced,
+)
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.terms import Slope, Term
@@ -146,6 +154,12 @@ class SGMCMC(SamplingOptimizer):
         Returns:
             The closure's loss; None without one.
         """
+        if torch.compiler.is_compiling():
+            return self._untraced_step(closure, noise_generator, self._untraced_inputs)
+        return self._make_step(closure, noise_generator, self._inputs)
+
+    def _make_step(self, closure: Any, generator: Any, inputs_of: Callable[..., StepInputs]) -> Any:
+        """Make one step, with a function that finds the ingredients of a parameter's."""
         loss = evaluate(closure)
         self._check_graphs()  # before anything moves
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
@@ -155,13 +169,15 @@ class SGMCMC(SamplingOptimizer):
             for param in group["params"]:
                 if param.grad is None:  # as published, draws no noise
                     continue
-                state = self.state[param]
-                inputs = self._inputs(group, param, now, noise_generator)
+                self.follow(param)
+                report.begin(param)
+                state, w = self.state[param], param.data  # unseen by autograd, as published
+                inputs = inputs_of(group, param, now, generator)
                 if thermostat is None:
                     initial = state["initial_param"]
-                    langevin_step_(param, initial, inputs, now["lr"], half_width, report)
+                    langevin_step_(w, initial, inputs, now["lr"], half_width, report)
                 else:
-                    thermostat.step_(param, state, inputs, half_width, report)
+                    thermostat.step_(w, state, inputs, half_width, report)
                 del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
             if thermostat is not None:
@@ -208,6 +224,8 @@ class SGMCMC(SamplingOptimizer):
             noise_level=now["noise_level"],
             mask=mask,
         )
+
+    _untraced_step, _untraced_inputs = not_traced(_make_step), not_traced(_inputs)
 
     def get_params(self) -> Iterator[Tensor]:
         """All parameters, in the order of the groups."""

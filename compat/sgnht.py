@@ -8,7 +8,15 @@ from torch import Tensor
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.step import StepInputs, StepReport, dense_grad, entries, evaluate, noise_like
+from compat.step import (
+    StepInputs,
+    StepReport,
+    dense_grad,
+    entries,
+    evaluate,
+    noise_like,
+    not_traced,
+)
 from funcsgmcmc import checks
 from funcsgmcmc.samplers.momentum import energy, euler_terms, fresh_momentum, reflect_at_box
 from funcsgmcmc.samplers.sgnht import next_thermostat
@@ -98,6 +106,12 @@ class SGNHT(SamplingOptimizer):
         Returns:
             The closure's loss; None without one.
         """
+        if torch.compiler.is_compiling():
+            return self._untraced_step(closure)
+        return self._make_step(closure)
+
+    def _make_step(self, closure: Any) -> Any:
+        """Make one step."""
         loss = evaluate(closure)
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
@@ -113,10 +127,14 @@ class SGNHT(SamplingOptimizer):
                     mask=mask,
                 )
                 half_width = group["bounding_box_size"] or None  # 0 is no box, as published
-                thermostat.step_(param, self.state[param], inputs, half_width, report)
+                self.follow(param)
+                report.begin(param)
+                thermostat.step_(param.data, self.state[param], inputs, half_width, report)
                 del inputs  # so that two parameters' temporaries are never held at once
             thermostat.finish()
         return loss
+
+    _untraced_step = not_traced(_make_step)
 
 
 def start_thermostat(
@@ -152,7 +170,7 @@ class Thermostat:
 
     def step_(
         self,
-        param: Tensor,
+        w: Tensor,
         state: dict[str, Any],
         inputs: StepInputs,
         half_width: float | None,
@@ -169,10 +187,10 @@ class Thermostat:
             drift=now["lr"],
             force_first=True,  # friction acts after the force, as published
         )
-        report.add(param, terms, inputs.mask)
+        report.add(w, terms, inputs.mask)
         # In float32 or better: parameter, momentum and energy take it before it is rounded.
         new_momentum = terms.total()
-        w = add(param.data, Term(1.0, new_momentum), in_place=True)
+        add(w, Term(1.0, new_momentum), in_place=True)
         if half_width is not None:
             clamped, new_momentum = reflect_at_box(
                 w, new_momentum, state["initial_param"], half_width
@@ -181,7 +199,7 @@ class Thermostat:
         momentum.copy_(new_momentum)  # in place: the tensor is the one in the state
         # Tensors, added up at the end: a number here would wait for the device at each parameter.
         self._energies.append(energy(new_momentum, inputs.mask))
-        self._sampled += entries(param, inputs.mask)
+        self._sampled += entries(w, inputs.mask)
 
     def finish(self) -> None:
         """Update the thermostat from the energy of the momenta."""

@@ -13,6 +13,10 @@ from funcsgmcmc.norms import PartialMetrics
 from funcsgmcmc.samplers.base import clamp_to_box
 from funcsgmcmc.terms import Factors, Slope, Term, Terms, move, step_terms
 
+# Under `torch.compile` a function that looks up states by parameter is not traced: it would be
+# compiled anew for each of them; what it calls is, the update of one parameter among it.
+not_traced = torch.compiler.disable(recursive=False)
+
 
 class StepInputs(NamedTuple):
     """The ingredients of one parameter's step, before step sizes.
@@ -40,19 +44,25 @@ class StepReport:
         self._group = group
         self._metrics = PartialMetrics()
         self._numel = 0
+        self._part: sketch.CountSketch | None = None
         if optimizer.save_sketches:
             group["sketches"].zero_()
 
-    def add(self, param: Tensor, terms: Terms, mask: Tensor | None) -> None:
+    def begin(self, param: Tensor) -> None:
+        """Turn to another parameter."""
+        if self._optimizer.save_sketches:
+            self._part = self._optimizer.sketch_part(param)
+
+    def add(self, w: Tensor, terms: Terms, mask: Tensor | None) -> None:
         """Add the terms of one parameter's update, before the update is made."""
         if self._optimizer.save_metrics:
             # At once: a pull's direction may be the parameter itself, which the move overwrites.
             self._metrics.add(terms)
-            self._numel += entries(param, mask)
+            self._numel += entries(w, mask)
         if self._optimizer.save_sketches:
             # Sums over parameters, as sketches are linear: a group's terms are never held at once.
-            part = self._optimizer.sketch_part(param)
-            self._group["sketches"].add_(sketch.sketches(terms, part))
+            assert self._part is not None  # since `begin`
+            self._group["sketches"].add_(sketch.sketches(terms, self._part))
 
     def finish(self) -> None:
         """Write the group's metrics."""
@@ -93,7 +103,7 @@ def entries(param: Tensor, mask: Tensor | None) -> int:
 
 
 def langevin_step_(
-    param: Tensor,
+    w: Tensor,
     initial: Tensor,
     inputs: StepInputs,
     lr: float,
@@ -103,17 +113,16 @@ def langevin_step_(
     """Make SGLD's step of one parameter, in place.
 
     Args:
-        param: w.
+        w: The parameter's data.
         initial: w₀.
         inputs: Slope, factors and noise.
         lr: ε.
         half_width: b, or None for no box.
         report: Where the step is reported.
     """
-    w = param.data  # as published: autograd's version counters do not see the step
     shock = Term(lr**0.5 * inputs.noise_level, inputs.noise)
     terms = step_terms(inputs.slope, inputs.factors, shock, drift=lr / 2)
-    report.add(param, terms, inputs.mask)
+    report.add(w, terms, inputs.mask)
     # In place: the model holds this tensor, and a new one would take as much memory again.
     move(w, terms, in_place=True)
     if half_width is not None:
