@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,13 +34,24 @@ def check_group(group: Group) -> None:
     for index, param in enumerate(group["params"]):
         if not param.is_floating_point():
             raise TypeError(f"params[{index}] must be real floating point, got {param.dtype}")
-        checks.finite_values(f"params[{index}]", param.detach())
+        if not param.is_meta:  # which holds no values yet
+            checks.finite_values(f"params[{index}]", param.detach())
     for name in _NUMBERS:
         # A function is called, and its value checked, at each step.
         if name in group and not (name == "nbeta" and callable(group[name])):
             checks.number(name, group[name])
     if group.get("bounding_box_size") is not None:
         checks.number("bounding_box_size", group["bounding_box_size"])
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check an option that is on or off; 0 and 1 will do, as published.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, bool | int | np.bool_) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def settings(groups: Iterable[Group]) -> list[dict[str, float]]:
@@ -55,7 +67,11 @@ def settings(groups: Iterable[Group]) -> list[dict[str, float]]:
     def number(name: str, value: Any) -> float:
         if not callable(value):
             # A float is what an in-place add takes as `alpha`, without a tensor for each product.
-            now = float(value)
+            now = (
+                float(value)
+                if isinstance(value, int | float)
+                else float(checks.number(name, value))
+            )
             # One comparison at every step; only a refusal, NaN included, pays for the wording.
             return now if 0 <= now < math.inf else float(checks.number(name, now))
         if value not in called:
@@ -85,7 +101,10 @@ def check_masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
     """
     if not isinstance(given, Iterable):
         raise TypeError(f"mask must be one tensor for each parameter, got {type(given).__name__}")
-    tensors = [None if each is None else torch.as_tensor(each) for each in given]
+    try:
+        tensors = [None if each is None else torch.as_tensor(each) for each in given]
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"mask must be one tensor for each parameter, got {given!r}") from error
     if len(tensors) != len(params):
         shapes = [tuple(param.shape) for param in params]
         given = [None if each is None else tuple(each.shape) for each in tensors]
@@ -96,7 +115,9 @@ def check_masks(given: Any, params: Sequence[Tensor]) -> list[Tensor | None]:
     sampled = [p for p, each in zip(params, tensors, strict=True) if each is not None]
     check_one_each("mask", present, sampled)
     for index, each in enumerate(tensors):
-        if each is not None and not (not each.is_complex() and each.isfinite().all()):
+        if each is not None and not (
+            not (each.is_complex() or each.is_meta) and each.isfinite().all()
+        ):
             raise ValueError(f"mask[{index}] must be real and finite, got {each}")
         if each is not None and not (each >= 0).all():
             raise ValueError(f"mask[{index}] must be >= 0, got {each}")
@@ -122,10 +143,10 @@ def check_one_each(name: str, values: Sequence[Any], params: Sequence[Tensor]) -
 
 def warn_of_settings(nbeta: Any, noise_level: Any = 1.0) -> None:
     """Warn of settings that sample another distribution than most users mean."""
-    # stacklevel=3 is the line that made the optimizer.
-    if noise_level != 1.0:
+    # stacklevel=3 is the line that made the optimizer. Values of other types are refused later.
+    if isinstance(noise_level, int | float) and noise_level != 1.0:
         warnings.warn(f"noise_level is {noise_level}: only 1 samples the posterior", stacklevel=3)
-    if nbeta == 1.0:
+    if isinstance(nbeta, int | float) and nbeta == 1.0:
         warnings.warn(
             "nbeta is 1: estimates of the local learning coefficient ask for "
             "default_nbeta(dataloader)",

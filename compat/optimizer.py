@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from compat.groups import Group, check_group
+from compat.groups import Group, check_flag, check_group
 from compat.metrics import Metrics
 from compat.saving import (
     check_state,
@@ -22,6 +22,30 @@ from compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc import checks
 from funcsgmcmc import sketch as functional
 from funcsgmcmc.memory import keep_freed_memory
+
+
+def _listed(params: Any) -> list[Any]:
+    """Parameters or groups in a list.
+
+    Raises:
+        TypeError: They cannot be iterated over.
+        ValueError: There are none.
+    """
+    try:
+        listed = list(params)
+    except TypeError as error:
+        raise TypeError(
+            f"params must be an iterable of parameters or of groups, got {type(params).__name__}"
+        ) from error
+    if not listed:
+        raise ValueError("params must hold at least one parameter, got none")
+    for group in listed:
+        if isinstance(group, dict) and "params" not in group:
+            raise ValueError(
+                f"params must be parameters, or groups that hold their 'params', got "
+                f"{', '.join(map(repr, group))}"
+            )
+    return listed
 
 
 class SamplingOptimizer(Optimizer):
@@ -44,9 +68,12 @@ class SamplingOptimizer(Optimizer):
         sketch_dim: int | None = None,
         sketch_seed: int = 0,
     ):
+        check_flag("save_metrics", save_metrics)
+        checks.count("sketch_seed", sketch_seed, minimum=0)
         if sketch_dim is not None:
             checks.count("sketch_dim", sketch_dim, minimum=1)
-            checks.count("sketch_seed", sketch_seed, minimum=0)
+        if not isinstance(params, Tensor):  # which torch refuses, or `SGMCMC` has wrapped
+            params = _listed(params)
         # Before torch's __init__, which calls add_param_group, which reads them.
         # Temporaries of a step are as large as a parameter: given back to the system, they would
         # be mapped anew at each step, which takes as long as the arithmetic.

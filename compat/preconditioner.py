@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compat.groups import check_masks
+from compat.groups import check_flag, check_masks
 from funcsgmcmc import checks
 from funcsgmcmc.curvature import hessian_diagonal
 from funcsgmcmc.preconditioners import rmsprop_correction, rmsprop_gain, square_average
@@ -175,8 +175,9 @@ class RMSpropPreconditioner(Preconditioner):
     add_grad_correction: bool = False
 
     def __init__(self, alpha: float = 0.99, eps: float = 0.1, add_grad_correction=False):
-        checks.hyperparameter("alpha", alpha, maximum=1.0)
-        checks.hyperparameter("eps", eps)
+        checks.number("alpha", alpha, maximum=1.0)
+        checks.number("eps", eps)
+        check_flag("add_grad_correction", add_grad_correction)
         self.alpha = alpha
         self.eps = eps
         self.add_grad_correction = add_grad_correction
@@ -223,8 +224,8 @@ class NHTPreconditioning(Preconditioner):
     """
 
     def __init__(self, diffusion_factor: float = 0.01, eps: float = 1e-8):
-        checks.hyperparameter("diffusion_factor", diffusion_factor)
-        checks.hyperparameter("eps", eps)
+        checks.number("diffusion_factor", diffusion_factor)
+        checks.number("eps", eps)
         self.diffusion_factor = diffusion_factor
         self.eps = eps
 

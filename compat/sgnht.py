@@ -1,12 +1,13 @@
 """`SGNHT`: the stochastic gradient Nosé–Hoover thermostat as an optimizer."""
 
 import warnings
+from types import NoneType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from compat.groups import Group, check_masks, masks, settings, warn_of_settings
+from compat.groups import Group, check_flag, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
 from compat.step import (
     StepInputs,
@@ -70,6 +71,9 @@ class SGNHT(SamplingOptimizer):
         warnings.warn(
             "SGNHT is deprecated: SGMCMC.sgnht does the same", DeprecationWarning, stacklevel=2
         )
+        check_flag("save_noise", save_noise)
+        check_flag("save_mala_vars", save_mala_vars)
+        checks.instance("metrics", metrics, list | tuple | NoneType)
         wanted = [checks.choice("metrics", name, _METRICS) for name in metrics or ()]
         save_noise = save_noise or "noise" in wanted
         save_mala_vars = save_mala_vars or "dws" in wanted or "localization_loss" in wanted

@@ -88,6 +88,8 @@ def check_examples(leaves: list[Any]) -> int:
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"data must hold tensors only, got {type(leaf).__name__}")
+        if leaf.layout != torch.strided or leaf.is_meta:
+            raise TypeError(f"data must hold dense tensors, got {leaf.layout} on {leaf.device}")
         if leaf.ndim == 0:
             raise ValueError("data must have a first dimension, over examples, got a 0-d tensor")
     lengths = [leaf.shape[0] for leaf in leaves]

@@ -15,6 +15,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+_LARGEST_COUNT = 1 << 62  # what int64 and keys have room for
+
 
 def hyperparameter(
     name: str,
@@ -46,11 +48,11 @@ def hyperparameter(
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
         hint = ", of which torch.tensor makes one" if isinstance(value, list | tuple) else ""
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}{hint}")
-    if isinstance(value, Tensor) and (value.is_complex() or value.dtype == torch.bool):
-        raise TypeError(f"{name} must be real, got dtype {value.dtype}")
+    if isinstance(value, Tensor):
+        real_values(name, value)
     # float64: 1 − β and e^(−ζh) keep their digits. A copy: the caller's tensor may change.
     tensor = torch.as_tensor(value, dtype=torch.float64).detach().clone()
-    if tensor.ndim > 1:
+    if tensor.ndim > 1 or not tensor.numel():
         raise ValueError(
             f"{name} must be a number or have shape [chains], got shape {tuple(tensor.shape)}"
         )
@@ -68,13 +70,15 @@ def hyperparameter(
     return tensor
 
 
-def number(name: str, value: float | Tensor, *, exclusive: bool = False) -> Tensor:
-    """Check a number >= 0 (> 0 if 0 is excluded) that all chains share.
+def number(
+    name: str, value: float | Tensor, *, exclusive: bool = False, maximum: float = math.inf
+) -> Tensor:
+    """Check a number >= 0 (> 0 if 0 is excluded), and <= a maximum, that all chains share.
 
     Raises:
         TypeError, ValueError: As `hyperparameter`, or it is a tensor of more than one value.
     """
-    tensor = hyperparameter(name, value, exclusive=exclusive)
+    tensor = hyperparameter(name, value, exclusive=exclusive, maximum=maximum)
     if tensor.ndim:
         raise ValueError(f"{name} must be a number, got shape {tuple(tensor.shape)}")
     return tensor
@@ -107,6 +111,26 @@ def finite_values(name: str, values: Tensor) -> None:
         )
 
 
+def real_values(name: str, value: Tensor) -> None:
+    """Check that a tensor holds real numbers.
+
+    Raises:
+        TypeError: It is complex or boolean, or on the meta device, where it holds nothing.
+    """
+    if value.is_complex() or value.dtype == torch.bool or value.is_meta:
+        place = ", on the meta device" if value.is_meta else ""
+        raise TypeError(f"{name} must be real, got dtype {value.dtype}{place}")
+
+
+def switch(name: str, value: Any) -> None:
+    """Check an option that is on or off.
+
+    Raises:
+        TypeError: It is neither True nor False.
+    """
+    instance(name, value, bool)
+
+
 def at_most(name: str, value: Tensor, limit_name: str, limit: Tensor) -> None:
     """Check that a hyperparameter does not exceed another.
 
@@ -130,6 +154,8 @@ def count(name: str, value: int, *, minimum: int) -> int:
         raise TypeError(f"{name} must be an integer, got {_shown(value)}")
     if not value >= minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}")
+    if not value <= _LARGEST_COUNT:
+        raise ValueError(f"{name} must be <= 2**62, got {value}")
     return int(value)
 
 
@@ -144,7 +170,8 @@ def choice(name: str, value: Any, options: tuple[Any, ...]) -> Any:
     Raises:
         ValueError: The value is not one of `options`.
     """
-    if value not in options:
+    # Neither 1 for True, nor an array, which compares entry by entry.
+    if not any(type(value) is type(option) and value == option for option in options):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
     return value
 

@@ -414,5 +414,11 @@ def control_point(
         estimator = ControlVariates(loss_fn, None)
     size = check_examples(pytree.tree_leaves(data))
     pieces = pieces_of(data, size, check_batch_size(batch_size, size))
-    point: ControlPoint = estimator.prepare(tree.parameters(params), pieces)
+    params = tree.parameters(params)
+    tree.check_finite("params", params)
+    try:
+        point: ControlPoint = estimator.prepare(params, pieces)
+    except Exception as error:
+        error.add_note("This happened when loss_fn(params, batch) was evaluated on pieces of data.")
+        raise
     return point

@@ -1,7 +1,7 @@
 """From a module to the tree of those of its parameters that are sampled."""
 
 import fnmatch
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from tensordict import TensorDict
@@ -10,7 +10,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from funcsgmcmc import checks
 
-Selection = str | Iterable[str] | Callable[[str, Tensor], bool]
+Selection = str | Collection[str] | Callable[[str, Tensor], bool]
 
 _MOST_NAMES = 12
 
@@ -41,6 +41,7 @@ def params_of(
             none; or all that are selected are frozen.
     """
     checks.instance("module", module, nn.Module)
+    checks.switch("include_frozen", include_frozen)
     named, aliases = dict(module.named_parameters()), first_names_of(module)
     if not named:
         raise ValueError(f"module must have parameters, got {type(module).__name__} without any")
@@ -88,7 +89,9 @@ def _select(
     """
     if only is None:
         return set(named)
-    if isinstance(only, nn.Module) or not (callable(only) or isinstance(only, Iterable)):
+    if not isinstance(only, str | list | tuple | set) and (
+        isinstance(only, nn.Module) or not callable(only)
+    ):
         raise TypeError(f"only must be patterns of names or a function, got {type(only).__name__}")
     if callable(only):
         selected = {name for name, leaf in named.items() if only(name, leaf)}

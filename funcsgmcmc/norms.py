@@ -7,7 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import tree
+from funcsgmcmc import checks, tree
 from funcsgmcmc.terms import Term, Terms, sum_terms
 from funcsgmcmc.tree import Scalar
 
@@ -73,6 +73,7 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     Returns:
         Metrics, each entry `[*chains]`.
     """
+    checks.instance("terms", terms, Terms)
     measured = _measured(terms)
     # Directions are multiplied, and coefficients afterwards: terms share directions.
     directions, places = _distinct(measured)

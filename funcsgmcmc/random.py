@@ -16,9 +16,12 @@ data (`fold_in`). Drawing from a key therefore never repeats one of its children
 import math
 import numbers
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from funcsgmcmc import checks
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _KEY_SCHEDULE_PARITY = 0x1BD11BDA
@@ -28,6 +31,7 @@ _FOLD = 1 << 31
 # Two bits of a counter's second word tell its family: 62 are left for data.
 _MAX_DATA = 1 << 62
 _MAX_VALUES = 1 << 32
+_MAX_KEYS = 1 << 31
 
 # Passes over a block of this many words stay in the cache; of 2**15 to 2**19 this was the fastest.
 _EAGER_BLOCK = 1 << 18
@@ -44,18 +48,34 @@ def key(seed: int, device: torch.device | str | None = None) -> Tensor:
         A key, int32 `[2]`.
 
     Raises:
-        TypeError: `seed` is not an integer.
-        ValueError: `seed` is out of range.
+        TypeError: `seed` is not an integer, or `device` no name of one.
+        ValueError: `seed` is out of range, or torch knows no such device.
     """
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral):
         raise TypeError(f"seed must be an int, got {type(seed).__name__}")
     seed = int(seed)
     if not 0 <= seed < 1 << 64:
         raise ValueError(f"seed must be in [0, 2**64), got {seed}")
+    if device is not None:
+        _check_device(device)
     # int32 with the bits of the words: torch adds and shifts no uint32.
     return torch.tensor(
         [_signed(seed >> 32), _signed(seed & _WORD)], dtype=torch.int32, device=device
     )
+
+
+def _check_device(device: Any) -> None:
+    """Refuse what names no device.
+
+    Raises:
+        TypeError: It is no name.
+        ValueError: Torch knows no device of that name.
+    """
+    checks.instance("device", device, torch.device | str)
+    try:
+        torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be one that torch knows, got {device!r}") from error
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
@@ -72,10 +92,9 @@ def split(key: Tensor, num: int = 2) -> Tensor:
         TypeError, ValueError: `key` is not a key, or `num < 1`.
     """
     check_key(key)
-    if not isinstance(num, numbers.Integral):
-        raise TypeError(f"num must be an int, got {num!r}")
-    if not num >= 1:
-        raise ValueError(f"num must be >= 1, got {num}")
+    checks.count("num", num, minimum=1)
+    if not num <= _MAX_KEYS:
+        raise ValueError(f"num must be <= 2**31, got {num}")
     index = torch.arange(num, dtype=torch.int32, device=key.device)
     # Keys [..., 1, 2] against num indices: all children in one pass.
     return _child(key.unsqueeze(-2), index, torch.full_like(index, _SPLIT))
@@ -104,7 +123,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         # In int64 the low word keeps its top bit, which is the sign in int32.
         wide = data.to(device=key.device, dtype=torch.int64)
         return _child(key, _as_word(wide), _as_word((wide >> 32) | _FOLD))
-    if not isinstance(data, numbers.Integral):
+    if isinstance(data, bool) or not isinstance(data, numbers.Integral):
         raise TypeError(f"data must be an int or an integer tensor, got {data!r}")
     data = int(data)
     if not 0 <= data < _MAX_DATA:

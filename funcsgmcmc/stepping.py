@@ -7,9 +7,10 @@ The noise of a step depends on the chain's key and the step's index only.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, get_type_hints
 
 import torch
 from tensordict import TensorDict
@@ -94,6 +95,7 @@ def kernel(
             or `log_prior` does not return a real scalar, or the state is that of many chains.
     """
     check_sampler(sampler)
+    checks.switch("metrics", metrics)
     if sampler.shape:
         raise ValueError(
             f"a kernel steps one chain, got a sampler of {sampler.shape[0]} chains: make the "
@@ -103,9 +105,16 @@ def kernel(
         checks.function("log_prior", log_prior)
     # An estimator with a memory takes it as part of a kernel's batch.
     unpack = estimator_of(loss_fn).unpack
+    state_class = get_type_hints(type(sampler).init).get("return", State)
     sampler_step = chain_step(loss_fn, log_prior=log_prior, metrics=metrics)
 
     def step(state: State, batch: Any, key: Tensor) -> tuple[State, Info]:
+        if not isinstance(state, state_class):
+            raise TypeError(
+                f"{type(sampler).__name__} steps a {state_class.__name__}, made by its init, got "
+                f"{type(state).__name__}"
+            )
+        random.check_key(key)
         if state.shape != torch.Size() or key.shape != torch.Size((2,)):
             raise ValueError(
                 f"a kernel steps one chain, got a state of batch size {tuple(state.shape)} and a "
@@ -221,6 +230,9 @@ def compiled(function: Callable[P, T], *, cuda_graphs: bool = False) -> Callable
             this one returns: clone what you keep. Without effect on a CPU.
     """
     checks.function("function", function)
+    if inspect.isclass(function):
+        raise TypeError(f"function must be a function, got the class {function.__name__}")
+    checks.switch("cuda_graphs", cuda_graphs)
     keep_freed_memory()
     options: dict[str, Any] = {
         # Inline rounds of the generator into one another up to 28 operations, so that four of them

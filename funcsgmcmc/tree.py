@@ -61,6 +61,11 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
                 "which a state_dict holds too, are not sampled; funcsgmcmc.params_of(module) takes "
                 "the parameters alone"
             )
+        if leaf.dtype.itemsize < 2 or leaf.layout != torch.strided:
+            raise TypeError(
+                f"{name}[{dotted(key)!r}] must be dense, of 16 bits at least, got {leaf.dtype}, "
+                f"{leaf.layout}"
+            )
     # An empty tree would sample nothing, and have no device or dtype.
     if not size(taken):
         raise ValueError(f"{name} must hold at least one parameter, got {taken}")
@@ -338,7 +343,11 @@ def normal_like(key: Tensor, like: TensorDictBase) -> TensorDict:
 
     Returns:
         Entries N(0, 1), in float32 or better.
+
+    Raises:
+        TypeError, ValueError: The key is no key, or `like` no tree.
     """
+    checks.instance("like", like, TensorDictBase)
     return unflatten(random.normal(key, (size(like),), noise_dtype(like)), like)
 
 

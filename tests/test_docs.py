@@ -38,6 +38,7 @@ def test_pages_have_code():
         docs / "glossary.md",
         docs / "samplers" / "index.md",
         docs / "mutants.md",
+        docs / "reliability.md",
     }
     assert without == exempt | set(docs.glob("api/*.md")) | set(docs.glob("benchmarks/*.md"))
 
@@ -75,3 +76,11 @@ def test_the_pages_show_every_public_name(module):
         # Under the name at the door, or where it is defined.
         home = f"{getattr(value, '__module__', module.__name__)}.{name}"
         assert shown & {home, f"{module.__name__}.{name}"}, name
+
+
+def test_every_fault_has_its_test():
+    """The tests that `docs/reliability.md` names are there."""
+    named = set(re.findall(r"`(test_\w+)`", (ROOT / "docs" / "reliability.md").read_text()))
+    written = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    assert len(named) > 30
+    assert {name for name in named if f"def {name}(" not in written} == set()

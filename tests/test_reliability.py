@@ -19,6 +19,7 @@ from funcsgmcmc.samplers import Evaluation
 from problems import classification, run
 
 PLAIN = fs.sgld(1e-3, nbeta=3.0)
+ONES = TensorDict({"w": torch.ones(3)})
 
 
 # Data
@@ -399,3 +400,91 @@ def test_more_networks_compile_than_torch_has_room_for(monkeypatch):
     monkeypatch.setattr(torch, "compile", quickly)
     for width in range(1, 301):
         assert fs.compiled(doubled)(torch.ones(width)).sum() == 2 * width
+
+
+# Errors from below
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda: fs.tree.normal_like(fs.key(0), 3),
+            TypeError,
+            "like must be a TensorDictBase, got",
+        ),
+        (lambda: fs.norms.metrics(3), TypeError, "terms must be a Terms, got int"),
+        (lambda: run(PLAIN, num_draws=10**30), ValueError, r"num_draws must be <= 2\*\*62, got 1"),
+        (lambda: fs.sgld(torch.tensor([]), nbeta=1.0), ValueError, r"lr must be a number or have"),
+        (
+            lambda: fs.schedules.constant(torch.tensor([])),
+            ValueError,
+            r"value must be a number or have shape \[chains\], got shape \(0,\)",
+        ),
+        (
+            lambda: run(PLAIN, observables={"o": lambda params: params["0.bias"][:0]}),
+            ValueError,
+            r"observable 'o' must return at least one value, got shape \(0,\)",
+        ),
+        (
+            lambda: run(PLAIN, observables={"o": lambda params: params["0.bias"] + 1j}),
+            TypeError,
+            "observable 'o' must return a real tensor, got torch.complex128",
+        ),
+        (
+            lambda: run(PLAIN, {"w": torch.ones(3, device="meta")}),
+            ValueError,
+            r"params\['w'\] must have values and gradients, is of the meta device",
+        ),
+        (
+            lambda: run(PLAIN, {"w": torch.ones(3).to(torch.float8_e4m3fn)}),
+            TypeError,
+            r"params\['w'\] must be dense, of 16 bits at least, got torch.float8_e4m3fn",
+        ),
+        (
+            lambda: run(PLAIN, {"w": torch.eye(3).to_sparse()}),
+            TypeError,
+            r"params\['w'\] must be dense, .* torch.sparse_coo",
+        ),
+        (
+            lambda: run(PLAIN, data=torch.eye(3).to_sparse()),
+            TypeError,
+            "data must hold dense tensors, got torch.sparse_coo on cpu",
+        ),
+    ],
+)
+def test_errors_name_the_argument(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"state": {"w": torch.ones(3)}}, TypeError, "SGLD steps a LangevinState, .* got dict"),
+        ({"key": 7}, TypeError, r"key must be made by funcsgmcmc.key\(seed\), got int"),
+        ({"key": torch.ones(2)}, ValueError, "key must be int32 of shape"),
+        (
+            {"state": fs.baoa(0.1, nbeta=1.0, friction=1.0).init(ONES, ONES)},
+            TypeError,
+            "SGLD steps a LangevinState, made by its init, got MomentumState",
+        ),
+    ],
+)
+def test_a_kernel_names_what_it_cannot_step(change, error, message):
+    step = fs.kernel(PLAIN, lambda params, batch: params["w"].sum())
+    given = {"state": PLAIN.init({"w": torch.ones(3)}), "batch": None, "key": fs.key(0)} | change
+    with pytest.raises(error, match=message):
+        step(given["state"], given["batch"], given["key"])
+
+
+def test_inference_mode_is_named():
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"got torch.inference_mode: leave"),
+    ):
+        run(PLAIN)
+    with torch.inference_mode():
+        params = {"w": torch.ones(3)}
+    with pytest.raises(ValueError, match="must have values and gradients, is of inference mode"):
+        run(PLAIN, params)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, is_tensorclass
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -306,7 +306,8 @@ def _check_iterable(data: Any) -> None:
         raise TypeError(
             f"data must be tensors, got {type(data).__name__}: torch.as_tensor makes one"
         )
-    if isinstance(data, str) or not isinstance(data, Iterable):
+    # Tensor classes, a sampler for instance, have an iterator only where they have a batch size.
+    if isinstance(data, str) or is_tensorclass(data) or not isinstance(data, Iterable):
         raise TypeError(
             f"data must be tensors or an iterable of batches, got {type(data).__name__}"
         )

@@ -41,7 +41,7 @@ def progress_of(num_steps: int, *, enabled: bool) -> Iterator[Progress]:
     Raises:
         ImportError: tqdm is not installed; the message names the extra.
     """
-    checks.instance("progress", enabled, bool)
+    checks.switch("progress", enabled)
     if not enabled:
         yield _Nothing()
     elif _is_watched():

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import tree
+from funcsgmcmc import checks, tree
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.samplers.base import Sampler, State
 
@@ -191,11 +191,17 @@ class Samples:
             The record of each group by its label, in the order of their first chains.
 
         Raises:
+            TypeError: The labels are no list of labels.
             ValueError: There is not one label for each chain.
         """
         if labels is None:
             labels = self._labels()
-        labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_meta:
+            labels = labels.tolist()
+        if not isinstance(labels, list | tuple):
+            raise TypeError(
+                f"labels must be a list, or a tensor of one dimension, got {type(labels).__name__}"
+            )
         if len(labels) != self.num_chains:
             raise ValueError(
                 f"labels must be one for each of {self.num_chains} chains, got {labels}"
@@ -217,6 +223,7 @@ class Samples:
         Raises:
             ValueError: The other run did not go on from here, or recorded something else.
         """
+        checks.instance("more", more, Samples)
         end = self.first_step + self.num_steps
         if more.first_step != end or more.chains.tolist() != self.chains.tolist():
             raise ValueError(
@@ -417,6 +424,8 @@ def check_initial_loss(value: Any, num_chains: int) -> Tensor:
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real | Tensor):
         raise TypeError(f"initial_loss must be a number or a tensor, got {type(value).__name__}")
+    if isinstance(value, Tensor):
+        checks.real_values("initial_loss", value)
     # Users pass the loss that they have computed, with its graph and on its device.
     loss = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
     if loss.shape not in (torch.Size(), torch.Size((num_chains,))):

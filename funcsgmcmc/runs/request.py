@@ -68,15 +68,15 @@ class Request:
                 f"{self.chain_offset} + {self.num_chains}"
             )
         for name in ("save_draws", "save_metrics"):
-            checks.instance(name, getattr(self, name), bool)
+            checks.switch(name, getattr(self, name))
         if self.chunk_size is not None:
             checks.count("chunk_size", self.chunk_size, minimum=1)
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
-        if self.compile is not None and not isinstance(self.compile, bool):
-            checks.choice("compile", self.compile, (True, False, None, "noise"))
+        checks.choice("compile", self.compile, (True, False, None, "noise"))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
         # A batch of keys would pass for keys of chains, and give all chains one noise.
         _check_one_key(self.key)
+        check_gradients_are_possible()
         _check_functions_by_name(self.observables)
 
     # Cached, since it is asked for at every step.
@@ -142,14 +142,32 @@ class RunKeys:
         return random.fold_in(random.split(self.key, 3)[purpose], self.chains)
 
 
-def check_observable(name: str, value: Any) -> None:
-    """Refuse an observable's value that is not a tensor.
+def check_gradients_are_possible() -> None:
+    """Refuse inference mode, in which nothing has a gradient, not even under `torch.func`.
 
     Raises:
-        TypeError: It is none.
+        ValueError: It is on.
     """
-    if not isinstance(value, Tensor):
-        raise TypeError(f"observable {name!r} must return a tensor, got {type(value).__name__}")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "sampling needs gradients, got torch.inference_mode: leave it, or use torch.no_grad"
+        )
+
+
+def check_observable(name: str, value: Any) -> None:
+    """Refuse an observable's value that has no statistics.
+
+    Raises:
+        TypeError: It is no real tensor.
+        ValueError: It is empty.
+    """
+    if not isinstance(value, Tensor) or value.is_complex():
+        kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"observable {name!r} must return a real tensor, got {kind}")
+    if not value.numel():
+        raise ValueError(
+            f"observable {name!r} must return at least one value, got shape {tuple(value.shape)}"
+        )
 
 
 def _check_one_key(key: Any) -> None:

@@ -51,6 +51,12 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     if isinstance(given, Samples | State):
         return _go_on(request, given, sampler)
     params = tree.parameters(given)
+    for key, leaf in tree.leaves(params):
+        if leaf.is_meta or leaf.is_inference():
+            kind = "of the meta device" if leaf.is_meta else "of inference mode"
+            raise ValueError(
+                f"params[{tree.dotted(key)!r}] must have values and gradients, is {kind}"
+            )
     tree.check_finite("params", params)
     _check_chains("params", params.batch_size, request)
     _check_chains("sampler", sampler.shape, request)
