@@ -10,8 +10,9 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks
 from funcsgmcmc.norms import Metrics
+from funcsgmcmc.runs.rows import rows_of, setting_labels
 from funcsgmcmc.samplers.base import Sampler, State
 
 
@@ -263,12 +264,7 @@ class Samples:
 
     def _labels(self) -> list[str]:
         """Each chain's settings, as far as chains differ in them."""
-        labels = setting_labels(self.sampler, self.num_chains)
-        if self.sampler.anchor is None or not self._uses_anchor():
-            return labels
-        anchors = anchor_labels(self.sampler.anchor, self.num_chains)
-        pairs = zip(labels, anchors, strict=True)
-        return [", ".join(filter(None, [a if a != "all" else "", b])) or a for a, b in pairs]
+        return setting_labels(self.sampler, self.num_chains, anchors=self._uses_anchor())
 
     def _uses_anchor(self) -> bool:
         """Whether the anchor is more than where chains started."""
@@ -314,81 +310,9 @@ class Samples:
             )
 
 
-def rows_of(index: Any, num_chains: int) -> Tensor:
-    """Rows of chains, int64 `[c]`, from what a user picks them with.
-
-    Raises:
-        IndexError: A chain does not exist, or none is left.
-        TypeError: It is no index.
-    """
-    if isinstance(index, slice):
-        rows = torch.arange(num_chains)[index]
-    else:
-        if isinstance(index, str) or not isinstance(index, int | Sequence | Tensor):
-            raise TypeError(
-                "chains are picked by an index, a slice, a list or a tensor, got "
-                f"{type(index).__name__}: samples.groups() has them by name"
-            )
-        given = torch.as_tensor(index, device="cpu").reshape(-1)
-        if given.dtype == torch.bool and len(given) != num_chains:
-            raise IndexError(f"a mask of chains must have {num_chains} entries, got {len(given)}")
-        rows = given.nonzero().flatten() if given.dtype == torch.bool else given.long()
-    if not len(rows):
-        raise IndexError(f"at least one chain must be picked of {num_chains}, got none")
-    if not ((rows >= -num_chains) & (rows < num_chains)).all():
-        raise IndexError(f"there are {num_chains} chains, got index {rows.tolist()}")
-    return rows % num_chains
-
-
 def _of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """A value that chains share, or have one each of."""
     return value if value is None or not value.shape else value[rows]
-
-
-def setting_labels(sampler: Sampler, num_chains: int) -> list[str]:
-    """Name each chain by the settings in which chains differ.
-
-    Anchors do not count: they may differ in one experiment, as those of chains with different
-    starts do.
-
-    Returns:
-        A label for each chain; `"all"` where all are alike.
-    """
-    if not sampler.shape:
-        return ["all"] * num_chains
-    parts: list[list[str]] = [[] for _ in range(sampler.shape[0])]
-    for name, leaf in tree.leaves(sampler.exclude("anchor").to_tensordict()):
-        rows = leaf.reshape(len(parts), -1)
-        if bool((rows == rows[:1]).all()):
-            continue
-        for part, value in zip(parts, _short_names(rows), strict=True):
-            part.append(f"{tree.dotted(name)}={value}")
-    return [", ".join(part) or "all" for part in parts]
-
-
-def anchor_labels(anchor: TensorDict, num_chains: int) -> list[str]:
-    """Name each chain by which distinct anchor it has; empty where they share one."""
-    if not anchor.batch_size:
-        return [""] * num_chains
-    seen: list[TensorDict] = []
-    labels = []
-    for chain in anchor.unbind(0):
-        same = [i for i, each in enumerate(seen) if bool((each == chain).all())]
-        if not same:
-            same = [len(seen)]
-            seen.append(chain)
-        labels.append(f"anchor=#{same[0]}")
-    return labels if len(seen) > 1 else [""] * num_chains
-
-
-def _short_names(rows: Tensor) -> list[str]:
-    """Names of the rows of a tensor, equal where rows are: numbers, or which distinct row it is."""
-    distinct = rows.unique(dim=0, return_inverse=True)[1].tolist()
-    if rows.shape[1] > 1:  # a tree's leaf, such as a mask's
-        return [f"#{index}" for index in distinct]
-    numbers = rows.flatten().tolist()
-    short = [f"{number:g}" for number in numbers]
-    return short if len(set(short)) == len(set(distinct)) else list(map(repr, numbers))
 
 
 class SamplingError(RuntimeError):

@@ -20,6 +20,7 @@ from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.request import ChainMethod, Request, check_observable
 
 _FEW_EXAMPLES = 4
+_LARGEST_COPY = 1 << 28  # bytes
 
 
 def usable_methods(
@@ -91,13 +92,16 @@ def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> Non
 
     Args:
         name: Its name, for the error.
-        function: It is called with copies of the arguments.
+        function: It is called with copies of the arguments, unless they are large.
         arguments: Trees, or batches.
 
     Raises:
         ValueError: Two evaluations differ, or an argument was written to.
     """
-    copies = pytree.tree_map_only(Tensor, torch.clone, arguments)
+    given = _values(arguments)
+    # All data at once may be large: then a write is found after it was made.
+    is_small = sum(leaf.numel() * leaf.itemsize for leaf in given) <= _LARGEST_COPY
+    copies = pytree.tree_map_only(Tensor, torch.clone, arguments) if is_small else arguments
     tensors = [leaf for leaf in pytree.tree_leaves(copies) if isinstance(leaf, Tensor)]
     versions = [tensor._version for tensor in tensors]
     try:
