@@ -206,7 +206,8 @@ def _check_names(request: Request, params: TensorDict) -> None:
     for name in request.observables:
         if name in taken:
             raise ValueError(
-                f"an observable must not be named {name!r}, which the record has already"
+                f"an observable must not be named {name!r}, which the record has already: it is "
+                "the name of a parameter, a quantity or a dimension"
             )
 
 

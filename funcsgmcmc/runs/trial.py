@@ -68,8 +68,10 @@ def _try_functions(
     if request.log_prior is not None:
         _check_pure("log_prior", evaluate(log_prior_pull(request.log_prior)), start)
     for name, function in request.observables.items():
-        check_observable(name, function(params[0].clone()))
-        _check_pure(f"observable {name!r}", evaluate(function), start)
+        label = f"observable {name!r}"
+        check_observable(name, _check_pure(label, function, params[0]))
+        if vmapped:
+            _check_pure(label, evaluate(function), start)
     estimator = request.estimator
     # An estimator's memory would take a pass over the data: the loss alone is tried.
     plain = estimator_of(estimator.loss_fn) if estimator.needs_memory else estimator
@@ -87,13 +89,16 @@ def _try_functions(
     _warn_of_a_sum(plain, params[0], first)
 
 
-def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> None:
+def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> Any:
     """Refuse a function that is more than one of its arguments: it draws, remembers or writes.
 
     Args:
         name: Its name, for the error.
         function: It is called with copies of the arguments, unless they are large.
         arguments: Trees, or batches.
+
+    Returns:
+        The result.
 
     Raises:
         ValueError: Two evaluations differ, or an argument was written to.
@@ -105,7 +110,7 @@ def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> Non
     tensors = [leaf for leaf in pytree.tree_leaves(copies) if isinstance(leaf, Tensor)]
     versions = [tensor._version for tensor in tensors]
     try:
-        first, again = (_values(function(*copies)) for _ in range(2))
+        result, again = function(*copies), function(*copies)
     except RuntimeError as error:
         # vmap itself refuses random draws and updated buffers, in these words.
         complaints = ("random operation", "mutate a captured Tensor", "will be updated in place")
@@ -121,10 +126,11 @@ def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> Non
             f"{name} must not write to what it is given, parameters or batch: clone what you change"
         )
     # Not torch's generator, which another thread may use meanwhile, but what the function gives.
-    for one, other in zip(first, again, strict=True):
+    for one, other in zip(_values(result), _values(again), strict=True):
         if not torch.equal(one.nan_to_num(), other.nan_to_num()):
             shown = [value.flatten()[:3].tolist() for value in (one, other)]
             raise _impure(name, f"two evaluations gave {shown[0]} and {shown[1]}")
+    return result
 
 
 def _circumstances(name: str, arguments: Any) -> str:
