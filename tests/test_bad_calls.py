@@ -235,7 +235,7 @@ BAD_CALLS = [
     (
         {"observables": {"x": lambda p: 3}},
         TypeError,
-        "observable 'x' must return a tensor, got int",
+        "observable 'x' must return a real tensor, got int",
     ),
 ]
 
