@@ -223,11 +223,11 @@ def _unbiased(moment: TensorDict, beta: Tensor, count: Tensor) -> TensorDict:
 
 def moving_average(average: AnyTree, values: AnyTree, beta: Scalar) -> AnyTree:
     """The running average βm + (1 − β) x, in float32 or better."""
+    weight = tree.expander(1 - beta)
 
     def blend(average: Tensor, value: Tensor) -> Tensor:
         # One pass, where βm + (1 − β) x would be three.
-        weight = tree.expand_right(1 - beta, average)
-        return torch.lerp(tree.widened(average), tree.widened(value), weight)
+        return torch.lerp(tree.widened(average), tree.widened(value), weight(average))
 
     return tree.map_leaves(blend, average, values)
 
@@ -243,9 +243,10 @@ def square_average(average: AnyTree, grads: AnyTree, alpha: Scalar) -> AnyTree:
 
 def rmsprop_gain(average: AnyTree, eps: Scalar) -> AnyTree:
     """G = 1/(√V' + eps)."""
+    floor = tree.expander(eps)
 
     def gain(average: Tensor) -> Tensor:
-        return (average.sqrt() + tree.expand_right(eps, average)).reciprocal()
+        return (average.sqrt() + floor(average)).reciprocal()
 
     return tree.map_leaves(gain, average)
 

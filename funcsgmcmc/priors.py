@@ -46,7 +46,8 @@ def gaussian_pull(displacement: AnyTree, precision: Scalar) -> AnyTree:
     Returns:
         precision · displacement.
     """
-    return tree.map_leaves(lambda leaf: tree.expand_right(precision, leaf) * leaf, displacement)
+    view = tree.expander(precision)
+    return tree.map_leaves(lambda leaf: view(leaf) * leaf, displacement)
 
 
 def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], tuple[TensorDict, Tensor]]:

@@ -105,7 +105,7 @@ def kernel(
         checks.function("log_prior", log_prior)
     # An estimator with a memory takes it as part of a kernel's batch.
     unpack = estimator_of(loss_fn).unpack
-    state_class = get_type_hints(type(sampler).init).get("return", State)
+    state_class = _state_class(sampler)
     sampler_step = chain_step(loss_fn, log_prior=log_prior, metrics=metrics)
 
     def step(state: State, batch: Any, key: Tensor) -> tuple[State, Info]:
@@ -123,6 +123,15 @@ def kernel(
         return sampler_step(sampler, state, *unpack(batch), key)
 
     return step
+
+
+def _state_class(sampler: Sampler) -> type[State]:
+    """The class of the states that a sampler makes, as its `init` is annotated."""
+    # A kernel may be made inside a compiled function, where annotations are not read.
+    if torch.compiler.is_compiling():
+        return State
+    made = get_type_hints(type(sampler).init).get("return", State)
+    return made if isinstance(made, type) and issubclass(made, State) else State
 
 
 def step_noise(key: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:

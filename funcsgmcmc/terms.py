@@ -44,9 +44,8 @@ class Term(NamedTuple):
         coefficient = self.coefficient
         if not isinstance(coefficient, Tensor):
             return tree.map_leaves(lambda leaf: tree.widened(leaf).mul(coefficient), self.direction)
-        return tree.map_leaves(
-            lambda leaf: tree.expand_right(coefficient, leaf) * tree.widened(leaf), self.direction
-        )
+        view = tree.expander(coefficient)
+        return tree.map_leaves(lambda leaf: view(leaf) * tree.widened(leaf), self.direction)
 
     def times(self, factor: Scalar) -> "Term":
         """The term times a value of each chain."""
@@ -285,51 +284,57 @@ def combine(
     Returns:
         A tree like `start`: sums are taken in float32 or better, and rounded once.
     """
+    terms = [*((-1, term) for term in minus), *((1, term) for term in plus)]
     if isinstance(start, Tensor):
-        leaf: Any = _combine_leaf(start, minus, plus, in_place)
+        parts = [(sign, term.coefficient, term.direction) for sign, term in terms]
+        leaf: Any = _combine_leaf(start, parts, in_place)
         return leaf
+    # Leaves of one number of dimensions share the view of a coefficient: trees may have thousands.
+    views = [tree.expander(term.coefficient) for _, term in terms]
     # Sums are rounded in their order: it is part of what a seed reproduces.
     combined = {
-        name: _combine_leaf(leaf, _at(name, minus), _at(name, plus))
+        name: _combine_leaf(
+            leaf,
+            [
+                (sign, view(leaf), term.direction[name])
+                for (sign, term), view in zip(terms, views, strict=True)
+            ],
+        )
         for name, leaf in tree.leaves(start)
     }
     return tree.build(combined, start.batch_size)
 
 
-def _at(name: tree.Name, terms: Sequence[Term]) -> list[Term]:
-    """Terms of one leaf."""
-    return [Term(term.coefficient, term.direction[name]) for term in terms]
-
-
 def _combine_leaf(
-    leaf: Tensor, minus: Sequence[Term], plus: Sequence[Term], in_place: bool = False
+    leaf: Tensor, parts: Sequence[tuple[int, Scalar, Tensor]], in_place: bool = False
 ) -> Tensor:
+    """Add sign · coefficient · direction to a leaf, for every part."""
     # Steps are far smaller than w: summed in a narrow dtype they would vanish one by one.
     result = tree.widened(leaf)
     # The leaf itself or a wider copy of it may be written to, unless a direction is read from it.
-    writes = in_place and not _lies_in(result, (*minus, *plus))
-    for sign, terms in ((-1, minus), (1, plus)):
-        for coefficient, direction in terms:
-            # Fused, so that the product coefficient · direction is never a tensor of its own.
-            if isinstance(coefficient, Tensor):
+    writes = in_place and not _lies_in(result, [direction for _, _, direction in parts])
+    for sign, coefficient, direction in parts:
+        # Fused, so that the product coefficient · direction is never a tensor of its own.
+        if isinstance(coefficient, Tensor):
+            if coefficient.ndim < leaf.ndim:
                 coefficient = tree.expand_right(coefficient, leaf)
-                result = torch.addcmul(result, direction, coefficient, value=sign)
-            elif writes:
-                result.add_(direction, alpha=sign * coefficient)
-            else:
-                result = torch.add(result, direction, alpha=sign * coefficient)
+            result = torch.addcmul(result, direction, coefficient, value=sign)
+        elif writes:
+            result.add_(direction, alpha=sign * coefficient)
+        else:
+            result = torch.add(result, direction, alpha=sign * coefficient)
     # The one rounding to a narrow dtype.
     if in_place:
         return leaf if result is leaf else leaf.copy_(result)
     return result if result.dtype == leaf.dtype else result.to(leaf.dtype)
 
 
-def _lies_in(memory: Tensor, terms: Sequence[Term]) -> bool:
+def _lies_in(memory: Tensor, directions: Sequence[Tensor]) -> bool:
     """Whether a direction lies in some memory."""
     # Storages are compared, since a direction may be a view of the parameter.
     storage = memory.untyped_storage().data_ptr()
     # A generator would cost an optimizer of small parameters a microsecond each.
-    for term in terms:  # noqa: SIM110
-        if term.direction.untyped_storage().data_ptr() == storage:
+    for direction in directions:  # noqa: SIM110
+        if direction.untyped_storage().data_ptr() == storage:
             return True
     return False

@@ -124,8 +124,10 @@ def check_same_shapes(name: str, other: TensorDictBase, params: TensorDictBase) 
     Raises:
         ValueError: A name is missing, or a shape differs.
     """
+    # As a dict, since a `TensorDict` takes a microsecond for each name.
+    others = dict(leaves(other))
     for key, leaf in leaves(params):
-        given = other.get(key, None)
+        given = others.get(key)
         if given is None or given.shape != leaf.shape:
             shape = "is missing" if given is None else f"has shape {tuple(given.shape)}"
             raise ValueError(f"{name}[{dotted(key)!r}] {shape}, parameter has {tuple(leaf.shape)}")
@@ -209,6 +211,8 @@ def widened(leaf: Tensor) -> Tensor:
 
 
 _WIDE = (torch.float32, torch.float64)
+# Leaves of fewer entries, where there are more of them, are looked at as one.
+_SMALL, _MANY = 1 << 14, 16
 
 
 @overload
@@ -230,6 +234,19 @@ def expand_right(value: Scalar, leaf: Tensor) -> Scalar:
         return value
     # Kept a tensor of dimensions: a 0-d one would not widen a half-precision leaf.
     return value.to(working_dtype(leaf)).reshape(value.shape + (1,) * (leaf.ndim - value.ndim))
+
+
+def expander(value: Scalar) -> Callable[[Tensor], Scalar]:
+    """Make `expand_right` of a value, which leaves of one dtype and number of dimensions share."""
+    views: dict[tuple[int, torch.dtype], Scalar] = {}
+
+    def view(leaf: Tensor) -> Scalar:
+        kind = (leaf.ndim, leaf.dtype)
+        if kind not in views:
+            views[kind] = expand_right(value, leaf)
+        return views[kind]
+
+    return view
 
 
 def size(tree: TensorDictBase) -> int:
@@ -309,15 +326,16 @@ def unflatten(flat: Tensor, like: TensorDictBase) -> TensorDict:
         A tree of views of `flat`, in the order of `leaves`; copies where a leaf's dtype is narrower
         than `flat`'s and at least float32.
     """
+    named = list(leaves(like))
+    shapes = [leaf.shape[like.batch_dims :] for _, leaf in named]
+    # Cut at once, and not leaf by leaf: a tree may have thousands.
+    rows = flat.split([math.prod(shape) for shape in shapes], -1)
     views: dict[Name, Tensor] = {}
-    start = 0
-    for name, leaf in leaves(like):
-        shape = leaf.shape[like.batch_dims :]
-        stop = start + math.prod(shape)
+    for (name, leaf), shape, row in zip(named, shapes, rows, strict=True):
         # A view where dtypes agree: the noise of a step is drawn once, and not copied.
-        view = flat[..., start:stop].reshape(flat.shape[:-1] + shape)
-        views[name] = view.to(working_dtype(leaf))
-        start = stop
+        view = row.reshape(flat.shape[:-1] + shape)
+        dtype = working_dtype(leaf)
+        views[name] = view if view.dtype == dtype else view.to(dtype)
     return build(views, like.batch_size)
 
 
@@ -404,6 +422,12 @@ def all_finite(tree: Any, chains: torch.Size) -> Tensor:
     floating = [leaf for leaf in pytree.tree_leaves(tree) if leaf.is_floating_point()]
     # An empty leaf has no extremes, and nothing that could fail.
     rows = [leaf.reshape(*chains, -1) for leaf in floating if leaf.numel() > 0]
+    small = [row for row in rows if row.shape[-1] < _SMALL]
+    if len(small) > _MANY:
+        # One copy of what is small takes less time than two passes over each of many.
+        rows = [torch.cat([widened(row) for row in small], -1)] + [
+            row for row in rows if row.shape[-1] >= _SMALL
+        ]
     extremes = [extreme for row in rows for extreme in (row.amax(-1), row.amin(-1))]
     return torch.stack(extremes).isfinite().all(0)
 

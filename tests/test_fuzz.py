@@ -260,7 +260,7 @@ TARGETS = [
     Target(
         fs.weighted_mean,
         {"values": torch.randn(2, 8), "log_weights": torch.zeros(2, 8)},
-        {},
+        {"values": {"matrix"}, "log_weights": {"matrix"}},
         {"values": "log_weights"},
     ),
     Target(

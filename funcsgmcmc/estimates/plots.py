@@ -70,7 +70,7 @@ def _plot_running_llc(axes: "Axes", samples: Samples, estimate: LLC, running: Ru
     axes.set_ylabel(r"running LLC $\hat\lambda$ ± MCSE")
     axes.set_xlabel("step")
     axes.set_xlim(samples.first_step, samples.first_step + samples.num_steps)
-    axes.legend(loc="lower right", framealpha=0.9)
+    axes.legend(loc="best", framealpha=0.9)
 
 
 def _shade_burnin(axes: "Axes", samples: Samples, label: str | None = None) -> None:

@@ -135,7 +135,7 @@ MUTANTS = [
         ("tree.widened(leaf) - tree.widened(X)", "tree.widened(leaf) + tree.widened(X)", SIGN),
         ("tree.widened(leaf) - tree.widened(X)", "leaf - X", DTYPE),
     ),
-    *_of("gaussian_pull", ("tree.expand_right(precision, X) * X", "precision.mean() * X", CHAIN)),
+    *_of("gaussian_pull", ("view(leaf) * leaf", "precision.mean() * leaf", CHAIN)),
     *_of("log_prior_pull", ("-X", "X", SIGN)),
     *_of("Term.value", ("tree.widened(leaf)", "leaf.abs()", SIGN)),
     *_of("Term.times", ("factor * self.coefficient", "self.coefficient", DROPPED)),
@@ -189,9 +189,9 @@ MUTANTS = [
         ("_applied(drift, slope.grad, None)", "_applied(drift, slope.grad, factors.grad)", MASK),
     ),
     *_of("_applied", ("drift * X", "drift", DROPPED)),
+    *_of("terms.combine", ("(-1, term)", "(1, term)", SIGN)),
     *_of(
         "_combine_leaf",
-        ("((-1, minus), (1, plus))", "((1, minus), (-1, plus))", SIGN),
         ("tree.widened(leaf)", "leaf", DTYPE),
         ("torch.addcmul(X, Y, Z, value=V)", "X.addcmul_(Y, Z, value=V)", ALIAS),
         ("X.to(leaf.dtype)", "X", DTYPE),
@@ -401,7 +401,7 @@ MUTANTS = [
     *_of(
         "rmsprop_gain",
         ("average.sqrt()", "average", ROOT),
-        ("tree.expand_right(eps, X)", "1e-08", SETTING),
+        ("floor(average)", "1e-08", SETTING),
     ),
     *_of(
         "rmsprop_correction",
@@ -449,7 +449,7 @@ MUTANTS = [
         "factor_of",
         ("factor.ndim > factors.batch_dims", "True", CHAIN),
     ),
-    *_of("unflatten", ("flat[..., start:stop]", "flat[..., : stop - start]", NOISE)),
+    *_of("unflatten", ("flat.split(X, -1)", "[flat[..., :size] for size in X]", NOISE)),
     *_of("normal_like", ("noise_dtype(like)", "torch.float32", DTYPE)),
     *_of(
         "random.normal",
