@@ -1,5 +1,6 @@
 """Nothing silently wrong: what an attack on the library found, each with its test."""
 
+import itertools
 import logging
 import multiprocessing
 import pickle
@@ -73,20 +74,13 @@ class Restarts:
     """One position for all iterations."""
 
     def __init__(self, batch) -> None:
-        self.batch, self.place = batch, 0
-        self.iterator = iter(())
+        self.batches = itertools.repeat(batch)
 
     def __len__(self) -> int:
         return 3
 
     def __iter__(self):
-        self.iterator = getattr(self, "one", None) or self._batches()
-        self.one = self.iterator
-        return self.one
-
-    def _batches(self):
-        while True:
-            yield self.batch
+        return self.batches
 
 
 def test_a_pass_ends_with_the_length_of_the_data():

@@ -161,9 +161,10 @@ class IterableData:
             None if the data cannot be passed over twice (an iterator), or has no known length.
         """
         # A pass would use an iterator up, and might never end without a length.
-        if isinstance(self._iterable, Iterator) or not _has_length(self._iterable):
+        num_batches = _length(self._iterable)
+        if isinstance(self._iterable, Iterator) or num_batches is None:
             return None
-        return self._pieces(len(self._iterable))  # type: ignore[arg-type]
+        return self._pieces(num_batches)
 
     def _pieces(self, num_batches: int) -> Iterator[Piece]:
         """The first batches, read beside the run's own."""
@@ -323,9 +324,9 @@ def _reread(data: Iterable[Any]) -> Iterable[Any]:
     return data
 
 
-def _has_length(data: Any) -> bool:
+def _length(data: Any) -> int | None:
+    """The number of batches, where it is known."""
     try:
-        len(data)
+        return len(data)
     except TypeError:
-        return False
-    return True
+        return None
