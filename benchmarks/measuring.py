@@ -91,14 +91,15 @@ def environment(device: torch.device) -> dict[str, Any]:
             continue
     return {
         "device_type": device.type,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": versions,
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The name of the processor."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

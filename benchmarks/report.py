@@ -116,6 +116,13 @@ def targets(report: Report) -> list[Target]:
             share = _bandwidth(report, "update, compiled") / _bandwidth(report, "copy")
             what = "F: bandwidth of the compiled update / of a copy"
             found.append(Target(what, 0.8, {"": share}, at_most=False))
+    if "large" in report:
+        for name, aim in (("sgld", 3.5), ("rmsprop_sgld", 5.5), ("sgnht", 4.5)):
+            value = {"": report["large"]["samplers"][name]["copies"]}
+            what = f"one large chain: peak memory of {name}, in copies of the parameters"
+            found.append(Target(what, aim, value))
+        steps = {name: value["leaves"] for name, value in report["large"]["samplers"].items()}
+        found.append(Target("a step of 2,000 leaves, s", 0.1, steps))
     for suffix, aim in (("", 1.0), (", metrics", 0.45)):
         for part, methods in report.get("optimizers", {}).items():
             values = {
@@ -125,6 +132,14 @@ def targets(report: Report) -> list[Target]:
             }
             found.append(Target(f"H: compat / published, {part}{suffix}", aim, values))
     return found
+
+
+_LARGE = (
+    "Twelve linear layers of 2048 units, 50,331,648 parameters, batch 8; and a tree of 2,000 "
+    "leaves of ten entries, on {device}. Memory is that of the pages in use, in a process that "
+    "hands freed memory back at once (`MALLOC_MMAP_THRESHOLD_=4194304`); glibc's default keeps "
+    "about one copy more."
+)
 
 
 def write(report: Report, folder: Path, name: str) -> None:
@@ -154,6 +169,9 @@ def write(report: Report, folder: Path, name: str) -> None:
         page.append(f"![Time of a step against the number of chains]({name}-chains.png)")
     if "update" in report:
         page += ["## The update alone", _update_text(report), _update_table(report)]
+    if "large" in report:
+        text = _LARGE.format(device=report["large"]["device"])
+        page += ["## One large chain", text, _large_table(report)]
     if "optimizers" in report:
         page += ["## compat", _optimizers_table(report)]
     if "starting" in report:
@@ -242,6 +260,15 @@ def _optimizers_table(report: Report) -> str:
 
 def _ratio(both: dict[str, float]) -> float:
     return both["compat"] / both["published"]
+
+
+def _large_table(report: Report) -> str:
+    rows = [
+        [name, *(f"{figures[what]:.3g}" for what in ("copies", "seconds", "leaves"))]
+        for name, figures in report["large"]["samplers"].items()
+    ]
+    head = ["peak beyond the parameters, copies", "s a step", "2,000 leaves: s a step"]
+    return _table(["eager, one chain in a loop", *head], rows)
 
 
 def _starting_table(report: Report) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import chains
+import large
 import optimizers
 import report
 import starting
@@ -43,6 +44,7 @@ def main() -> None:
         "chains": lambda: chains.measure(workloads, device, rounds),
         "sweep": lambda: sweep.measure(device, rounds),
         "update": lambda: update.measure(device, rounds),
+        "large": large.measure,
         "optimizers": lambda: optimizers.measure(rounds),
         "starting": starting.measure,
     }

@@ -65,6 +65,10 @@ class Preconditioner(TensorClass, frozen=True):
         """The estimator of the Hessian's diagonal, where `update` needs it; else None."""
         return None
 
+    def is_entrywise(self) -> bool:
+        """Whether an entry's G and Γ depend on that entry alone; see `Sampler.is_entrywise`."""
+        return False
+
 
 class Identity(Preconditioner, frozen=True):
     """See `identity`."""
@@ -72,6 +76,10 @@ class Identity(Preconditioner, frozen=True):
     def init(self, params: TensorDict) -> TensorDict:
         """No state: a tree without leaves."""
         return tree.build({}, params.batch_size)
+
+    def is_entrywise(self) -> bool:
+        """Every entry has its own G."""
+        return type(self) is Identity
 
     def update(
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
@@ -92,6 +100,10 @@ class Diagonal(Preconditioner, frozen=True):
         tree.check_same_structure("gain", self.gain, params)
         return tree.build({}, params.batch_size)
 
+    def is_entrywise(self) -> bool:
+        """Every entry has its own G."""
+        return type(self) is Diagonal
+
     def update(
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
     ) -> Scaling:
@@ -109,6 +121,10 @@ class RMSprop(Preconditioner, frozen=True):
     def init(self, params: TensorDict) -> TensorDict:
         """V₀ = 0, in float32 or better."""
         return _zeros(params)
+
+    def is_entrywise(self) -> bool:
+        """Every entry has its own G."""
+        return type(self) is RMSprop
 
     def update(
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
@@ -143,6 +159,10 @@ class Adam(Preconditioner, frozen=True):
         state = {"first": _zeros(params), "second": _zeros(params), "count": count}
         return TensorDict(state, batch_size=params.batch_size)
 
+    def is_entrywise(self) -> bool:
+        """Every entry has its own G."""
+        return type(self) is Adam
+
     def update(
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None
     ) -> Scaling:
@@ -169,6 +189,10 @@ class Composite(Preconditioner, frozen=True):
         """The states of both."""
         states = {"first": self.first.init(params), "second": self.second.init(params)}
         return TensorDict(states, batch_size=params.batch_size)
+
+    def is_entrywise(self) -> bool:
+        """As both are."""
+        return self.first.is_entrywise() and self.second.is_entrywise()
 
     def update(
         self, state: TensorDict, grads: TensorDict, hessian_diagonal: TensorDict | None = None

@@ -15,7 +15,7 @@ data (`fold_in`). Drawing from a key therefore never repeats one of its children
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,10 @@ _MAX_VALUES = 1 << 32
 _MAX_KEYS = 1 << 31
 
 # Passes over a block of this many words stay in the cache; of 2**15 to 2**19 this was the fastest.
-_EAGER_BLOCK = 1 << 18
+_BLOCK = 1 << 18
+
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Makes two values of a counter's two words; it may write to them."""
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
@@ -178,12 +181,35 @@ def normal(
         ValueError: `key` is not a key, or `shape` is too large.
     """
     dtype = torch.get_default_dtype() if dtype is None else dtype
+    return _draw(key if device is None else key.to(device), tuple(shape), _box_muller(dtype))
+
+
+def normal_vectors(key: Tensor, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Draw the values of `normal(key, (size,), dtype)` one after the other, in constant memory.
+
+    Args:
+        key: `[..., 2]`.
+        size: How many values each key draws.
+        dtype: As for `normal`.
+
+    Returns:
+        Vectors of them that follow one another, `[..., n]`, each of at most 2**18 values.
+    """
+    return _vectors(key, size, _box_muller(dtype))
+
+
+def _box_muller(dtype: torch.dtype) -> Transform:
+    """Make the function from words to normals.
+
+    Raises:
+        TypeError: `dtype` is not a real floating dtype.
+    """
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be a real floating dtype, got {dtype}")
     # Narrow dtypes have too few values between 0 and 1 for a logarithm's tail.
     compute = torch.promote_types(dtype, torch.float32)
 
-    def box_muller(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def transform(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         # In place wherever a value is needed no more: the words are this draw's own.
         # The half keeps u₁ off 0, where the logarithm is infinite.
         uniform = first.bitwise_and_(0x7FFFFFFF).to(compute).add_(0.5).mul_(2.0**-31)
@@ -193,7 +219,7 @@ def normal(
         cosine = angle.cos().mul_(radius)
         return cosine.to(dtype), angle.sin_().mul_(radius).to(dtype)
 
-    return _draw(key if device is None else key.to(device), tuple(shape), box_muller)
+    return transform
 
 
 def threefry2x32(key: Tensor, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,7 +288,7 @@ def _rotation_operands(
 def _draw(
     key: Tensor,
     shape: tuple[int, ...],
-    transform: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    transform: Transform,
 ) -> Tensor:
     """Words of `key`, two at a time through `transform`, as a tensor `[..., *shape]`."""
     check_key(key)
@@ -274,27 +300,63 @@ def _draw(
         empty = torch.zeros((*batch, 0), dtype=torch.int32, device=key.device)
         # Through `transform`, which gives the dtype.
         return transform(empty, empty)[0].reshape(batch + shape)
-    # Each counter gives two words; of an odd number the last one is left over.
-    counters = (size + 1) // 2
+    if torch.compiler.is_compiling():
+        return _in_one_pass(key, size, transform).reshape(batch + shape)
+    vectors = _vectors(key, size, transform)
+    if size <= 2 * _BLOCK:
+        return torch.cat(list(vectors), -1).reshape(batch + shape)
+    first = next(vectors)
+    # Made from a vector, so that under vmap it is batched as they are.
+    drawn = first.new_empty((*batch, size))
+    drawn[..., :_BLOCK] = first
+    start = _BLOCK
+    for vector in vectors:
+        stop = start + vector.shape[-1]
+        drawn[..., start:stop] = vector
+        start = stop
+    return drawn.reshape(batch + shape)
 
-    def values(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        first = _as_word(torch.arange(start, stop, device=key.device))
-        return transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
 
-    block = max(1, _EAGER_BLOCK // max(1, math.prod(batch)))
-    # A compiler fuses the passes itself, and would unroll the blocks.
-    if counters <= block or torch.compiler.is_compiling():
-        drawn = torch.cat(values(0, counters), -1)
-    else:
-        # Made from a block, so that under vmap it is batched as the blocks are.
-        pair = values(0, block)
-        drawn = pair[0].new_empty((*batch, 2 * counters))
-        for start in range(0, counters, block):
-            stop = min(start + block, counters)
-            # In the order of a single block: all cosines, then all sines.
-            for offset, half in enumerate(pair if start == 0 else values(start, stop)):
-                drawn[..., offset * counters + start : offset * counters + stop] = half
-    return drawn[..., :size].reshape(batch + shape)
+def _vectors(key: Tensor, size: int, transform: Transform) -> Iterator[Tensor]:
+    """The values that a key draws, `[..., size]`, in vectors that follow one another.
+
+    Blocks of counters give two each: the first values of all counters, and then the second.
+    """
+    for first in range(0, size, 2 * _BLOCK):
+        num_values = min(2 * _BLOCK, size - first)
+        # Each counter gives two words; of an odd number the last one is left over.
+        start, num_counters = first // 2, (num_values + 1) // 2
+        # Many keys share the cache.
+        step = max(1, _BLOCK // max(1, math.prod(key.shape[:-1])))
+        stop = start + num_counters
+        pairs = [
+            _pairs(key, at, min(at + step, stop), transform) for at in range(start, stop, step)
+        ]
+        firsts, seconds = zip(*pairs, strict=True)
+        yield torch.cat(firsts, -1) if len(pairs) > 1 else firsts[0]
+        last = torch.cat(seconds, -1) if len(pairs) > 1 else seconds[0]
+        yield last[..., : num_values - num_counters]
+
+
+def _in_one_pass(key: Tensor, size: int, transform: Transform) -> Tensor:
+    """The same values for a compiler, which fuses the passes itself and would unroll the blocks."""
+    num_blocks, rest = divmod(size, 2 * _BLOCK)
+    start, drawn = num_blocks * _BLOCK, []
+    if num_blocks:
+        shape = (*key.shape[:-1], num_blocks, _BLOCK)
+        halves = [half.reshape(shape) for half in _pairs(key, 0, start, transform)]
+        drawn.append(torch.stack(halves, -2).flatten(-3))
+    if rest:
+        pairs = _pairs(key, start, start + (rest + 1) // 2, transform)
+        drawn.append(torch.cat(pairs, -1)[..., :rest])
+    return torch.cat(drawn, -1) if len(drawn) > 1 else drawn[0]
+
+
+def _pairs(key: Tensor, start: int, stop: int, transform: Transform) -> tuple[Tensor, Tensor]:
+    """What the two words of some counters give, `[..., stop - start]` each."""
+    # A key has at most 2**31 counters: int32 holds them, and takes half the time of int64.
+    first = torch.arange(stop - start, dtype=torch.int32, device=key.device).add_(start)
+    return transform(*threefry2x32(key.unsqueeze(-2), first, torch.zeros_like(first)))
 
 
 def _child(key: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from funcsgmcmc.gradients import Evaluation, GradientEstimator, LossFn, estimato
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.norms import metrics as metrics_of
+from funcsgmcmc.pieces import pieces_of, update_in_pieces
 from funcsgmcmc.priors import LogPrior, log_prior_pull
 from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 
@@ -291,13 +292,28 @@ def _assemble(
         sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor
     ) -> tuple[State, Info]:
         params = state.params
-        flat = draw_noise(key, state.step, tree.size(params), tree.noise_dtype(params))
         # Made in the step: the sampler is an argument, and another one does not compile again.
         evaluate = _evaluation(estimator, pull, sampler.hessian_estimator())
         evaluation = over_chains(evaluate)(params, batch, memory, key, state.step)
+        size, dtype = tree.size(params), tree.noise_dtype(params)
+        known = None
+        # Metrics are of whole terms, and a compiler makes no tree of a term.
+        is_whole = metrics or torch.compiler.is_compiling()
+        pieces = [] if is_whole else pieces_of(sampler, params)
+        if pieces:
+            # Its gradient is used up: a tree of the step's own, whatever made its leaves.
+            evaluation = replace(evaluation, grads=evaluation.grads.copy())
+            vectors = (
+                random.normal_vectors(random.fold_in(key, state.step), size, dtype)
+                if draw_noise is step_noise
+                else [draw_noise(key, state.step, size, dtype)]
+            )
+            state = update_in_pieces(sampler, state, evaluation, pieces, vectors)
+        else:
+            noise = tree.unflatten(draw_noise(key, state.step, size, dtype), params)
+            state, terms = sampler.update(state, evaluation, noise)
+            known = metrics_of(terms, sampler.mask) if metrics else None
         assert evaluation.loss is not None  # an estimator evaluates the loss
-        state, terms = sampler.update(state, evaluation, tree.unflatten(flat, params))
-        known = metrics_of(terms, sampler.mask) if metrics else None
         return state, Info(
             evaluation.loss,
             known,

@@ -395,11 +395,16 @@ def dot(a: Tree, b: Tree) -> Tensor:
             vector = widened(cast(Tensor, a)).reshape(-1)
             return torch.dot(vector, vector)
         return torch.dot(*flat([cast(Tensor, a), cast(Tensor, b)]))
-    dots = []
-    for name, leaf in leaves(a):
-        dtype = working_dtype(leaf)
-        # Leaf by leaf: flat copies of both trees would cost their memory.
-        dots.append(_sum_over_leaf(leaf.to(dtype) * b[name].to(dtype), a.batch_dims))
+    chains, others = a.batch_dims, dict(leaves(b))
+    pairs = [(widened(leaf), widened(others[name])) for name, leaf in leaves(a)]
+    small = [pair for pair in pairs if pair[0].numel() < _SMALL and pair[0].ndim > chains]
+    if len(small) > _MANY:
+        # One copy of what is small takes less time than a product of each of many.
+        rows = [[leaf.flatten(chains) for leaf in each] for each in zip(*small, strict=True)]
+        rest = [pair for pair in pairs if not (pair[0].numel() < _SMALL and pair[0].ndim > chains)]
+        pairs = [(torch.cat(rows[0], -1), torch.cat(rows[1], -1)), *rest]
+    # Leaf by leaf: flat copies of both trees would cost their memory.
+    dots = [_sum_over_leaf(leaf * other, chains) for leaf, other in pairs]
     return sum(dots[1:], start=dots[0])
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import funcsgmcmc as fs
-from funcsgmcmc.random import bits, fold_in, key, normal, split, threefry2x32
+from funcsgmcmc.random import bits, fold_in, key, normal, normal_vectors, split, threefry2x32
 
 KNOWN_ANSWERS = [
     ((0x00000000, 0x00000000), (0x00000000, 0x00000000), (0x6B200159, 0x99BA4EFE)),
@@ -76,12 +76,34 @@ def test_batched_vmapped_and_single_keys_agree(seed, data, shape):
     assert torch.equal(split(keys, 3)[0], split(keys[0], 3))
 
 
-def test_a_key_s_draws_do_not_depend_on_blocks(monkeypatch):
+@pytest.mark.parametrize("size", [388, 1001, 194])
+def test_draws_come_in_blocks_of_two_values_a_counter(monkeypatch, size):
+    """Each block is a draw's layout, cosines before sines, and makes its values alone."""
     keys = split(key(3), 5)
-    whole_bits, whole = bits(keys, (1001,)), normal(keys, (1001,), torch.float32)
-    monkeypatch.setattr("funcsgmcmc.random._EAGER_BLOCK", 97)
-    assert torch.equal(bits(keys, (1001,)), whole_bits)
-    assert torch.equal(normal(keys, (1001,), torch.float32), whole)
+    words, values = bits(keys, (size,)), normal(keys, (size,), torch.float32)
+    monkeypatch.setattr("funcsgmcmc.random._BLOCK", 97)
+    layout = [
+        index
+        for first in range(0, size, 194)
+        for half in (0, 1)
+        for index in _halves(size)[half][first // 2 : first // 2 + 97]
+    ]
+    assert torch.equal(bits(keys, (size,)), words[:, layout])
+    drawn = normal(keys, (size,), torch.float32)
+    assert torch.equal(drawn, values[:, layout])
+    vectors = list(normal_vectors(keys, size, torch.float32))
+    assert torch.equal(torch.cat(vectors, -1), drawn)
+    assert max(vector.shape[-1] for vector in vectors) == 97
+    assert torch.equal(torch.stack([normal(k, (size,), torch.float32) for k in keys]), drawn)
+    assert torch.equal(torch.vmap(lambda k: normal(k, (size,), torch.float32))(keys), drawn)
+    compiled_draw = fs.compiled(lambda keys: bits(keys, (size,)))
+    assert torch.equal(compiled_draw(keys), bits(keys, (size,)))
+
+
+def _halves(size: int) -> tuple[range, range]:
+    """Where the first and the second values of the counters stand in a draw of one block."""
+    middle = (size + 1) // 2
+    return range(middle), range(middle, size)
 
 
 def test_compiled_words_are_the_eager_words():

@@ -100,5 +100,6 @@ def gather(parts: list[Any]) -> Any:
     """Put the parts of all chunks back together, tensors or states, `[C, …]`."""
     # Chains of a loop have no chain dimension yet.
     if not parts[0].shape:
-        return torch.stack(parts)
+        # The state of one large chain is not copied.
+        return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
     return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -7,7 +7,7 @@ batch, and a run can stop at any step with everything recorded until then.
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,10 +21,11 @@ from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
-from funcsgmcmc.runs.request import ChainMethod, Request
+from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
-from funcsgmcmc.runs.start import Start
+from funcsgmcmc.runs.start import Lent, Start
 from funcsgmcmc.runs.store import Recorder
+from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.stepping import (
     FreezingStep,
     chain_step,
@@ -45,35 +46,42 @@ class Run:
         request: Its settings.
         chain_method: Whether chunks are vmapped, or chains are looped over.
         clock: Its clock, which several runs may share until one goes.
-        start: Its chains before the first step.
         batches: Its data.
         shared_memory: The memory of the gradient's estimator, if all chains share one.
         initial_loss: L(w₀) on all data, if known.
         recorder: Its record.
         step: The function that steps a chunk.
         chunks: Its chains.
+        sampler: The sampler, with its anchor.
+        keys: The keys of its chains.
+        lent: The tree of the user's that is the anchor, if the run has no copy of it.
         has_warned: Whether it has warned of steps that are lost to rounding.
     """
 
     request: Request
     chain_method: ChainMethod
     clock: Clock
-    start: Start
+    start: InitVar[Start]
     batches: Batches
     shared_memory: Any
     initial_loss: Tensor | None
     recorder: Recorder
     step: FreezingStep = field(init=False)
     chunks: list[Chunk] = field(init=False)
+    sampler: Sampler = field(init=False)
+    keys: RunKeys = field(init=False)
+    lent: Lent | None = field(init=False)
     has_warned: bool = False
 
-    def __post_init__(self) -> None:
-        params = self.start.state.params
+    def __post_init__(self, start: Start) -> None:
+        # The state before the first step is not kept: chunks hold it until they have moved.
+        params = start.state.params
+        self.sampler, self.keys, self.lent = start.sampler, start.keys, start.lent
         self.step = self._make_step(tree.device(params))
         size = None
         if self.chain_method == "vmap":
             size = self.request.chunk_size or chunk_size(params)
-        self.chunks = split(self.start, self.shared_memory, size)
+        self.chunks = split(start, self.shared_memory, size)
 
     def go(self, progress: Progress) -> Samples:
         """Make all steps; if anything ends them early, hand over the record until then.
@@ -123,6 +131,8 @@ class Run:
             self.recorder.write_step(chunk.rows, self.clock.steps_done, draw, info)
             # At once and at last: a step that is interrupted before is made again, to the same end.
             chunk.state, chunk.frozen_at, chunk.next_step = state, frozen_at, step + 1
+        if self.lent is not None:
+            self.lent.check()
         # Only a step of all chunks counts: one that fails half way leaves a record of equal length.
         self.clock.tick()
 
@@ -180,7 +190,10 @@ class Run:
 
     def samples(self) -> Samples:
         """The record of the steps done."""
-        clock, recorder = self.clock, self.recorder
+        clock, recorder, sampler = self.clock, self.recorder, self.sampler
+        if self.lent is not None:  # a record is its owner's alone
+            assert sampler.anchor is not None
+            sampler = sampler.replace(anchor=sampler.anchor.clone())
         draw_steps = clock.draw_steps[: clock.draws_done]
         frozen_at = gather([chunk.frozen_at for chunk in self.chunks]).cpu()
         # A run that stops within a step has not recorded what some chains did in it.
@@ -193,9 +206,9 @@ class Run:
             log_priors=recorder.log_priors(clock.steps_done),
             metrics=recorder.metrics(clock.steps_done),
             state=gather([chunk.state for chunk in self.chunks]),
-            sampler=self.start.sampler,
-            key=self.start.keys.key,
-            chains=self.start.keys.chains.cpu(),
+            sampler=sampler,
+            key=self.keys.key,
+            chains=self.keys.chains.cpu(),
             initial_loss=self.initial_loss,
             frozen_at=frozen_at,
             first_step=clock.first_step,

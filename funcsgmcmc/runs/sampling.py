@@ -151,7 +151,9 @@ def sample(
     # that timing them changes nothing.
     runs = _make_runs(request, params, data, sampler)
     with progress_of(runs[0].clock.num_steps, enabled=progress) as shown:
-        return fastest(runs, shown).go(shown)
+        run = fastest(runs, shown)
+        runs.clear()  # the memory of one that does not go is free
+        return run.go(shown)
 
 
 def _make_runs(request: Request, given: Any, data: Any, sampler: Sampler) -> list[Run]:

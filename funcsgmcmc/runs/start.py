@@ -17,6 +17,38 @@ from funcsgmcmc.runs.request import Request, RunKeys
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.terms import scaled
 
+# Entries from which a tree is lent to a run, and not copied.
+_LARGE = 1 << 22
+
+
+class Lent:
+    """A large tree of the user's that a run uses without copying it, and that must not change.
+
+    Args:
+        params: The tree.
+    """
+
+    def __init__(self, params: TensorDict) -> None:
+        self._leaves = list(tree.leaves(params))
+        self._versions = self._read()
+
+    def check(self) -> None:
+        """Refuse a tree that has been written to.
+
+        Raises:
+            ValueError: It has.
+        """
+        if (versions := self._read()) != self._versions:
+            row = next(i for i, version in enumerate(versions) if version != self._versions[i])
+            raise ValueError(
+                f"params[{tree.dotted(self._leaves[row][0])!r}] must not be written to while its "
+                "chains run, which are localized there and hold no copy of so large a tree: give "
+                "sample a copy (params.clone())"
+            )
+
+    def _read(self) -> list[int]:
+        return [leaf._version for _, leaf in self._leaves]
+
 
 @dataclass(frozen=True, eq=False)
 class Start:
@@ -28,6 +60,7 @@ class Start:
         keys: Their keys.
         first_step: Index of the first step.
         frozen_at: The step at which a chain was frozen before, `[C]`; −1 for healthy ones.
+        lent: The user's tree, if it is the anchor itself and no copy.
     """
 
     sampler: Sampler
@@ -35,6 +68,7 @@ class Start:
     keys: RunKeys
     first_step: int
     frozen_at: Tensor
+    lent: Lent | None
 
 
 def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
@@ -63,12 +97,19 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     device = tree.device(params)
     first, stop = request.chain_offset, request.chain_offset + request.num_chains
     keys = request.keys(torch.arange(first, stop, device=device))
-    sampler = sampler.to(device).with_anchor(params)
+    sampler, lent = _anchored(sampler.to(device), params)
     params = _placed(params, sampler, request.init_noise, keys.starts)
     state = sampler.init(params, tree.normal_like(keys.momenta, params))
     if not tree.count(params, sampler.mask).any():
         raise ValueError("the mask must sample at least one entry, got one that is 0 everywhere")
-    return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1))
+    return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1), lent)
+
+
+def _anchored(sampler: Sampler, params: TensorDict) -> tuple[Sampler, Lent | None]:
+    """The sampler with its anchor, and the tree that is lent for it, if one is."""
+    if sampler.anchor is not None or tree.size(params) < _LARGE:
+        return sampler.with_anchor(params), None
+    return sampler.with_anchor(params, copy=False), Lent(params)
 
 
 def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
@@ -92,8 +133,9 @@ def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
         )
     device = tree.device(state.params)
     sampler = sampler.to(device)
-    if sampler.anchor is None and anchor is not None:
-        sampler = sampler.with_anchor(anchor.to(device))
+    lent = None
+    if anchor is not None:
+        sampler, lent = _anchored(sampler, anchor.to(device))
     # `replace(anchor=None)` would keep None as a value, which stacks to a list.
     state = state.exclude("anchor")
     _check_state(state, sampler)
@@ -109,7 +151,7 @@ def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
             "stopped within a step"
         )
     keys = request.keys(chains.to(device))
-    return Start(sampler, state, keys, steps[0], frozen_at.to(device))
+    return Start(sampler, state, keys, steps[0], frozen_at.to(device), lent)
 
 
 def _chains_of(

@@ -58,6 +58,10 @@ class BAOA(MomentumSampler, frozen=True):
         """T."""
         return self.temperature
 
+    def is_entrywise(self) -> bool:
+        """Every entry has its own momentum."""
+        return type(self) is BAOA
+
     def advance(
         self, state: MomentumState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[MomentumState, Terms]:

@@ -102,6 +102,30 @@ class Sampler(TensorClass, frozen=True):
             The next state, and the terms of the update.
         """
 
+    def is_entrywise(self) -> bool:
+        """Whether an entry's move depends on that entry and on values of its chain alone.
+
+        Then trees of large or of many leaves are updated in pieces, by `advance_entries`, and
+        `couple` is called once. False unless a class says otherwise of itself: a subclass whose
+        `advance` is another says so again.
+        """
+        return False
+
+    def advance_entries(
+        self, state: State, evaluation: Evaluation, noise: TensorDict
+    ) -> tuple[State, Terms]:
+        """The part of `advance` that entries do by themselves, on some or all of the leaves."""
+        return self.advance(state, evaluation, noise)
+
+    def couple(self, before: Any, moved: Any) -> Any:
+        """The rest of `advance`: what depends on all entries, such as a thermostat.
+
+        Args:
+            before: The state before the step.
+            moved: The state that `advance_entries` made.
+        """
+        return moved
+
     def update(self, state: State, evaluation: Evaluation, noise: TensorDict) -> tuple[Any, Terms]:
         """Make one step, from an evaluation of the potential and from noise.
 
@@ -195,17 +219,19 @@ class Sampler(TensorClass, frozen=True):
             "lock": False,
         }
 
-    def with_anchor(self, params: TensorDict) -> Self:
+    def with_anchor(self, params: TensorDict, *, copy: bool = True) -> Self:
         """The sampler with `params` as its anchor; a sampler with an anchor is returned as it is.
 
         Args:
             params: Tree of batch size `[]`, or `[C]` for an anchor per chain.
+            copy: Whether to copy them, so that they may change.
         """
         if self.anchor is not None:
             return self
+        anchor = params.detach()
         # An anchor per chain makes the other settings per chain, too.
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        fields, chains = checks.per_chain({**fields, "anchor": params.detach().clone()})
+        fields, chains = checks.per_chain({**fields, "anchor": anchor.clone() if copy else anchor})
         return type(self)(**fields, batch_size=chains, lock=False)
 
     def center(self, state: State) -> TensorDict:

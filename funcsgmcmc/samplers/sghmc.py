@@ -58,6 +58,10 @@ class SGHMC(MomentumSampler, frozen=True):
         """εT."""
         return self.lr * self.temperature
 
+    def is_entrywise(self) -> bool:
+        """Every entry has its own momentum."""
+        return type(self) is SGHMC
+
     def advance(
         self, state: MomentumState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[MomentumState, Terms]:

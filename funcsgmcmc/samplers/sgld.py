@@ -52,6 +52,10 @@ class SGLD(LangevinSampler, frozen=True):
 
     noise_level: Tensor
 
+    def is_entrywise(self) -> bool:
+        """As its preconditioner is."""
+        return type(self) is SGLD and self.preconditioner.is_entrywise()
+
     def advance(
         self, state: LangevinState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[LangevinState, Terms]:

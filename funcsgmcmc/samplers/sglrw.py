@@ -45,6 +45,10 @@ from funcsgmcmc.terms import Term, Terms, add, combine, scaled, step_terms
 class SGLRW(LangevinSampler, frozen=True):
     """Settings of the lattice random walk; made by `sglrw`."""
 
+    def is_entrywise(self) -> bool:
+        """As its preconditioner is."""
+        return type(self) is SGLRW and self.preconditioner.is_entrywise()
+
     def advance(
         self, state: LangevinState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[LangevinState, Terms]:

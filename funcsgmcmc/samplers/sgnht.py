@@ -54,6 +54,17 @@ class SGNHT(ThermostatSampler, frozen=True):
         self, state: ThermostatState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[ThermostatState, Terms]:
         """Make one step, by the equation in the module's docstring."""
+        moved, terms = self.advance_entries(state, evaluation, noise)
+        return self.couple(state, moved), terms
+
+    def is_entrywise(self) -> bool:
+        """The thermostat is a value of the chain."""
+        return type(self) is SGNHT
+
+    def advance_entries(
+        self, state: ThermostatState, evaluation: Evaluation, noise: TensorDict
+    ) -> tuple[ThermostatState, Terms]:
+        """The next momentum p' and parameters w', with ξ as it is."""
         terms = self.euler_terms(
             state,
             evaluation,
@@ -64,14 +75,17 @@ class SGNHT(ThermostatSampler, frozen=True):
         momentum = terms.total()
         params = add(state.params, Term(1.0, momentum))
         params, momentum = self.reflect_at_box(state, params, momentum)
+        return state.replace(params=params, momentum=momentum, step=state.step + 1), terms
+
+    def couple(self, before: ThermostatState, moved: ThermostatState) -> ThermostatState:
+        """ξ', from p'."""
         thermostat = next_thermostat(
-            state.thermostat,
+            before.thermostat,
             # A reflected momentum has the energy of p': signs do not change it.
-            mean_energy=self.mean_energy(momentum),
+            mean_energy=self.mean_energy(moved.momentum),
             variance=self.momentum_variance(),
         )
-        state = state.replace(params=params, momentum=momentum, step=state.step + 1)
-        return state.replace(thermostat=thermostat), terms
+        return moved.replace(thermostat=thermostat)
 
 
 def next_thermostat(thermostat: Tensor, *, mean_energy: Tensor, variance: Scalar) -> Tensor:
