@@ -123,6 +123,12 @@ def targets(report: Report) -> list[Target]:
             found.append(Target(what, aim, value))
         steps = {name: value["leaves"] for name, value in report["large"]["samplers"].items()}
         found.append(Target("a step of 2,000 leaves, s", 0.1, steps))
+    if "keeping" in report:
+        kept, bare = (report["keeping"][name] for name in ("with draws on disk", "without draws"))
+        more = {"": kept["peak, MiB"] - bare["peak, MiB"]}
+        found.append(Target("draws on disk: MiB beyond a run without draws", 300, more))
+        times = {"": kept["seconds"] / bare["seconds"]}
+        found.append(Target("draws on disk / without draws, every step a draw", 1.15, times))
     for suffix, aim in (("", 1.0), (", metrics", 0.45)):
         for part, methods in report.get("optimizers", {}).items():
             values = {
@@ -172,6 +178,9 @@ def write(report: Report, folder: Path, name: str) -> None:
     if "large" in report:
         text = _LARGE.format(device=report["large"]["device"])
         page += ["## One large chain", text, _large_table(report)]
+    if "keeping" in report:
+        text = _KEEPING.format(device=report["keeping"]["device"])
+        page += ["## Draws on disk", text, _keeping_table(report)]
     if "optimizers" in report:
         page += ["## compat", _optimizers_table(report)]
     if "starting" in report:
@@ -260,6 +269,21 @@ def _optimizers_table(report: Report) -> str:
 
 def _ratio(both: dict[str, float]) -> float:
     return both["compat"] / both["published"]
+
+
+_KEEPING = (
+    "200 chains of a network of 4,999 parameters, batch 32, eager, 1,000 steps, each of which is a "
+    "draw that goes to disk, on {device}."
+)
+
+
+def _keeping_table(report: Report) -> str:
+    rows = [
+        [name, *(f"{figures[what]:.4g}" for what in ("peak, MiB", "seconds", "MiB on disk"))]
+        for name, figures in report["keeping"].items()
+        if isinstance(figures, dict)
+    ]
+    return _table(["run", "peak, MiB", "seconds", "MiB on disk"], rows)
 
 
 def _large_table(report: Report) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import chains
+import keeping
 import large
 import optimizers
 import report
@@ -45,6 +46,7 @@ def main() -> None:
         "sweep": lambda: sweep.measure(device, rounds),
         "update": lambda: update.measure(device, rounds),
         "large": large.measure,
+        "keeping": keeping.measure,
         "optimizers": lambda: optimizers.measure(rounds),
         "starting": starting.measure,
     }

@@ -20,8 +20,9 @@ from funcsgmcmc.gradients import accumulated, control_variates, svrg
 from funcsgmcmc.losses import module_loss
 from funcsgmcmc.modules import params_of
 from funcsgmcmc.random import key
-from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
+from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError, SamplingInterrupt
 from funcsgmcmc.runs.sampling import sample
+from funcsgmcmc.runs.stored import open_run
 from funcsgmcmc.samplers.badoda import badoda
 from funcsgmcmc.samplers.baoa import baoa
 from funcsgmcmc.samplers.contour_sgld import contour_sgld
@@ -37,6 +38,7 @@ __all__ = [
     "DivergenceError",
     "Samples",
     "SamplingError",
+    "SamplingInterrupt",
     "accumulated",
     "badoda",
     "baoa",
@@ -53,6 +55,7 @@ __all__ = [
     "llc_draws",
     "module_loss",
     "norms",
+    "open_run",
     "params_of",
     "plots",
     "preconditioners",

@@ -295,14 +295,15 @@ def test_a_run_that_stopped_in_burn_in_has_no_estimates():
             yield inputs, targets
         raise KeyboardInterrupt
 
-    with pytest.warns(UserWarning, match="interrupted after 3 of 26 steps"):
-        samples = run(
+    with pytest.raises(fs.SamplingInterrupt, match="interrupted after 3 of 26 steps") as raised:
+        run(
             fs.sgld(1e-3, nbeta=3.0),
             data=batches(),
             batch_size=None,
             num_burnin_steps=20,
             initial_loss=1.0,
         )
+    samples = raised.value.samples
     for estimate in (fs.llc, fs.summary, fs.to_datatree, plot_llc, running_llc):
         with pytest.raises(
             ValueError, match="at least one draw, got a run that stopped in burn-in"

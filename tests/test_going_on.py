@@ -179,8 +179,9 @@ def test_an_interrupt_within_a_step_leaves_chains_that_go_on(how, params):
 
     settings = {"num_chains": 4, "num_draws": 20, "num_burnin_steps": 0}
     sampler = fs.sgnht(1e-3, nbeta=3.0)
-    with pytest.warns(UserWarning, match=r"interrupted after \d+ of 20 steps"):
-        first = run(sampler, loss_fn=interrupted, **settings, **how)
+    with pytest.raises(fs.SamplingInterrupt, match=r"interrupted after \d+ of 20 steps") as raised:
+        run(sampler, loss_fn=interrupted, **settings, **how)
+    first = raised.value.samples
     assert 0 < first.num_steps < 20
     assert len(first.state.step.unique()) == 1
     rest = settings | {"num_draws": 20 - first.num_steps, "init_noise": 0.0}

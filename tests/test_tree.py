@@ -64,3 +64,18 @@ def test_normals_have_the_precision_of_their_leaf():
     drawn = fs.tree.normal_like(fs.key(0), like)
     assert (drawn["a"].dtype, drawn["b"].dtype) == (torch.float64, torch.float32)
     assert not torch.equal(drawn["a"], drawn["a"].float().double())
+
+
+def test_inner_products_of_many_small_leaves_are_those_of_vectors():
+    """Small leaves are put together, a large one and one number a chain are not."""
+    generator = torch.Generator().manual_seed(1)
+    shapes = {**{f"leaf{i}": (i % 3 + 1,) for i in range(40)}, "large": (1 << 14,), "number": ()}
+    a, b = (
+        TensorDict(
+            {name: torch.randn(2, *shape, generator=generator) for name, shape in shapes.items()}, 2
+        )
+        for _ in range(2)
+    )
+    wanted = (tree.flatten(a) * tree.flatten(b)).sum(-1)
+    torch.testing.assert_close(tree.dot(a, b), wanted)
+    torch.testing.assert_close(tree.dot(a[0], b[0]), wanted[0])

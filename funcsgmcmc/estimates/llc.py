@@ -9,8 +9,8 @@ from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.runs.attributes import settings_of_draws
 from funcsgmcmc.runs.record import Samples, check_initial_loss
-from funcsgmcmc.schedules import over_steps
 
 
 @dataclass(frozen=True)
@@ -102,21 +102,6 @@ def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> T
     if not (temperature > 0).all():
         raise ValueError(f"temperature must be > 0 at the draws, got {float(temperature.min()):g}")
     return nbeta / temperature * (samples.draw_losses.double() - anchor_loss)
-
-
-def settings_of_draws(samples: Samples) -> tuple[Tensor, Tensor]:
-    """The settings nβ, and T of the law that was sampled, of the steps that led to the draws.
-
-    Returns:
-        Both `[C, D]`.
-    """
-    sampler = samples.sampler
-    # A draw is where its step begins: the step before it made it.
-    steps = (samples.draw_steps - 1).clamp(min=0).to(sampler.localization.device)
-    shape = (samples.num_chains, samples.num_draws)
-    # `[D]` where all chains share a setting, `[C, D]` where each has its own: both broadcast.
-    nbeta, temperature = over_steps(sampler.nbeta, steps), sampler.sampled_temperature(steps)
-    return nbeta.cpu().expand(shape), temperature.cpu().expand(shape)
 
 
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:

@@ -2,16 +2,15 @@
 
 import math
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensordict import is_tensorclass
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
 from funcsgmcmc.estimates.convergence import TAIL_QUANTILE, diagnostics, needs_arviz
-from funcsgmcmc.estimates.llc import llc_draws, settings_of_draws
+from funcsgmcmc.estimates.llc import llc_draws
+from funcsgmcmc.runs.attributes import attributes_of, constants_of, settings_of_draws
 from funcsgmcmc.runs.record import Samples
 
 if TYPE_CHECKING:
@@ -145,12 +144,12 @@ def to_datatree(samples: Samples) -> "DataTree":
             for group, values in groups.items()
         },
         coords={"chain": chains},
-        attrs={group: _settings(samples) if group == "posterior" else {} for group in groups},
+        attrs={group: attributes_of(samples) if group == "posterior" else {} for group in groups},
     )
     # ArviZ's function knows the dimensions chain and draw only.
     steps = samples.first_step + torch.arange(samples.num_steps)
     for group, variables, coords in (
-        ("constant_data", _constants(samples), {"draw": range(samples.num_draws)}),
+        ("constant_data", constants_of(samples), {"draw": range(samples.num_draws)}),
         ("trace", _trace(samples), {"step": steps.numpy()}),
     ):
         chosen = {
@@ -160,19 +159,6 @@ def to_datatree(samples: Samples) -> "DataTree":
         dataset = xarray.Dataset(chosen, coords={"chain": chains, **coords})
         result[group] = xarray.DataTree(dataset)
     return result
-
-
-def _constants(samples: Samples) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-    """Dimensions and values of what the estimates take beside the draws."""
-    nbeta, temperature = settings_of_draws(samples)
-    found: dict[str, tuple[tuple[str, ...], Tensor]] = {
-        "nbeta": (("chain", "draw"), nbeta),
-        "temperature": (("chain", "draw"), temperature),
-        "step": (("draw",), samples.draw_steps),
-    }
-    if samples.initial_loss is not None:
-        found["initial_loss"] = (("chain",), samples.initial_loss.expand(samples.num_chains))
-    return found
 
 
 def _trace(samples: Samples) -> dict[str, tuple[tuple[str, ...], Tensor]]:
@@ -210,49 +196,6 @@ def _statistics(samples: Samples) -> dict[str, Tensor]:
         found["log_prior"] = samples.log_priors[:, samples.draw_rows]
     if samples.log_weights is not None:
         found["log_weight"] = samples.log_weights
-    return found
-
-
-def _settings(samples: Samples) -> dict[str, Any]:
-    """Attributes for a file: numbers, strings and lists of them."""
-    sampler = samples.sampler
-    settings: dict[str, Any] = {
-        "inference_library": "funcsgmcmc",
-        **{f"{name}_version": version(name) for name in ("funcsgmcmc", "torch", "tensordict")},
-        "sampler": type(sampler).__name__,
-        "num_chains": samples.num_chains,
-        "num_steps": samples.num_steps,
-        "first_step": samples.first_step,
-        "num_burnin_steps": samples.num_burnin_steps,
-        "num_steps_between_draws": samples.num_steps_between_draws,
-        "chain_method": samples.chain_method,
-        "key": samples.key.tolist(),
-        "frozen_chains": [str(frozen) for frozen in samples.frozen],
-        **samples.options,
-        # Trees are too large for an attribute: whether there is one.
-        "mask": "none" if sampler.mask is None else "given",
-    }
-    settings["inference_library_version"] = settings["funcsgmcmc_version"]
-    if samples.initial_loss is not None:
-        settings["initial_loss"] = samples.initial_loss.tolist()
-    # A file has no None, and no booleans in some formats.
-    plain = {
-        name: str(value).lower() if value is None or isinstance(value, bool) else value
-        for name, value in settings.items()
-    }
-    return plain | _numbers(sampler)
-
-
-def _numbers(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """The numbers in a sampler, those of its schedules and preconditioners under dotted names."""
-    found: dict[str, Any] = {}
-    for name in settings.__dataclass_fields__:
-        value = getattr(settings, name)
-        if isinstance(value, Tensor) and value.ndim <= 1:  # a file takes no nested lists
-            found[prefix + name] = value.tolist()
-        elif is_tensorclass(value):
-            found[prefix + name] = type(value).__name__
-            found |= _numbers(value, f"{prefix}{name}.")
     return found
 
 

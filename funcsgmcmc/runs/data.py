@@ -19,7 +19,13 @@ import torch
 from tensordict import TensorDictBase, is_tensorclass
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    SequentialSampler,
+    TensorDataset,
+)
 
 from funcsgmcmc import checks, random
 from funcsgmcmc.batches import (
@@ -32,6 +38,7 @@ from funcsgmcmc.batches import (
     plain,
     take_examples,
 )
+from funcsgmcmc.runs.encoding import decode, digest, encode
 from funcsgmcmc.runs.progress import logger
 from funcsgmcmc.runs.store import Rows
 
@@ -89,6 +96,18 @@ class TensorData:
             self._block = (block, examples)
         return take_examples(self._data, self._block[1][rows, position])
 
+    def digests(self) -> dict[str, str]:
+        """Digests of the data, which name it."""
+        leaves = pytree.tree_leaves(self._data)
+        return {f"data, tensor {i}": digest(leaf) for i, leaf in enumerate(leaves)}
+
+    def position(self, next_step: int) -> None:
+        """Where the run is in the data: its step says so."""
+
+    def why_not_resumed(self) -> str | None:
+        """Why a run cannot be resumed on this data: it always can."""
+        return None
+
     def one_pass(self) -> Iterator[Piece]:
         """All examples, in pieces of `batch_size`."""
         return pieces_of(self._data, self.num_examples, self.batch_size)
@@ -135,12 +154,96 @@ class IterableData:
     num_examples = None
     batch_size = None
 
-    def __init__(self, data: Iterable[Any], *, first_step: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        data: Iterable[Any],
+        *,
+        first_step: int,
+        device: torch.device,
+        position: dict[str, Any] | None = None,
+    ) -> None:
         self._iterable = data  # kept, to be started again at its end
-        self._iterator = iter(data)
         self._device = device
         self._first_step = first_step
         self._latest: tuple[int, Any] = (first_step - 1, None)
+        self._digest: str | None = None  # of a batch that an earlier process has used
+        if position is not None:
+            self._go_to(position)
+        else:
+            self._iterator = iter(data)
+
+    def digests(self) -> dict[str, str]:
+        """What names the data: its kind, and its length where that is known."""
+        return {"data": digest((type(self._iterable).__name__, _length(self._iterable)))}
+
+    def position(self, next_step: int) -> dict[str, Any]:
+        """Where the run is in the data, as plain values.
+
+        Args:
+            next_step: The step that not all chains have made yet; some may have.
+        """
+        taken, batch = self._latest[0], self._latest[1]
+        position: dict[str, Any] = {
+            "batches": taken + 1 - self._first_step,
+            "step": taken,
+            "digest": self._digest or _digest_of(batch),
+            # Chains that have not made their step are given this batch again.
+            "latest": encode("a batch", batch) if taken == next_step else None,
+        }
+        data: Any = self._iterable
+        if _is_stateful(data):
+            position["state"] = data.state_dict()
+        return position
+
+    def why_not_resumed(self) -> str | None:
+        """Why a run cannot be resumed on this data; None if it can."""
+        data = self._iterable
+        if _is_stateful(data) or isinstance(data, list):
+            return None
+        what = None
+        if isinstance(data, Iterator):
+            what = f"{type(data).__name__} cannot be read again from its beginning"
+        elif _length(data) is None:
+            what = f"{type(data).__name__} has no length"
+        elif isinstance(data, DataLoader):
+            if not isinstance(data.sampler, SequentialSampler) or not _is_plain_sampler(data):
+                what = "a DataLoader that shuffles has an order of its own in every process"
+        else:
+            first, again = (_digest_of(next(iter(_reread(data)), None)) for _ in range(2))
+            if first != again:
+                what = f"{type(data).__name__} gives other batches each time it is read"
+        if what is None:
+            return None
+        return (
+            f"{what}: give tensors, whose minibatches the key chooses, or a loader with state_dict "
+            "and load_state_dict, such as torchdata's StatefulDataLoader"
+        )
+
+    def _go_to(self, position: dict[str, Any]) -> None:
+        """Go to where an earlier process was in the data.
+
+        Raises:
+            ValueError: The data has other batches than it had.
+        """
+        data: Any = self._iterable
+        if "state" in position:
+            data.load_state_dict(position["state"])
+            self._iterator = iter(data)
+        else:
+            length = _length(self._iterable)
+            assert length  # the run would not have begun
+            self._iterator = iter(self._iterable)
+            # It is read from its beginning as often as it has ended.
+            skipped = list(itertools.islice(self._iterator, position["batches"] % length))
+            if skipped and _digest_of(self._to_device(skipped[-1])) != position["digest"]:
+                raise ValueError(
+                    f"data must give the batches that it gave before, to resume a run on it, but "
+                    f"batch {position['batches'] - 1} is another"
+                )
+        self._digest = position["digest"]
+        self._first_step = position["step"] + 1 - position["batches"]
+        latest = position["latest"]
+        self._latest = (position["step"], None if latest is None else decode(latest, self._device))
 
     def batch(self, step: int, rows: Rows) -> Any:
         """The batch of a step, on the run's device; steps are asked for in order.
@@ -151,6 +254,7 @@ class IterableData:
         # Each chunk asks for the step's batch: only the first of them takes a new one.
         while self._latest[0] < step:
             self._latest = (self._latest[0] + 1, self._to_device(self._next(step)))
+            self._digest = None
         return self._latest[1]
 
     def one_pass(self) -> Iterator[Piece] | None:
@@ -210,6 +314,7 @@ def stream(
     keys: Tensor,
     first_step: int,
     device: torch.device,
+    position: dict[str, Any] | None = None,
 ) -> Batches:
     """Take the data given to `sample`.
 
@@ -221,6 +326,7 @@ def stream(
         keys: The chains' keys for minibatches, `[C, 2]`.
         first_step: The run's first step, which gets the first batch of an iterable.
         device: Where batches go.
+        position: Where an earlier process was in the data, for a run that is resumed.
 
     Raises:
         TypeError: The data is neither tensors nor an iterable of batches.
@@ -246,7 +352,7 @@ def stream(
             f"minibatches must not be set for an iterable, which makes its own batches, "
             f"got {minibatches!r}"
         )
-    return IterableData(data, first_step=first_step, device=device)
+    return IterableData(data, first_step=first_step, device=device, position=position)
 
 
 def _check_list(data: Any) -> None:
@@ -322,6 +428,22 @@ def _reread(data: Iterable[Any]) -> Iterable[Any]:
         beside._iterator = None
         return beside
     return data
+
+
+def _is_stateful(data: Any) -> bool:
+    """Whether an iterable says where it is, and goes there."""
+    return hasattr(data, "state_dict") and hasattr(data, "load_state_dict")
+
+
+def _is_plain_sampler(loader: DataLoader[Any]) -> bool:
+    """Whether a loader takes its examples one by one, or in batches, as its sampler gives them."""
+    return loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler
+
+
+def _digest_of(batch: Any) -> str:
+    """A digest of a batch's tensors."""
+    leaves = [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]
+    return digest([digest(leaf) for leaf in leaves])
 
 
 def _length(data: Any) -> int | None:

@@ -332,6 +332,21 @@ class SamplingError(RuntimeError):
         return type(self), (str(self), self.samples)
 
 
+class SamplingInterrupt(KeyboardInterrupt):
+    """Ctrl-C in a run, which stops a loop over runs too.
+
+    Attributes:
+        samples: The record until then, with which `sample` can go on.
+    """
+
+    def __init__(self, message: str, samples: Samples) -> None:
+        super().__init__(message)
+        self.samples = samples
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.samples)
+
+
 class DivergenceError(SamplingError):
     """A chain became non-finite, and `on_divergence="raise"` was asked for."""
 

@@ -4,9 +4,10 @@ Time is the outer loop and chunks of chains the inner one. So an iterable gives 
 batch, and a run can stop at any step with everything recorded until then.
 """
 
+import contextlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -19,8 +20,15 @@ from funcsgmcmc.memory import chunk_size
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
+from funcsgmcmc.runs.encoding import decode, encode
+from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.progress import Progress
-from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError
+from funcsgmcmc.runs.record import (
+    DivergenceError,
+    Samples,
+    SamplingError,
+    SamplingInterrupt,
+)
 from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
 from funcsgmcmc.runs.start import Lent, Start
@@ -50,6 +58,7 @@ class Run:
         shared_memory: The memory of the gradient's estimator, if all chains share one.
         initial_loss: L(w₀) on all data, if known.
         recorder: Its record.
+        keeper: What keeps it on disk, if anything does.
         step: The function that steps a chunk.
         chunks: Its chains.
         sampler: The sampler, with its anchor.
@@ -66,6 +75,7 @@ class Run:
     shared_memory: Any
     initial_loss: Tensor | None
     recorder: Recorder
+    keeper: Keeper | None
     step: FreezingStep = field(init=False)
     chunks: list[Chunk] = field(init=False)
     sampler: Sampler = field(init=False)
@@ -82,38 +92,64 @@ class Run:
         if self.chain_method == "vmap":
             size = self.request.chunk_size or chunk_size(params)
         self.chunks = split(start, self.shared_memory, size)
+        if self.keeper is not None and self.keeper.progress is not None:
+            self._go_to(self.keeper.progress)
 
     def go(self, progress: Progress) -> Samples:
         """Make all steps; if anything ends them early, hand over the record until then.
 
         Raises:
-            DivergenceError, SamplingError: As `sample`.
+            DivergenceError, SamplingError, SamplingInterrupt: As `sample`.
         """
-        clock, stop_at_divergence = self.clock, self.request.on_divergence == "raise"
+        clock, keeper = self.clock, self.keeper
+        stopping = contextlib.nullcontext() if keeper is None else interrupted_by_sigterm()
         # Outside of gradients, which each have a transform of their own, nothing needs a graph.
-        with torch.no_grad():
+        with torch.no_grad(), stopping:
+            if keeper is not None:
+                keeper.begin(self)
             try:
                 while clock.steps_done < clock.num_steps:
                     self.make_step_and_look_at_rounding()
                     progress.step_done(self.status)
+                    if keeper is not None:
+                        keeper.step_done(self)
                     # Reading health waits for the device: only if it is asked for.
-                    if stop_at_divergence and self.num_healthy < self.request.num_chains:
-                        samples = self.samples()
-                        raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
-            except KeyboardInterrupt:
+                    if self.request.on_divergence == "raise":
+                        self._check_health()
+            except KeyboardInterrupt as error:
                 # So that all chains have made the same steps, and can go on.
                 self.finish_step()
-                warnings.warn(
-                    f"interrupted after {clock.steps_done} of {clock.num_steps} steps; "
-                    "what they recorded is returned",
-                    stacklevel=3,
-                )
+                message = f"interrupted after {clock.steps_done} of {clock.num_steps} steps"
+                raise SamplingInterrupt(message, self._end()) from error
             except SamplingError:  # a divergence has its record already
                 raise
             except Exception as error:
                 message = f"sampling stopped in step {clock.next_step}: {error}"
-                raise SamplingError(message, self.samples()) from error
-        return self.samples()
+                raise SamplingError(message, self._end(error)) from error
+            return self._end()
+
+    def _check_health(self) -> None:
+        """Stop where a chain has failed.
+
+        Raises:
+            DivergenceError: One has.
+        """
+        if self.num_healthy < self.request.num_chains:
+            samples = self._end()
+            raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
+
+    def _end(self, error: Exception | None = None) -> Samples:
+        """The record; before, what is on disk is made complete."""
+        if self.keeper is None:
+            return self.samples()
+        try:
+            self.keeper.end(self)
+        except Exception as failure:
+            # The disk may be what failed: the checkpoint before is still there.
+            if error is None:
+                raise
+            error.add_note(f"The store could not be brought up to date either: {failure}")
+        return self.keeper.samples()
 
     def make_step(self) -> None:
         """Make one step of every chunk that has not made it yet, and record it."""
@@ -155,9 +191,14 @@ class Run:
         if self.request.compile is True:
             progress.note("compiling the step: 15 to 25 s on a new machine, a few when cached")
 
+    @property
+    def is_level(self) -> bool:
+        """Whether all chains have made the same steps."""
+        return all(chunk.next_step == self.clock.next_step for chunk in self.chunks)
+
     def finish_step(self) -> None:
         """Make the step that was interrupted, if some chunks have made it."""
-        if any(chunk.next_step > self.clock.next_step for chunk in self.chunks):
+        if not self.is_level:
             self.make_step()
 
     def seconds_per_chain(self) -> float:
@@ -188,8 +229,35 @@ class Run:
         loss = self.recorder.mean_loss(self.clock.steps_done - 1)
         return f"loss {loss:.4g}, {self.num_healthy}/{self.request.num_chains} chains healthy"
 
+    def progress(self) -> dict[str, Any]:
+        """All that changes, as plain values from which another process goes on."""
+        memories = [] if self.shared_memory is not None else [each.memory for each in self.chunks]
+        # A run that stops within a step has chains that have made it.
+        next_steps = [
+            torch.full_like(chunk.frozen_at, chunk.next_step).reshape(-1) for chunk in self.chunks
+        ]
+        return {
+            "num_steps": self.clock.steps_done,
+            "next_steps": torch.cat(next_steps).cpu(),
+            "state": encode("the state", gather([chunk.state for chunk in self.chunks])),
+            "frozen_at": gather([chunk.frozen_at for chunk in self.chunks]).cpu(),
+            "memories": encode("the memory of the gradient's estimator", memories),
+            "data": encode("the position in the data", self.batches.position(self.clock.next_step)),
+        }
+
+    def _go_to(self, progress: Mapping[str, Any]) -> None:
+        """Go to where an earlier process was, whose states the chunks have already."""
+        self.clock.next_step = self.clock.first_step + progress["num_steps"]
+        device = self.chunks[0].keys.device
+        for chunk in self.chunks:
+            chunk.next_step = int(progress["next_steps"][chunk.rows].reshape(-1)[0])
+        memories = decode(progress["memories"], device)
+        if len(memories) == len(self.chunks):
+            for chunk, memory in zip(self.chunks, memories, strict=True):
+                chunk.memory = memory
+
     def samples(self) -> Samples:
-        """The record of the steps done."""
+        """The record of the steps done, in memory."""
         clock, recorder, sampler = self.clock, self.recorder, self.sampler
         if self.lent is not None:  # a record is its owner's alone
             assert sampler.anchor is not None
@@ -216,9 +284,13 @@ class Run:
             num_burnin_steps=self.request.num_burnin_steps,
             num_steps_between_draws=self.request.num_steps_between_draws,
             chain_method=self.chain_method,
-            options=self.request.options()
-            | {"batch_size": self.batches.batch_size, "num_examples": self.batches.num_examples},
+            options=self.options(),
         )
+
+    def options(self) -> dict[str, Any]:
+        """`Samples.options`."""
+        data = {"batch_size": self.batches.batch_size, "num_examples": self.batches.num_examples}
+        return self.request.options() | data
 
     def _next_batch(self, chunk: Chunk) -> Any:
         """The batch of a chunk's next step; before it, its memory is made where it is due."""

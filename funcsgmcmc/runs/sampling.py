@@ -1,25 +1,28 @@
 """`sample`: check what is asked, make the run, let it go."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import tree
+from funcsgmcmc import checks, tree
 from funcsgmcmc.gradients import LossFn, mean_loss
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.priors import LogPrior
+from funcsgmcmc.runs.checkpoint import Timetable, held
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
+from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Samples, check_initial_loss
-from funcsgmcmc.runs.request import Observable, Request
+from funcsgmcmc.runs.request import ChainMethod, Observable, Request
 from funcsgmcmc.runs.run import Run, fastest
 from funcsgmcmc.runs.start import start_of
-from funcsgmcmc.runs.store import MemoryStore, Recorder
+from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
 from funcsgmcmc.runs.trial import usable_methods
 from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 
@@ -52,6 +55,9 @@ def sample(
     on_divergence: Literal["freeze", "raise"] = "freeze",
     initial_loss: float | Tensor | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float | None = None,
 ) -> Samples:
     """Run many chains of a sampler.
 
@@ -114,16 +120,27 @@ def sample(
             data, where the data can be passed over twice.
         progress: Whether to show progress: on a terminal and in a notebook as a bar (which needs
             the extra `progress`), else as a line every 30 seconds by `logging`.
+        store: A folder for the record (needs the extra `store`): what is recorded goes to disk, in
+            zarr's format, and memory does not grow with the number of draws. ArviZ and xarray read
+            it, also while the run goes on; `open_run` gives the record back.
+        resume: Whether to go on with the run in `store`, from its last checkpoint, in place of
+            refusing a folder that has one. Without a run in it, it begins; a complete one is
+            returned. All other arguments must be those of the run; `num_draws` may be larger.
+        checkpoint_seconds: Seconds between checkpoints. Default: as many as let them take 2 % of
+            the time, and a second at least.
 
     Returns:
-        The record of the run. After an interrupt from the keyboard, what was recorded until then,
-        with a warning.
+        The record of the run.
 
     Raises:
         TypeError, ValueError: An argument breaks a rule; nothing has run yet.
         DivergenceError: A chain diverged and `on_divergence` is `"raise"`.
-        SamplingError: The loss, the data or an observable raised an error during the run. Both
-            carry what was recorded, in `samples`.
+        SamplingError: The loss, the data or an observable raised an error during the run.
+        SamplingInterrupt: Ctrl-C, a `KeyboardInterrupt`. All three carry what was recorded, in
+            `samples`.
+        FileExistsError, ValueError: The store holds something else, another run, or one that is not
+            to be resumed; or the data cannot be read again from where it was.
+        RuntimeError: Another process runs in the store.
     """
     request = Request(
         loss_fn=loss_fn,
@@ -147,16 +164,44 @@ def sample(
         initial_loss=initial_loss,
     )
     check_sampler(sampler)
+    checks.switch("resume", resume)
+    if store is None:
+        _refuse_without_store(resume, checkpoint_seconds)
+        return _run(request, params, data, sampler, None, progress)
+    timetable = Timetable(checkpoint_seconds)
+    with held(store, resume=resume) as place:
+        return _run(request, params, data, sampler, Keeper(place, timetable, resume), progress)
+
+
+def _refuse_without_store(resume: bool, checkpoint_seconds: float | None) -> None:
+    """Refuse settings of a store where there is none.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if resume or checkpoint_seconds is not None:
+        name = "resume" if resume else "checkpoint_seconds"
+        raise ValueError(f"{name} must be left out without store, the folder of the run")
+
+
+def _run(
+    request: Request, given: Any, data: Any, sampler: Sampler, keeper: Keeper | None, progress: bool
+) -> Samples:
+    """Make the run and let it go."""
     # With `chain_method="auto"` the run is made twice, and the faster one goes: steps are pure, so
     # that timing them changes nothing.
-    runs = _make_runs(request, params, data, sampler)
+    runs = _make_runs(request, given, data, sampler, keeper)
+    if keeper is not None and not runs:  # it is complete
+        return keeper.samples()
     with progress_of(runs[0].clock.num_steps, enabled=progress) as shown:
         run = fastest(runs, shown)
         runs.clear()  # the memory of one that does not go is free
         return run.go(shown)
 
 
-def _make_runs(request: Request, given: Any, data: Any, sampler: Sampler) -> list[Run]:
+def _make_runs(
+    request: Request, given: Any, data: Any, sampler: Sampler, keeper: Keeper | None
+) -> list[Run]:
     """Make the run that is asked for, once for each chain method that may be taken."""
     keep_freed_memory()
     start = start_of(request, given, sampler)
@@ -172,6 +217,7 @@ def _make_runs(request: Request, given: Any, data: Any, sampler: Sampler) -> lis
         ),
         start.first_step,
     )
+    position = None if keeper is None else keeper.position()
     batches = stream(
         data,
         batch_size=request.batch_size,
@@ -179,20 +225,38 @@ def _make_runs(request: Request, given: Any, data: Any, sampler: Sampler) -> lis
         keys=keys.minibatches,
         first_step=start.first_step,
         device=tree.device(params),
+        position=position,
     )
-    methods = usable_methods(request, params, batches, start.first_step)
-    sizes = {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
+    methods: list[ChainMethod] | None = None
     anchor = start.sampler.center(start.state)
+    if keeper is not None:
+        keeper.check(request, start, batches)
+        if keeper.is_complete(clock.num_steps):
+            return []
+        methods = keeper.methods()
+        start = keeper.resumed(start)
+    if methods is None:
+        methods = usable_methods(request, params, batches, start.first_step)
+        initial_loss = _anchor_loss(request, anchor, batches)
+    else:
+        assert keeper is not None
+        initial_loss = keeper.initial_loss
+    store: Store
+    if keeper is None:
+        store = MemoryStore(
+            {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
+        )
+    else:
+        store = keeper.make_store(clock, start)
     common: dict[str, Any] = {
         "request": request,
         "clock": clock,
         "start": start,
         "batches": batches,
-        "initial_loss": _anchor_loss(request, anchor, batches),
+        "initial_loss": initial_loss,
         "shared_memory": make_shared_memory(request.estimator, anchor, batches),
-        "recorder": Recorder(
-            MemoryStore(sizes), request.observables, save_draws=request.save_draws
-        ),
+        "recorder": Recorder(store, request.observables, save_draws=request.save_draws),
+        "keeper": keeper,
     }
     return [Run(chain_method=method, **common) for method in methods]
 

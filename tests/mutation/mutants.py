@@ -261,10 +261,19 @@ MUTANTS = [
         ("self.lr * self.temperature", "self.lr * self.temperature ** 2", ROOT),
     ),
     *_of(
-        "SGNHT.advance",
-        ("self.mean_energy(momentum)", "self.mean_energy(state.momentum)", STATE),
+        "SGNHT.advance_entries",
         ("state.thermostat", "self.diffusion_factor", STATE),
         ("Term(1.0, momentum)", "Term(1.0, state.momentum)", STATE),
+    ),
+    *_of(
+        "SGNHT.couple",
+        ("before.thermostat", "self.diffusion_factor", STATE),
+        ("self.mean_energy(moved.momentum)", "self.mean_energy(before.momentum)", STATE),
+    ),
+    *_of(
+        "update_in_pieces",
+        ("settings.couple(X, Y)", "Y", DROPPED),
+        ("piece.of(settings)", "settings", MASK),
     ),
     *_of(
         "next_thermostat",
@@ -442,7 +451,7 @@ MUTANTS = [
     *_of("_share_of_cycle", ("step % X", "step", STATE)),
     # Trees, keys and noise.
     *_of("expand_right", ("value.to(working_dtype(leaf))", "value.to(leaf.dtype)", DTYPE)),
-    *_of("tree.dot", ("X * b[Y].to(Z)", "X * b[Y].to(Z).abs()", SIGN)),
+    *_of("tree.dot", ("leaf * other", "(leaf * other).abs()", SIGN)),
     *_of("_sum_over_leaf", ("range(chains, X)", "range(X)", CHAIN)),
     *_of("tree.count", ("_sum_over_leaf(nonzero, X)", "_sum_over_leaf(nonzero, 0)", CHAIN)),
     *_of(
@@ -452,7 +461,7 @@ MUTANTS = [
     *_of("unflatten", ("flat.split(X, -1)", "[flat[..., :size] for size in X]", NOISE)),
     *_of("normal_like", ("noise_dtype(like)", "torch.float32", DTYPE)),
     *_of(
-        "random.normal",
+        "_box_muller",
         ("math.pi * 2.0 ** -31", "math.pi * 2.0 ** -32", NOISE),
         ("X.mul_(-2)", "X.mul_(-2.02)", NOISE),
         ("angle.sin_()", "angle.cos()", NOISE),
