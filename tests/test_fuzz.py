@@ -155,6 +155,9 @@ SAMPLE = Target(
         "compile": {"none", "true"},
         "initial_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "progress": SWITCH,
+        "store": {"none"},
+        "resume": SWITCH,
+        "checkpoint_seconds": {"none"},
     },
     {"loss_fn": "loss", "log_prior": "log_prior", "key": "key"},
 )
@@ -341,6 +344,8 @@ def attack(target: Target, replaced: dict[str, str]) -> None:
     Raises:
         FoundError: It gave a result, or an error that names no argument.
     """
+    if replaced.get("store") == "text":
+        return  # a folder of that name would be made
     arguments = dict(target.arguments) | {name: VALUES[kind]() for name, kind in replaced.items()}
     bad = [name for name, kind in replaced.items() if kind not in target.fine.get(name, set())]
     try:

@@ -163,3 +163,27 @@ def test_help_lists_every_setting_with_its_meaning(spec):
         spec.make(0.1, nbeta=1.0, **dict(spec.settings), lokalization=1.0)
     with pytest.raises(TypeError, match=rf"{spec.name}\(\) missing 1 required .* 'nbeta'"):
         spec.make(0.1, **dict(spec.settings))
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: fs.sgnht(1e-3, nbeta=1.0), "got sampler = SGLD beside SGNHT"),
+        (
+            lambda: fs.sgld(1e-3, nbeta=1.0, bounding_box_size=1.0),
+            "got bounding_box_size = None beside a number",
+        ),
+        (
+            lambda: fs.sgld(fs.schedules.cosine(1e-3, 1e-4, num_steps=5), nbeta=1.0),
+            "got lr = a number beside Cosine",
+        ),
+        (lambda: fs.rmsprop_sgld(1e-3, nbeta=1.0), "got preconditioner = Identity beside RMSprop"),
+        (
+            lambda: fs.sgld(1e-3, nbeta=1.0, mask={"w": True}),
+            "got mask = None beside nothing",
+        ),
+    ],
+)
+def test_samplers_of_unlike_settings_do_not_stack(other, message):
+    with pytest.raises(TypeError, match=f"to stack must have the same settings, {message}"):
+        torch.stack([fs.sgld(1e-3, nbeta=1.0), other()])

@@ -165,9 +165,12 @@ def sample(
     )
     check_sampler(sampler)
     checks.switch("resume", resume)
+    if checkpoint_seconds is not None:
+        checks.number("checkpoint_seconds", checkpoint_seconds)
     if store is None:
         _refuse_without_store(resume, checkpoint_seconds)
         return _run(request, params, data, sampler, None, progress)
+    checks.instance("store", store, str | Path)
     timetable = Timetable(checkpoint_seconds)
     with held(store, resume=resume) as place:
         return _run(request, params, data, sampler, Keeper(place, timetable, resume), progress)

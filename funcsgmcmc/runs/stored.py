@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from funcsgmcmc import checks
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.checkpoint import Place
 from funcsgmcmc.runs.disk import DiskStore
@@ -94,6 +95,7 @@ def open_run(path: str | Path) -> Samples:
         ValueError: Its checkpoint cannot be read.
         ImportError: The extra `store` is not installed.
     """
+    checks.instance("path", path, str | Path)
     place = Place(Path(path))
     if place.settings is None or place.progress is None:
         raise FileNotFoundError(f"there is no run at {path}, or it has made no checkpoint yet")

@@ -16,11 +16,11 @@ likewise, or one value for all entries of a leaf, `[]` or `[C]`.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
-from tensordict import TensorClass, TensorDict, TensorDictBase
+from tensordict import TensorClass, TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
@@ -262,6 +262,52 @@ class Sampler(TensorClass, frozen=True):
         """Clamp w to [w₀ − b, w₀ + b]; without a box, return it as it is."""
         half_width = self.bounding_box_size
         return params if half_width is None else clamp_to_box(params, center, half_width)
+
+
+def _check_one_structure(samplers: Sequence[Any]) -> None:
+    """Refuse to stack samplers that differ in more than the values of their settings.
+
+    Raises:
+        TypeError: One has another class, or a setting that another one lacks or has as a schedule.
+    """
+    first, *others = (_structure(type(each).__name__, each) for each in samplers)
+    for other in others:
+        for name in {**first, **other}:
+            kinds = first.get(name, "nothing"), other.get(name, "nothing")
+            if kinds[0] != kinds[1]:
+                raise TypeError(
+                    "samplers to stack must have the same settings, got "
+                    f"{name} = {kinds[0]} beside {kinds[1]}"
+                )
+
+
+def _structure(name: str, value: Any) -> dict[str, str]:
+    """What a sampler consists of: kinds of values by their dotted names."""
+    if is_tensorclass(value):
+        found = {name.partition(".")[2] or "sampler": type(value).__name__}
+        for field in value.__dataclass_fields__:
+            found |= _structure(f"{name}.{field}", getattr(value, field))
+        return found
+    path = name.partition(".")[2]
+    if isinstance(value, TensorDictBase):
+        return {f"{path}[{tree.dotted(key)!r}]": "a leaf" for key in tree.names(value)}
+    return {path: "None" if value is None else "a number"}
+
+
+# A `TensorClass` gets this method when it is made: its body cannot call it.
+_any_sampler: Any = Sampler
+_torch_function = _any_sampler.__torch_function__.__func__
+
+
+def _with_checked_stacks(
+    cls: type, func: Any, types: Any, args: Any = (), kwargs: Any = None
+) -> Any:
+    if func is torch.stack and args and not torch.compiler.is_compiling():
+        _check_one_structure(args[0])
+    return _torch_function(cls, func, types, args, kwargs)
+
+
+_any_sampler.__torch_function__ = classmethod(_with_checked_stacks)
 
 
 def clamp_to_box(params: AnyTree, center: AnyTree, half_width: Scalar) -> AnyTree:
