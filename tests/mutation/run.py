@@ -54,6 +54,7 @@ TESTS: dict[str, list[list[str]]] = {
     "samplers.momentum": [laws_of("sghmc", "sgnht", "baoa")],
     "samplers.sghmc": [laws_of("sghmc")],
     "samplers.sgnht": [laws_of("sgnht")],
+    "pieces": [["tests/test_pieces.py"]],
     "samplers.splitting": [laws_of("baoa", "badoda")],
     "samplers.baoa": [laws_of("baoa")],
     "samplers.badoda": [laws_of("badoda"), ["tests/test_samplers.py", "-k", "badoda"]],
