@@ -5,7 +5,7 @@ that the tree lacks.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -89,6 +89,19 @@ class ModuleLoss:
         self._impure = _impure_layers(model)
         # Here too: a mistake shows where the loss is made.
         self._check_mode()
+
+    def fixed(self, sampled: Collection[str]) -> dict[str, Any]:
+        """What the loss is made of beside the sampled parameters, by name.
+
+        Args:
+            sampled: Dotted names of the parameters that a tree gives.
+
+        Returns:
+            The module's layers, as text; its buffers, and its other parameters.
+        """
+        tensors = {**dict(self._model.named_buffers()), **dict(self._model.named_parameters())}
+        kept = {f"model[{name!r}]": each for name, each in tensors.items() if name not in sampled}
+        return {"model": repr(self._model), **kept}
 
     def __call__(self, params: TensorDict, batch: Any) -> Tensor:
         """L(w) on a batch, a scalar."""

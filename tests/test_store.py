@@ -384,7 +384,7 @@ class TestRefusals:
             ({"observables": {}}, "observables$"),
             ({"minibatches": "epochs"}, "minibatches$"),
             ({"data": tuple(2 * each for each in classification()[1])}, "data, tensor 0, data, te"),
-            ({"loss_fn": Failing()}, "loss_fn$"),
+            ({"loss_fn": Failing()}, "loss_fn, model"),
         ],
     )
     def test_another_run_is_named(self, path, change, names):
@@ -399,6 +399,29 @@ class TestRefusals:
         ):
             with pytest.raises(ValueError, match=f"another run: it differs in {names}"):
                 run(sampler, store=path, resume=True, **SETTINGS)
+
+    def test_another_model_is_named(self, tmp_path):
+        """Weights that are not sampled, and layers without any."""
+        settings = SETTINGS | {"store": tmp_path / "run.zarr", "observables": {}}
+        model, _ = classification()
+        params = fs.params_of(model, only="2.*")
+
+        def sample(model, **more):
+            loss_fn = fs.module_loss(model, cross_entropy)
+            return run(fs.sgld(1e-3, nbeta=3.0), params, loss_fn=loss_fn, **settings, **more)
+
+        sample(model)
+        # The tree gives these: what the module holds there does not matter.
+        model[2].weight.data.add_(1.0)
+        sample(model, resume=True)
+        kept = model[0].weight.data.clone()
+        model[0].weight.data.add_(1.0)
+        with pytest.raises(ValueError, match=r"it differs in model\['0.weight'\]$"):
+            sample(model, resume=True)
+        model[0].weight.data.copy_(kept)
+        other = torch.nn.Sequential(model[0], torch.nn.SiLU(), model[2])
+        with pytest.raises(ValueError, match=r"it differs in model$"):
+            sample(other, resume=True)
 
     def test_another_version_is_named(self, path, monkeypatch):
         monkeypatch.setattr("funcsgmcmc.runs.keeping.major_version", lambda: "99")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from funcsgmcmc import tree
+from funcsgmcmc.losses import ModuleLoss
 from funcsgmcmc.runs.attributes import attributes_of, constants_of
 from funcsgmcmc.runs.checkpoint import Place, Timetable, check_same_run, major_version
 from funcsgmcmc.runs.clock import Clock
@@ -170,7 +172,7 @@ class Keeper:
 def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, str]:
     """Digests of all that makes a run the one that it is, by name."""
     loss = request.estimator.loss_fn
-    named = {
+    named: dict[str, Any] = {
         "the library's version": major_version(),
         "loss_fn": getattr(loss, "__qualname__", type(loss).__qualname__),
         "the gradient's estimator": type(request.estimator).__name__,
@@ -194,6 +196,8 @@ def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, 
             )
         },
     }
+    if isinstance(loss, ModuleLoss):
+        named |= loss.fixed({tree.dotted(name) for name in tree.names(start.state.params)})
     return {
         **{name: digest(value) for name, value in named.items()},
         "key": digest(request.key),
