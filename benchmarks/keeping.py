@@ -58,7 +58,7 @@ def program(name: str) -> dict[str, float]:
             num_draws=NUM_DRAWS,
             batch_size=32,
             key=fs.key(0),
-            save_draws=keeps,
+            record=["draws"] if keeps else [],
             **({"store": store} if keeps else {}),
         )
         seconds = time.perf_counter() - start

@@ -154,7 +154,7 @@ def update_in_pieces(
     evaluation: Evaluation,
     pieces: Sequence[Piece],
     noise: Iterable[Tensor],
-) -> State:
+) -> tuple[State, Tensor]:
     """Make the step that `sampler.update` makes, without its terms.
 
     Args:
@@ -165,6 +165,9 @@ def update_in_pieces(
         pieces: Of the parameters.
         noise: η in the flat layout, in vectors that follow one another, `[*chains, …]`.
 
+    Returns:
+        The next state, and ‖w − w₀‖ before the step.
+
     Raises:
         ValueError: As `update`.
     """
@@ -172,10 +175,13 @@ def update_in_pieces(
     settings = sampler.at(state.step)
     values = _recut(noise, [piece.size for piece in pieces])
     parts: dict[Any, Any] = {}
+    distances = []
     for piece, following in zip(pieces, [*pieces[1:], None], strict=True):
         part = piece.of(state)
         eta = tree.unflatten(next(values), part.params)
-        moved, _ = piece.of(settings).advance_entries(part, piece.of(evaluation), eta)
+        rules = piece.of(settings)
+        moved, terms = rules.advance_entries(part, piece.of(evaluation), eta)
+        distances.append(rules.distance(part, terms))
         _collect(parts, piece, moved)
         if following is None or following.shapes != piece.shapes:
             for name in piece.shapes:
@@ -183,7 +189,8 @@ def update_in_pieces(
     moved = _assembled(state, pieces[0], parts)
     if state.anchor is not None:  # it stays, and is no copy
         moved = moved.replace(anchor=state.anchor)
-    return settings.couple(state, moved)
+    distance = torch.linalg.vector_norm(torch.stack(distances), dim=0)
+    return settings.couple(state, moved), distance
 
 
 def _recut(vectors: Iterable[Tensor], sizes: Sequence[int]) -> Iterator[Tensor]:

@@ -41,6 +41,7 @@ class Info:
 
     Attributes:
         loss: L(w) on the batch at the parameters before the step, `[*chains]`.
+        distance: ‖w − w₀‖ before the step, over all parameters, `[*chains]`.
         metrics: Norms and inner products of the update's terms; None if not asked for.
         aux: The second value of the loss function; None if it returned the loss alone.
         log_weight: Log of the importance weight of the parameters before the step, `[*chains]`;
@@ -50,6 +51,7 @@ class Info:
     """
 
     loss: Tensor
+    distance: Tensor
     metrics: Metrics | None = None
     aux: Any = None
     log_weight: Tensor | None = None
@@ -197,10 +199,18 @@ def chains_step(
     return _assemble(loss_fn, log_prior, metrics, noise, over_chains)
 
 
-def freezing(step: SamplerStep) -> FreezingStep:
+def freezing(
+    step: SamplerStep, *, max_loss: float | None = None, max_distance: float | None = None
+) -> FreezingStep:
     """Make a step that keeps a chain where it is once it fails.
 
-    It fails where its loss, its log-prior or its parameters are not finite.
+    It fails where its loss, its log-prior or its parameters are not finite, or where its loss or
+    its distance is above a limit.
+
+    Args:
+        step: Steps chains.
+        max_loss: The largest loss of a healthy chain; None for no limit.
+        max_distance: The largest distance from the anchor likewise.
 
     Returns:
         `step(sampler, state, batch, memory, keys, frozen_at) -> (state, info, frozen_at)`, with
@@ -217,9 +227,17 @@ def freezing(step: SamplerStep) -> FreezingStep:
         if info.log_prior is not None:
             # Where the prior is 0 no chain may go on: its pull is none there.
             finite = finite & info.log_prior.isfinite()
+        if max_loss is not None:
+            finite = finite & (info.loss <= max_loss)
+        if max_distance is not None:
+            finite = finite & (info.distance <= max_distance)
         frozen_at = torch.where(was_alive & ~finite, state.step, frozen_at)
-        # The failing step reports its loss; later ones report NaN.
-        info = replace(info, loss=torch.where(was_alive, info.loss, torch.nan))
+        # The failing step reports its loss and distance; later ones report NaN.
+        info = replace(
+            info,
+            loss=torch.where(was_alive, info.loss, torch.nan),
+            distance=torch.where(was_alive, info.distance, torch.nan),
+        )
         alive = frozen_at < 0
         # A compiled step chooses for free, and a CPU knows at once that there is nothing to choose.
         if not torch.compiler.is_compiling() and alive.device.type == "cpu" and alive.all():
@@ -308,14 +326,17 @@ def _assemble(
                 if draw_noise is step_noise
                 else [draw_noise(key, state.step, size, dtype)]
             )
-            state = update_in_pieces(sampler, state, evaluation, pieces, vectors)
+            state, distance = update_in_pieces(sampler, state, evaluation, pieces, vectors)
         else:
             noise = tree.unflatten(draw_noise(key, state.step, size, dtype), params)
+            before = state
             state, terms = sampler.update(state, evaluation, noise)
             known = metrics_of(terms, sampler.mask) if metrics else None
+            distance = known.distance if known else sampler.distance(before, terms)
         assert evaluation.loss is not None  # an estimator evaluates the loss
         return state, Info(
             evaluation.loss,
+            distance,
             known,
             evaluation.aux,
             sampler.log_weight(state),

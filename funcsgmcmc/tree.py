@@ -408,9 +408,16 @@ def dot(a: Tree, b: Tree) -> Tensor:
     return sum(dots[1:], start=dots[0])
 
 
-def norm(tree: Tree) -> Tensor:
+def norm(tree: TensorDictBase) -> Tensor:
     """L2 norm over all leaves, per chain: `[*chains]`, in float32 or better."""
-    return dot(tree, tree).sqrt()
+    rows = [widened(leaf).reshape(*tree.batch_size, -1) for _, leaf in leaves(tree)]
+    if len(rows) > _MANY:
+        small = [row for row in rows if row.numel() < _SMALL]
+        rows = [row for row in rows if row.numel() >= _SMALL]
+        rows += [torch.cat(small, -1)] if small else []
+    # Of norms, which take no memory for squares.
+    norms = [torch.linalg.vector_norm(row, dim=-1) for row in rows]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 def all_finite(tree: Any, chains: torch.Size) -> Tensor:

@@ -52,7 +52,15 @@ def sample(number: int, **store) -> fs.Samples:
 
 def digest_of(samples: fs.Samples) -> str:
     """A digest of everything that a run recorded, and of its state."""
-    recorded = (samples.losses, samples.draws, samples.metrics, samples.log_weights, samples.state)
+    recorded = (
+        samples.losses,
+        samples.distances,
+        samples.draws,
+        samples.draw_moments,
+        samples.metrics,
+        samples.log_weights,
+        samples.state,
+    )
     leaves = [leaf for leaf in pytree.tree_leaves(recorded) if isinstance(leaf, torch.Tensor)]
     return digest([digest(leaf) for leaf in leaves])
 

@@ -55,8 +55,7 @@ def run(
         "batch_size": 8,
         "key": fs.key(3),
         "init_noise": 0.05,
-        "save_draws": True,
-        "save_metrics": True,
+        "record": ["draws", "metrics", "draw_moments"],
     }
     return fs.sample(
         settings.pop("loss_fn", fs.module_loss(model, cross_entropy)),

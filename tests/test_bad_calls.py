@@ -227,7 +227,7 @@ BAD_CALLS = [
     ),
     ({"observables": {"loss": tree.norm}}, ValueError, "an observable must not be named 'loss'"),
     (
-        {"observables": {"w": tree.norm}, "save_draws": True},
+        {"observables": {"w": tree.norm}, "record": ["draws"]},
         ValueError,
         "observable must not be named 'w'",
     ),
@@ -287,7 +287,7 @@ def test_init_noise_has_its_standard_deviation():
         num_draws=1,
         key=fs.key(0),
         init_noise=0.2,
-        save_draws=True,
+        record=["draws"],
     )
     score = (samples.draws["w"] - 1) / 0.2
     assert abs(score.mean()) * 20000**0.5 < 4

@@ -209,7 +209,7 @@ def test_bfloat16_runs_have_summaries():
         num_chains=4,
         num_draws=20,
         key=fs.key(0),
-        save_draws=True,
+        record=["draws"],
     )
     assert samples.draws["w"].dtype == torch.bfloat16
     assert "4 of 4 chains" in str(fs.summary(samples))
@@ -469,7 +469,7 @@ def test_parameters_may_be_nested():
         num_draws=5,
         batch_size=3,
         key=fs.key(0),
-        save_draws=True,
+        record=["draws"],
     )
     assert samples.draws["layer", "w"].shape == (4, 5, 3)
     assert "layer.w" in fs.to_datatree(samples)["posterior"]
@@ -484,7 +484,7 @@ def test_parameters_and_observables_of_any_name_and_dtype():
         num_chains=4,
         num_draws=10,
         key=fs.key(0),
-        save_draws=True,
+        record=["draws"],
         observables={"positive": lambda p: p["loss"][0] > 0.99},
     )
     posterior = fs.to_datatree(samples)["posterior"]

@@ -21,6 +21,7 @@ def joined(first: fs.Samples, second: fs.Samples) -> list[torch.Tensor]:
 
     return [
         join(first.losses, second.losses),
+        join(first.distances, second.distances),
         *(join(first.draws[name], second.draws[name]) for name in tree.names(first.draws)),
         *map(join, first.metrics, second.metrics),
         *map(join, first.observables.values(), second.observables.values()),
@@ -34,10 +35,12 @@ def joined(first: fs.Samples, second: fs.Samples) -> list[torch.Tensor]:
 def whole(samples: fs.Samples) -> list[torch.Tensor]:
     return [
         samples.losses,
+        samples.distances,
         *samples.draws.values(),
         *samples.metrics,
         *samples.observables.values(),
         *([] if samples.log_weights is None else [samples.log_weights]),
+        *([] if samples.draw_moments is None else pytree.tree_leaves(samples.draw_moments)),
         samples.frozen_at,
         samples.draw_steps,
         *pytree.tree_leaves(samples.state),
@@ -52,7 +55,7 @@ def assert_identical(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> No
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_runs_are_one(case: Case, params):
     """Noise, minibatches, schedules, momenta, averages and thermostats go on."""
-    settings = SETTINGS | {"save_draws": True}
+    settings = SETTINGS | {"record": ["draws", "metrics"]}
     first = run(case.make(params), num_draws=4, num_burnin_steps=3, **settings)
     second = run(case.make(params), first, num_draws=3, init_noise=0.0, **settings)
     together = run(case.make(params), num_draws=7, num_burnin_steps=3, **settings)
@@ -110,15 +113,16 @@ def test_some_chains_go_on_as_themselves(params):
 
 def test_a_frozen_chain_stays_frozen(params):
     sampler = fs.sgld(torch.tensor([1e-3, 1e300, 1e-3]), nbeta=3.0, localization=1.0)
-    first = run(sampler, num_chains=3)
-    on = run(sampler, first, num_chains=3, init_noise=0.0)
+    settings = {"num_chains": 3, "record": ["draws", "metrics"]}
+    first = run(sampler, **settings)
+    on = run(sampler, first, init_noise=0.0, **settings)
     assert on.healthy.tolist() == [True, False, True]
     assert [str(each) for each in on.frozen] == [
         "chain 1 frozen at step 1: in the run that this one went on from"
     ]
     assert on.losses[1].isnan().all()
     assert torch.equal(on.state.params["0.weight"][1], first.state.params["0.weight"][1])
-    together = run(sampler, num_chains=3, num_draws=12)
+    together = run(sampler, num_draws=12, **settings)
     assert_identical(joined(first, on), whole(together))
 
 
@@ -177,7 +181,7 @@ def test_an_interrupt_within_a_step_leaves_chains_that_go_on(how, params):
             raise KeyboardInterrupt
         return loss_fn(params, batch)
 
-    settings = {"num_chains": 4, "num_draws": 20, "num_burnin_steps": 0}
+    settings = {"num_chains": 4, "num_draws": 20, "record": ["draws", "metrics"]}
     sampler = fs.sgnht(1e-3, nbeta=3.0)
     with pytest.raises(fs.SamplingInterrupt, match=r"interrupted after \d+ of 20 steps") as raised:
         run(sampler, loss_fn=interrupted, **settings, **how)
@@ -222,7 +226,7 @@ def test_states_that_do_not_fit_are_refused(params):
 
 @pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[6]], ids=str)
 def test_a_run_and_its_continuation_are_joined(case: Case, params):
-    settings = SETTINGS | {"save_draws": True}
+    settings = SETTINGS | {"record": ["draws", "metrics"]}
     first = run(case.make(params), num_draws=4, num_burnin_steps=3, **settings)
     second = run(case.make(params), first, num_draws=3, init_noise=0.0, **settings)
     together = run(case.make(params), num_draws=7, num_burnin_steps=3, **settings)
@@ -245,7 +249,7 @@ def test_other_runs_are_not_joined(params):
         ValueError, match=r"of chains \[0, 1\], got one from step 6 of chains \[1\]"
     ):
         first.joined(on[1])
-    bare = run(sampler, first, num_chains=2, init_noise=0.0, save_draws=False)
+    bare = run(sampler, first, num_chains=2, init_noise=0.0, record=[])
     with pytest.raises(ValueError, match="must have recorded the same draws"):
         first.joined(bare)
 

@@ -44,10 +44,10 @@ def test_a_run_with_accumulated_gradients_is_the_plain_run(problem):
     loss_fn, params, data = problem
     sampler = fs.rmsprop_sgld(1e-3, nbeta=3.0, localization=1.0, curvature="exact")
     settings = {"num_chains": 3, "num_draws": 4, "batch_size": 9, "key": fs.key(0)}
-    plain = fs.sample(loss_fn, params, data, sampler, **settings, save_draws=True)
+    plain = fs.sample(loss_fn, params, data, sampler, **settings, record=["draws"])
     estimator = fs.accumulated(loss_fn, 4)
     for options in ({}, {"chain_method": "loop"}, {"chunk_size": 2}):
-        ours = fs.sample(estimator, params, data, sampler, **settings, save_draws=True, **options)
+        ours = fs.sample(estimator, params, data, sampler, **settings, record=["draws"], **options)
         assert_same(plain, ours)
 
 
@@ -147,8 +147,7 @@ def test_runs_do_not_depend_on_how_chains_are_run(problem, kind):
         "batch_size": 8,
         "key": fs.key(0),
         "init_noise": 0.05,
-        "save_draws": True,
-        "save_metrics": True,
+        "record": ["draws", "metrics"],
     }
     whole = fs.sample(estimator, params, data, sampler, **settings)
     options = ({"chain_method": "loop"}, {"chunk_size": 3}, {"compile": True})
@@ -176,7 +175,7 @@ def test_svrg_takes_its_reference_where_the_chain_was(problem):
     """With an interval of 1 the reference is the present: the gradient is that on all data."""
     loss_fn, params, data = problem
     sampler = fs.sgld(1e-3, nbeta=3.0)
-    settings = {"num_chains": 2, "num_draws": 5, "key": fs.key(0), "save_draws": True}
+    settings = {"num_chains": 2, "num_draws": 5, "key": fs.key(0), "record": ["draws"]}
     full = fs.sample(loss_fn, params, data, sampler, **settings)
     always = fs.sample(fs.svrg(loss_fn, 1), params, data, sampler, batch_size=4, **settings)
     seldom = fs.sample(fs.svrg(loss_fn, 3), params, data, sampler, batch_size=4, **settings)

@@ -25,7 +25,7 @@ def poison_run(chain: int | None, **settings) -> fs.Samples:
         start["poison"][chain] = 1.0
     x = torch.linspace(-1, 1, 10)
     data = [(x[t % 10], torch.tensor(t)) for t in range(12)]
-    options = {"num_draws": 12, "save_draws": True, "save_metrics": True} | settings
+    options = {"num_draws": 12, "record": ["draws", "metrics"]} | settings
     return fs.sample(
         poisoned,
         start,

@@ -32,7 +32,7 @@ def run(sampler, num_chains, num_draws):
         num_draws=num_draws,
         num_steps_between_draws=10,
         key=fs.key(0),
-        save_draws=True,
+        record=["draws"],
         compile=True,
         initial_loss=0.0,
     )

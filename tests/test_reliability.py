@@ -243,7 +243,7 @@ def test_a_chain_stops_where_its_prior_is_zero(bad, how):
         num_draws=40,
         key=fs.key(0),
         log_prior=log_prior,
-        save_draws=True,
+        record=["draws"],
         **how,
     )
     assert not samples.healthy.all()
@@ -274,8 +274,11 @@ def test_a_kernel_of_many_chains_settings_is_refused():
         ),
         (lambda: fs.compiled(None), "function must be a function, got None"),
         (lambda: run(PLAIN, progress="yes"), "progress must be a bool, got str"),
-        (lambda: run(PLAIN, save_draws=1), "save_draws must be a bool, got int"),
-        (lambda: run(PLAIN, save_metrics=None), "save_metrics must be a bool, got NoneType"),
+        (lambda: run(PLAIN, record="draws"), "record must be a list of draws, draw_moments, obs"),
+        (lambda: run(PLAIN, record=["losses"]), "record[…] must be one of"),
+        (lambda: run(PLAIN, on_draw=3), "on_draw must be a function, got 3"),
+        (lambda: run(PLAIN, max_loss=torch.nan), "max_loss must be finite, got nan"),
+        (lambda: run(PLAIN, max_distance="far"), "max_distance must be a number, got str"),
         (
             lambda: run(PLAIN, loss_fn=classification()[0]),
             r"got the module Sequential: module_loss\(",

@@ -250,8 +250,7 @@ def test_timing_a_step_changes_nothing(params, kind, estimator, lr):
             num_draws=6,
             batch_size=8 if kind == "minibatches" else None,
             key=fs.key(0),
-            save_draws=True,
-            save_metrics=True,
+            record=["draws", "metrics"],
             chain_method=method,
         )
 
@@ -326,7 +325,7 @@ def flat_run(sampler: fs.samplers.Sampler, **settings) -> fs.Samples:
         {"w": torch.zeros(3)},
         torch.zeros(1),
         sampler,
-        save_draws=True,
+        record=["draws"],
         initial_loss=0.0,
         **settings,
     )

@@ -121,7 +121,7 @@ def test_draws_are_not_of_the_exploration():
         num_chains=50,
         num_draws=21,
         key=fs.key(0),
-        save_draws=True,
+        record=["draws"],
     )
     assert samples.draw_steps.tolist() == [*range(11, 21), *range(31, 41), 51]
     assert all(len(draw.unique()) == 50 for draw in samples.draws["w"][..., 0].T)

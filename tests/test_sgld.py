@@ -89,7 +89,7 @@ def test_mask_and_box_hold():
         num_draws=50,
         init_noise=0.4,
         key=fs.key(0),
-        save_draws=True,
+        record=["draws"],
     )
     assert samples.draws is not None
     moved = samples.draws["w"] - params["w"]

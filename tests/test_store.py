@@ -236,7 +236,7 @@ class TestFile:
             num_chains=4,
             num_draws=50,
             key=fs.key(0),
-            save_draws=True,
+            record=["draws"],
             store=path,
         )
         values = samples.draws["w"].nbytes + samples.losses.nbytes
@@ -253,7 +253,7 @@ class TestFile:
             num_chains=2,
             num_draws=5,
             key=fs.key(0),
-            save_draws=True,
+            record=["draws"],
             store=tmp_path / "run.zarr",
         )
         assert samples.draws["w"].dtype == torch.bfloat16
@@ -271,7 +271,7 @@ class TestFile:
             num_chains=2,
             num_draws=3,
             key=fs.key(0),
-            save_draws=True,
+            record=["draws"],
             store=tmp_path / "run.zarr",
         )
         assert samples.draws["loss"].shape == (2, 3, 2)
@@ -492,7 +492,7 @@ class TestFaults:
 
     def test_a_corrupt_chunk_is_an_error_where_it_is_read(self, tmp_path):
         path = tmp_path / "run.zarr"
-        settings = SETTINGS | {"num_draws": 2000, "save_draws": False, "save_metrics": False}
+        settings = SETTINGS | {"num_draws": 2000, "record": []}
         run(fs.sgld(1e-3, nbeta=3.0), store=path, **settings)
         chunk = path / "trace" / "loss" / "c" / "0" / "0"
         chunk.write_bytes(chunk.read_bytes()[:100])

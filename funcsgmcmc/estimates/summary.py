@@ -10,7 +10,13 @@ from torch import Tensor
 from funcsgmcmc import checks, tree
 from funcsgmcmc.estimates.convergence import TAIL_QUANTILE, diagnostics, needs_arviz
 from funcsgmcmc.estimates.llc import llc_draws
-from funcsgmcmc.runs.attributes import attributes_of, constants_of, settings_of_draws
+from funcsgmcmc.runs.attributes import (
+    Variables,
+    attributes_of,
+    constants_of,
+    moments_of,
+    settings_of_draws,
+)
 from funcsgmcmc.runs.record import Samples
 
 if TYPE_CHECKING:
@@ -119,10 +125,13 @@ def to_datatree(samples: Samples) -> "DataTree":
         - `posterior`: `loss`, `llc` (if L(w₀) is known), the observables and the recorded
           parameters under their dotted names (`params.loss` for one called like a quantity),
           dimensions (chain, draw, …). Its attributes are the settings of the run, plain values.
-        - `sample_stats`: the metrics of the draws' steps, their log-priors and log weights.
+        - `sample_stats`: the draws' `distance` from the anchor, the metrics of their steps, their
+          log-priors and log weights.
         - `constant_data`: `initial_loss`, which is L(w₀), (chain); `nbeta` and `temperature` of the
           law that was sampled, (chain, draw); `step` of each draw, (draw).
-        - `trace`: the loss and the metrics of every step, burn-in included, (chain, step).
+        - `trace`: loss, distance and metrics of every step, burn-in included, (chain, step).
+        - `moments`, if they were recorded: `count`, `log_weight`, `means.…`, `variances.…` of
+          parameters, `covariances.f.g` of observables, (chain, …).
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -133,10 +142,10 @@ def to_datatree(samples: Samples) -> "DataTree":
         import arviz_base
         import xarray
     healthy = samples.usable_chains()
-    groups = {"posterior": _quantities(samples) | _parameters(samples)}
-    statistics = _statistics(samples)
-    if statistics:
-        groups["sample_stats"] = statistics
+    groups = {
+        "posterior": _quantities(samples) | _parameters(samples),
+        "sample_stats": _statistics(samples),
+    }
     chains = samples.chains[healthy].numpy()
     result = arviz_base.from_dict(
         {
@@ -148,10 +157,16 @@ def to_datatree(samples: Samples) -> "DataTree":
     )
     # ArviZ's function knows the dimensions chain and draw only.
     steps = samples.first_step + torch.arange(samples.num_steps)
-    for group, variables, coords in (
-        ("constant_data", constants_of(samples), {"draw": range(samples.num_draws)}),
+    constants = constants_of(
+        samples.sampler, samples.draw_steps, samples.num_chains, samples.initial_loss
+    )
+    others: list[tuple[str, Variables, dict[str, Any]]] = [
+        ("constant_data", constants, {"draw": range(samples.num_draws)}),
         ("trace", _trace(samples), {"step": steps.numpy()}),
-    ):
+    ]
+    if moments := moments_of(samples):
+        others.append(("moments", moments, {}))
+    for group, variables, coords in others:
         chosen = {
             name: (dims, _array(value[healthy] if dims[0] == "chain" else value))
             for name, (dims, value) in variables.items()
@@ -161,13 +176,11 @@ def to_datatree(samples: Samples) -> "DataTree":
     return result
 
 
-def _trace(samples: Samples) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-    """Dimensions and values of what is recorded at every step."""
+def _trace(samples: Samples) -> Variables:
+    """What is recorded at every step."""
+    found = {"loss": samples.losses, "distance": samples.distances}
     metrics = {} if samples.metrics is None else samples.metrics._asdict()
-    return {
-        name: (("chain", "step"), value)
-        for name, value in ({"loss": samples.losses} | metrics).items()
-    }
+    return {name: (("chain", "step"), value) for name, value in (found | metrics).items()}
 
 
 def _quantities(samples: Samples) -> dict[str, Tensor]:
@@ -187,11 +200,11 @@ def _parameters(samples: Samples) -> dict[str, Tensor]:
 
 
 def _statistics(samples: Samples) -> dict[str, Tensor]:
-    """Metrics of the draws' steps and log weights of the draws, each `[C, D]`."""
-    found = {}
+    """Distances, metrics and log-priors of the draws' steps, and log weights, each `[C, D]`."""
+    found = {"distance": samples.distances[:, samples.draw_rows]}
     if samples.metrics is not None:
         metrics = samples.metrics._asdict()
-        found = {name: value[:, samples.draw_rows] for name, value in metrics.items()}
+        found |= {name: value[:, samples.draw_rows] for name, value in metrics.items()}
     if samples.log_priors is not None:
         found["log_prior"] = samples.log_priors[:, samples.draw_rows]
     if samples.log_weights is not None:

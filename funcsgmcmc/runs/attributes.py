@@ -6,8 +6,13 @@ from typing import Any
 from tensordict import is_tensorclass
 from torch import Tensor
 
+from funcsgmcmc import tree
 from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.schedules import over_steps
+
+Variables = dict[str, tuple[tuple[str, ...], Tensor]]
+"""Values by name, with the names of their dimensions."""
 
 
 def settings_of_draws(samples: Samples) -> tuple[Tensor, Tensor]:
@@ -16,25 +21,59 @@ def settings_of_draws(samples: Samples) -> tuple[Tensor, Tensor]:
     Returns:
         Both `[C, D]`.
     """
-    sampler = samples.sampler
+    return settings_at(samples.sampler, samples.draw_steps, samples.num_chains)
+
+
+def settings_at(sampler: Sampler, draw_steps: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
+    """The settings nβ, and T of the law that is sampled, of the steps that lead to some draws.
+
+    Args:
+        sampler: Of all chains.
+        draw_steps: The steps that make the draws, `[D]`.
+        num_chains: C.
+
+    Returns:
+        Both `[C, D]`.
+    """
     # A draw is where its step begins: the step before it made it.
-    steps = (samples.draw_steps - 1).clamp(min=0).to(sampler.localization.device)
-    shape = (samples.num_chains, samples.num_draws)
+    steps = (draw_steps - 1).clamp(min=0).to(sampler.localization.device)
+    shape = (num_chains, len(draw_steps))
     # `[D]` where all chains share a setting, `[C, D]` where each has its own: both broadcast.
     nbeta, temperature = over_steps(sampler.nbeta, steps), sampler.sampled_temperature(steps)
     return nbeta.cpu().expand(shape), temperature.cpu().expand(shape)
 
 
-def constants_of(samples: Samples) -> dict[str, tuple[tuple[str, ...], Tensor]]:
-    """Dimensions and values of what the estimates take beside the draws."""
-    nbeta, temperature = settings_of_draws(samples)
-    found: dict[str, tuple[tuple[str, ...], Tensor]] = {
+def constants_of(
+    sampler: Sampler, draw_steps: Tensor, num_chains: int, initial_loss: Tensor | None
+) -> Variables:
+    """What the estimates take beside the draws; arguments as in `Samples` and `settings_at`."""
+    nbeta, temperature = settings_at(sampler, draw_steps, num_chains)
+    found: Variables = {
         "nbeta": (("chain", "draw"), nbeta),
         "temperature": (("chain", "draw"), temperature),
-        "step": (("draw",), samples.draw_steps),
+        "step": (("draw",), draw_steps),
     }
-    if samples.initial_loss is not None:
-        found["initial_loss"] = (("chain",), samples.initial_loss.expand(samples.num_chains))
+    if initial_loss is not None:
+        found["initial_loss"] = (("chain",), initial_loss.expand(num_chains))
+    return found
+
+
+def moments_of(samples: Samples) -> Variables:
+    """The moments of draws, with those of a parameter `a.w` as `means.a.w` and `variances.a.w`.
+
+    Numbers of draws and log weights are those of either kind: both saw the same draws.
+    """
+    found: Variables = {}
+    for moments in (samples.draw_moments, samples.observable_moments):
+        if moments is None:
+            continue
+        found["count"] = (("chain",), moments.count)
+        found["log_weight"] = (("chain",), moments.log_weight)
+        for kind in ("means", moments.second()):
+            for key, leaf in tree.leaves(getattr(moments, kind)):
+                name = f"{kind}.{tree.dotted(key)}"
+                dimensions = (f"{name}_dim_{i}" for i in range(leaf.ndim - 1))
+                found[name] = (("chain", *dimensions), leaf.cpu())
     return found
 
 

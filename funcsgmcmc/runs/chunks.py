@@ -4,7 +4,7 @@ A chunk is a slice of the run's chains, or one chain without a chain dimension, 
 chains takes it; the same rows pick either out of a state, of keys and of what is recorded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from funcsgmcmc.gradients import GradientEstimator
 from funcsgmcmc.runs.data import Batches, pass_over
+from funcsgmcmc.runs.moments import Moments
 from funcsgmcmc.runs.start import Start
 from funcsgmcmc.runs.store import Rows
 from funcsgmcmc.samplers.base import Sampler, State
@@ -30,6 +31,8 @@ class Chunk:
         frozen_at: The step at which each failed, `[*chains]`; −1 for healthy chains.
         memory: The memory of the gradient's estimator; None before it is due.
         next_step: The next step that they make.
+        moments: Moments of their draws, by the name under which they are recorded.
+        drawn: The last draw's parameters and observables, kept for the user's callback.
     """
 
     rows: Rows
@@ -39,6 +42,8 @@ class Chunk:
     frozen_at: Tensor
     memory: Any
     next_step: int
+    moments: dict[str, Moments] = field(default_factory=dict)
+    drawn: tuple[TensorDict, dict[str, Tensor]] | None = None
 
     def refresh_memory(self, step: int, estimator: GradientEstimator, batches: Batches) -> None:
         """Make the memory of an estimator that needs one, if it is due at a step."""

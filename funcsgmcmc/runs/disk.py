@@ -1,8 +1,10 @@
 """The store of a record on disk: zarr, in ArviZ's groups, dimensions and coordinates.
 
     posterior      loss, observables and parameters of the draws        (chain, draw, …)
-    sample_stats   metrics, log-prior, log weight of the draws          (chain, draw)
-    trace          loss, metrics and log-prior of every step            (chain, step)
+    sample_stats   distance, metrics, log-prior, log weight of them     (chain, draw)
+    trace          loss, distance, metrics, log-prior of every step     (chain, step)
+    constant_data  what estimates take beside the draws
+    moments        moments of the draws, at the end of the run          (chain, …)
 
 Values wait in memory for a block of steps or draws to be complete, and each block is written once.
 A process that is killed leaves whole blocks behind, and a checkpoint holds the values that waited.
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 _BLOCK, _CHUNK = 1 << 23, 1 << 22
 _MOST_PER_BLOCK = 1024
 
-_GROUPS = ("posterior", "sample_stats", "trace", "constant_data")
+_GROUPS = ("posterior", "sample_stats", "trace", "constant_data", "moments")
 # Names of the record's own quantities and dimensions, which a parameter may have too.
 _TAKEN = {"loss", "llc", "chain", "draw", "step"}
 
@@ -88,10 +90,12 @@ class DiskStore:
         self._root.attrs.update(attributes)
         self._root.require_group("posterior").attrs.update(attributes)
 
-    def write_constants(self, constants: Mapping[str, tuple[tuple[str, ...], Tensor]]) -> None:
-        """Write what estimates take beside the draws: dimensions and values by name."""
-        group = self._group("constant_data", "draw")
-        for name, (dimensions, values) in constants.items():
+    def write_variables(
+        self, group_name: str, variables: Mapping[str, tuple[tuple[str, ...], Tensor]]
+    ) -> None:
+        """Write small values beside the fields: dimensions and values by name."""
+        group = self._group(group_name, "draw")
+        for name, (dimensions, values) in variables.items():
             write_array(group, name, values, dimensions)
 
     def write(self, field: Field, rows: Rows, index: int, value: Tensor) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.losses import ModuleLoss
-from funcsgmcmc.runs.attributes import attributes_of, constants_of
+from funcsgmcmc.runs.attributes import attributes_of, constants_of, moments_of
 from funcsgmcmc.runs.checkpoint import Place, Timetable, check_same_run, major_version
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
@@ -139,6 +139,10 @@ class Keeper:
         )
         self.write(run)
         self.store.set_attributes(attributes_of(self.samples()))
+        constants = constants_of(
+            run.sampler, run.clock.draw_steps, run.request.num_chains, run.initial_loss
+        )
+        self.store.write_variables("constant_data", constants)
 
     def step_done(self, run: "Run") -> None:
         """Write a checkpoint, if one is due."""
@@ -159,9 +163,10 @@ class Keeper:
         self.store.trim(run.clock.steps_done, run.clock.draws_done)
         samples = self.samples()
         self.store.set_attributes(attributes_of(samples))
-        self.store.write_constants(
-            constants_of(samples) | {"frozen_at": (("chain",), samples.frozen_at)}
-        )
+        frozen_at = {"frozen_at": (("chain",), samples.frozen_at)}
+        self.store.write_variables("constant_data", frozen_at)
+        if moments := moments_of(samples):
+            self.store.write_variables("moments", moments)
         self.store.consolidate()
 
     def samples(self) -> Samples:
@@ -178,6 +183,7 @@ def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, 
         "the gradient's estimator": type(request.estimator).__name__,
         "log_prior": request.log_prior is not None,
         "observables": sorted(request.observables),
+        "record": sorted(request.record),
         **{
             name: getattr(request, name)
             for name in (
@@ -187,12 +193,12 @@ def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, 
                 "batch_size",
                 "minibatches",
                 "chain_offset",
-                "save_draws",
-                "save_metrics",
                 "chain_method",
                 "chunk_size",
                 "compile",
                 "on_divergence",
+                "max_loss",
+                "max_distance",
             )
         },
     }

@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -12,8 +12,11 @@ from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks
 from funcsgmcmc.norms import Metrics
+from funcsgmcmc.runs.moments import DrawMoments, Moments, ObservableMoments
 from funcsgmcmc.runs.rows import rows_of, setting_labels
 from funcsgmcmc.samplers.base import Sampler, State
+
+M = TypeVar("M", bound=Moments)
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,29 @@ class Frozen:
         return f"chain {self.chain} frozen at step {self.step}: {self.reason}"
 
 
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """One draw of each chain, as `on_draw` is given it when it has been recorded.
+
+    Attributes:
+        index: Index of the draw, from 0.
+        step: The step that it was made at.
+        losses: L(w) on the draws' batches, `[C]`; NaN for frozen chains.
+        distances: ‖w − w₀‖, `[C]`; NaN for frozen chains.
+        observables: Name to values `[C, …]`.
+        params: w, leaves `[C, *shape]`.
+        healthy: Which chains are not frozen, bool `[C]`.
+    """
+
+    index: int
+    step: int
+    losses: Tensor
+    distances: Tensor
+    observables: dict[str, Tensor]
+    params: TensorDict
+    healthy: Tensor
+
+
 @dataclass(frozen=True, repr=False)
 class Samples:
     """Record of a run: C chains, T steps, D draws.
@@ -46,13 +72,18 @@ class Samples:
     `samples[rows]` is the record of some chains: an index, a slice, a list, or a tensor of indices
     or of booleans, such as `samples.healthy`. `samples.groups()` parts a sweep by its settings.
 
-    A frozen chain keeps its place: its losses are NaN after the step that failed, its draws and
-    observables repeat its last finite parameters. Estimates and diagnostics leave it out.
+    A frozen chain keeps its place: its losses and distances are NaN after the step that failed, its
+    draws and observables repeat its last finite parameters. Estimates and diagnostics leave it out.
 
     Attributes:
         losses: L(w_t) on the step's batch, `[C, T]`.
+        distances: ‖w_t − w₀‖, over all parameters, `[C, T]`.
         draws: Parameters, leaves `[C, D, *shape]`; None if not asked for.
-        observables: Name to values `[C, D, …]`.
+        observables: Name to values `[C, D, …]`; empty if their moments were asked for.
+        draw_moments: Means and variances of each chain's parameters over its draws, of batch size
+            `[C]`; None if not asked for, or before the first draw. Those of all healthy chains:
+            `samples.draw_moments[samples.healthy].pooled()`.
+        observable_moments: Means and covariances of each chain's observables likewise.
         log_weights: Logs of the draws' importance weights, `[C, D]`, NaN from where a chain was
             frozen; None if all count alike.
         log_priors: log p(w_t) of the user's log-prior, `[C, T]`; None without one.
@@ -76,8 +107,11 @@ class Samples:
     """
 
     losses: Tensor
+    distances: Tensor
     draws: TensorDict | None
     observables: dict[str, Tensor]
+    draw_moments: DrawMoments | None
+    observable_moments: ObservableMoments | None
     log_weights: Tensor | None
     log_priors: Tensor | None
     metrics: Metrics | None
@@ -151,6 +185,10 @@ class Samples:
         for name, value in values.items():
             if value is not None and not value[row, column].isfinite():
                 return f"{name} is {float(value[row, column])}"
+        for name, value in {"loss": self.losses, "distance": self.distances}.items():
+            limit = self.options.get(f"max_{name}")
+            if limit is not None and value[row, column] > limit:
+                return f"{name} is {float(value[row, column]):g}, above max_{name}={limit:g}"
         return "its state is not finite after the update"
 
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "Samples":
@@ -168,8 +206,11 @@ class Samples:
         return replace(
             self,
             losses=pick(self.losses),
+            distances=pick(self.distances),
             draws=None if self.draws is None else self.draws[picked],
             observables=pick(self.observables),
+            draw_moments=_of_rows(self.draw_moments, picked),
+            observable_moments=_of_rows(self.observable_moments, picked),
             log_weights=pick(self.log_weights),
             log_priors=pick(self.log_priors),
             metrics=pick(self.metrics),
@@ -246,8 +287,11 @@ class Samples:
         return replace(
             more,
             losses=torch.cat([self.losses, more.losses], 1),
+            distances=torch.cat([self.distances, more.distances], 1),
             draws=draws,
             observables=observables,
+            draw_moments=_merged(self.draw_moments, more.draw_moments),
+            observable_moments=_merged(self.observable_moments, more.observable_moments),
             log_weights=log_weights,
             log_priors=log_priors,
             metrics=metrics,
@@ -313,6 +357,22 @@ class Samples:
 def _of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """A value that chains share, or have one each of."""
     return value if value is None or not value.shape else value[rows]
+
+
+def _of_rows(moments: M | None, rows: Tensor) -> M | None:
+    """The moments of some chains; None if there are none."""
+    return None if moments is None else moments[rows]
+
+
+def _merged(one: M | None, two: M | None) -> M | None:
+    """The moments of two runs' draws; None if there are none.
+
+    Raises:
+        ValueError: Only one run has them.
+    """
+    if (one is None) != (two is None):
+        raise ValueError("both runs must have recorded moments, got those of one")
+    return None if one is None or two is None else one.merged(two)
 
 
 class SamplingError(RuntimeError):

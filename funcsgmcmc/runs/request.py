@@ -1,9 +1,9 @@
 """The request for a run: its settings, and the keys that follow from them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tensordict import TensorDict
@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from funcsgmcmc import checks, random
 from funcsgmcmc.gradients import GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.priors import LogPrior
+from funcsgmcmc.runs.record import Draw
 
 ChainMethod = Literal["vmap", "loop"]
 _MAX_CHAINS = 1 << 62
 
 Observable = Callable[[TensorDict], Tensor]
+Recorded = Literal["draws", "draw_moments", "observable_moments", "metrics"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -40,12 +42,14 @@ class Request:
     minibatches: Literal["replacement", "epochs"]
     chain_offset: int
     init_noise: float
-    save_draws: bool
-    save_metrics: bool
+    record: Collection[Recorded]
+    on_draw: Callable[[Draw], object] | None
     chain_method: Literal["vmap", "loop", "auto"]
     chunk_size: int | None
     compile: bool | Literal["noise"] | None
     on_divergence: Literal["freeze", "raise"]
+    max_loss: float | None
+    max_distance: float | None
     initial_loss: float | Tensor | None
 
     def __post_init__(self) -> None:
@@ -67,13 +71,18 @@ class Request:
                 f"chain_offset + num_chains must be <= 2**62, the number of keys of chains, got "
                 f"{self.chain_offset} + {self.num_chains}"
             )
-        for name in ("save_draws", "save_metrics"):
-            checks.switch(name, getattr(self, name))
+        _check_recorded(self.record)
+        if self.on_draw is not None:
+            checks.function("on_draw", self.on_draw)
         if self.chunk_size is not None:
             checks.count("chunk_size", self.chunk_size, minimum=1)
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
         checks.choice("compile", self.compile, (True, False, None, "noise"))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
+        if self.max_loss is not None:
+            checks.finite_number("max_loss", self.max_loss)
+        if self.max_distance is not None:
+            checks.finite_number("max_distance", self.max_distance)
         # A batch of keys would pass for keys of chains, and give all chains one noise.
         _check_one_key(self.key)
         check_gradients_are_possible()
@@ -93,6 +102,8 @@ class Request:
             "chunk_size": self.chunk_size,
             "compile": self.compile,
             "on_divergence": self.on_divergence,
+            "max_loss": self.max_loss,
+            "max_distance": self.max_distance,
             "gradient": type(self.estimator).__name__,
         }
 
@@ -168,6 +179,21 @@ def check_observable(name: str, value: Any) -> None:
         raise ValueError(
             f"observable {name!r} must return at least one value, got shape {tuple(value.shape)}"
         )
+
+
+def _check_recorded(value: Any) -> None:
+    """Refuse what is not a collection of names of what can be recorded.
+
+    Raises:
+        TypeError: It is no collection.
+        ValueError: A name is unknown.
+    """
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise TypeError(
+            f"record must be a list of {', '.join(get_args(Recorded))}, got {type(value).__name__}"
+        )
+    for name in value:
+        checks.choice("record[…]", name, get_args(Recorded))
 
 
 def _check_one_key(key: Any) -> None:

@@ -22,9 +22,11 @@ from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.encoding import decode, encode
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
+from funcsgmcmc.runs.moments import with_draw
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import (
     DivergenceError,
+    Draw,
     Samples,
     SamplingError,
     SamplingInterrupt,
@@ -32,7 +34,7 @@ from funcsgmcmc.runs.record import (
 from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
 from funcsgmcmc.runs.start import Lent, Start
-from funcsgmcmc.runs.store import Recorder
+from funcsgmcmc.runs.store import Recorder, Rows
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.stepping import (
     FreezingStep,
@@ -111,6 +113,7 @@ class Run:
                 while clock.steps_done < clock.num_steps:
                     self.make_step_and_look_at_rounding()
                     progress.step_done(self.status)
+                    self._tell_of_draw()
                     if keeper is not None:
                         keeper.step_done(self)
                     # Reading health waits for the device: only if it is asked for.
@@ -127,6 +130,28 @@ class Run:
                 message = f"sampling stopped in step {clock.next_step}: {error}"
                 raise SamplingError(message, self._end(error)) from error
             return self._end()
+
+    def _tell_of_draw(self) -> None:
+        """Call the user's function, if the last step made a draw."""
+        drawn = [chunk.drawn for chunk in self.chunks if chunk.drawn is not None]
+        if self.request.on_draw is None or not drawn:
+            return
+        losses, distances = self.recorder.at_step(self.clock.steps_done - 1)
+        all_params, all_observed = zip(*drawn, strict=True)
+        self.request.on_draw(
+            Draw(
+                index=self.clock.draws_done - 1,
+                step=self.clock.next_step - 1,
+                losses=losses,
+                distances=distances,
+                observables={
+                    name: gather([observed[name] for observed in all_observed])
+                    for name in all_observed[0]
+                },
+                params=gather(list(all_params)),
+                healthy=gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0,
+            )
+        )
 
     def _check_health(self) -> None:
         """Stop where a chain has failed.
@@ -153,20 +178,33 @@ class Run:
 
     def make_step(self) -> None:
         """Make one step of every chunk that has not made it yet, and record it."""
-        step, draw = self.clock.next_step, self.clock.due_draw()
+        request, step, draw = self.request, self.clock.next_step, self.clock.due_draw()
         for chunk in self.chunks:
             if chunk.next_step > step:
                 continue
-            # A draw is where its step begins: it belongs to the loss that the step evaluates.
-            if draw is not None:
-                self.recorder.write_draw(chunk.rows, draw, chunk.state.params)
             batch = self._next_batch(chunk)
             state, info, frozen_at = self.step(
                 chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys, chunk.frozen_at
             )
+            moments, drawn = chunk.moments, None
+            if draw is not None:
+                # A draw is where its step begins: it belongs to the loss that the step evaluates.
+                params = chunk.state.params
+                observed = self.recorder.write_draw(chunk.rows, draw, params)
+                moments = with_draw(
+                    moments, request.record, params, observed, frozen_at < 0, info.log_weight
+                )
+                if request.on_draw is not None:
+                    drawn = (params, _with_chains(chunk.rows, observed))
             self.recorder.write_step(chunk.rows, self.clock.steps_done, draw, info)
             # At once and at last: a step that is interrupted before is made again, to the same end.
-            chunk.state, chunk.frozen_at, chunk.next_step = state, frozen_at, step + 1
+            chunk.state, chunk.frozen_at, chunk.moments, chunk.drawn, chunk.next_step = (
+                state,
+                frozen_at,
+                moments,
+                drawn,
+                step + 1,
+            )
         if self.lent is not None:
             self.lent.check()
         # Only a step of all chunks counts: one that fails half way leaves a record of equal length.
@@ -241,6 +279,7 @@ class Run:
             "next_steps": torch.cat(next_steps).cpu(),
             "state": encode("the state", gather([chunk.state for chunk in self.chunks])),
             "frozen_at": gather([chunk.frozen_at for chunk in self.chunks]).cpu(),
+            "moments": encode("the moments of draws", self._moments()),
             "memories": encode("the memory of the gradient's estimator", memories),
             "data": encode("the position in the data", self.batches.position(self.clock.next_step)),
         }
@@ -249,12 +288,27 @@ class Run:
         """Go to where an earlier process was, whose states the chunks have already."""
         self.clock.next_step = self.clock.first_step + progress["num_steps"]
         device = self.chunks[0].keys.device
+        moments = decode(progress["moments"], device)
         for chunk in self.chunks:
             chunk.next_step = int(progress["next_steps"][chunk.rows].reshape(-1)[0])
+            chunk.moments = {name: each[chunk.rows] for name, each in moments.items()}
         memories = decode(progress["memories"], device)
         if len(memories) == len(self.chunks):
             for chunk, memory in zip(self.chunks, memories, strict=True):
                 chunk.memory = memory
+
+    def _moments(self) -> dict[str, Any]:
+        """The moments of all chains' draws, by the name under which they are recorded."""
+        # In the step of the first draw, not all chunks may have made theirs.
+        return {
+            name: gather(
+                [
+                    chunk.moments.get(name, known.of_no_draw(chunk.frozen_at.shape))
+                    for chunk in self.chunks
+                ]
+            )
+            for name, known in self.chunks[0].moments.items()
+        }
 
     def samples(self) -> Samples:
         """The record of the steps done, in memory."""
@@ -263,13 +317,17 @@ class Run:
             assert sampler.anchor is not None
             sampler = sampler.replace(anchor=sampler.anchor.clone())
         draw_steps = clock.draw_steps[: clock.draws_done]
+        moments = self._moments()
         frozen_at = gather([chunk.frozen_at for chunk in self.chunks]).cpu()
         # A run that stops within a step has not recorded what some chains did in it.
         frozen_at = frozen_at.where(frozen_at < clock.next_step, -1)
         return Samples(
             losses=recorder.losses(clock.steps_done),
+            distances=recorder.distances(clock.steps_done),
             draws=recorder.draws(clock.draws_done),
             observables=recorder.observables(clock.draws_done),
+            draw_moments=moments.get("draw_moments"),
+            observable_moments=moments.get("observable_moments"),
             log_weights=recorder.log_weights(draw_steps, frozen_at),
             log_priors=recorder.log_priors(clock.steps_done),
             metrics=recorder.metrics(clock.steps_done),
@@ -309,7 +367,7 @@ class Run:
             compile = "noise"
         settings: dict[str, Any] = {
             "log_prior": request.log_prior,
-            "metrics": request.save_metrics,
+            "metrics": "metrics" in request.record,
             "noise": compiled(step_noise) if compile == "noise" else step_noise,
         }
         if self.chain_method == "loop":
@@ -323,8 +381,14 @@ class Run:
                 **settings,
             )
         # Chains freeze inside the compiled step, so that no step waits for a look at their health.
-        freezing_step = freezing(step)
+        freezing_step = freezing(step, max_loss=request.max_loss, max_distance=request.max_distance)
         return compiled(freezing_step) if compile is True else freezing_step
+
+
+def _with_chains(rows: Rows, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Values of a chunk, `[c, …]`: those of a single chain get their dimension."""
+    single = isinstance(rows, int)
+    return {name: value[None] if single else value for name, value in values.items()}
 
 
 def fastest(runs: Sequence[Run], progress: Progress) -> Run:

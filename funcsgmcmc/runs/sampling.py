@@ -1,6 +1,6 @@
 """`sample`: check what is asked, make the run, let it go."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +18,8 @@ from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
 from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.progress import progress_of
-from funcsgmcmc.runs.record import Samples, check_initial_loss
-from funcsgmcmc.runs.request import ChainMethod, Observable, Request
+from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
+from funcsgmcmc.runs.request import ChainMethod, Observable, Recorded, Request
 from funcsgmcmc.runs.run import Run, fastest
 from funcsgmcmc.runs.start import start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
@@ -47,14 +47,16 @@ def sample(
     init_noise: float = 0.0,
     log_prior: LogPrior | None = None,
     observables: Mapping[str, Observable] | None = None,
-    save_draws: bool = False,
-    save_metrics: bool = False,
+    record: Collection[Recorded] = (),
     chain_method: Literal["vmap", "loop", "auto"] = "vmap",
     chunk_size: int | None = None,
     compile: bool | Literal["noise"] | None = None,
     on_divergence: Literal["freeze", "raise"] = "freeze",
+    max_loss: float | None = None,
+    max_distance: float | None = None,
     initial_loss: float | Tensor | None = None,
     progress: bool = False,
+    on_draw: Callable[[Draw], object] | None = None,
     store: str | Path | None = None,
     resume: bool = False,
     checkpoint_seconds: float | None = None,
@@ -100,8 +102,10 @@ def sample(
             masked and clamped as the sampler's steps are. The anchor stays at `params`.
         log_prior: log p(w) of one chain's parameters, up to a constant: a further pull.
         observables: Name to a function of one chain's parameters, evaluated at each draw.
-        save_draws: Whether to record parameters.
-        save_metrics: Whether to record metrics at every step.
+        record: What to record beside losses, distances and observables. `"draws"`: parameters at
+            each draw. `"metrics"`: metrics at every step. In memory that does not grow with the
+            number of draws: `"draw_moments"`, means and variances of parameters, and
+            `"observable_moments"`, means and covariances of observables in place of their values.
         chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
             after the other, for models that do not vmap. `"auto"`: a few steps of each are timed,
             and the faster one is taken; with `compile`, both are compiled. One that fails is left
@@ -116,10 +120,15 @@ def sample(
             launch, and nothing elsewhere.
         on_divergence: What to do with a chain whose loss or parameters become non-finite:
             `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
+        max_loss: A chain whose loss on a batch is larger counts as diverged (default: any finite
+            loss is healthy).
+        max_distance: A chain further than that from its anchor, ‖w − w₀‖, counts as diverged.
         initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
             data, where the data can be passed over twice.
         progress: Whether to show progress: on a terminal and in a notebook as a bar (which needs
             the extra `progress`), else as a line every 30 seconds by `logging`.
+        on_draw: A function that is called with each `Draw` when it has been recorded, for a display
+            or a log of your own.
         store: A folder for the record (needs the extra `store`): what is recorded goes to disk, in
             zarr's format, and memory does not grow with the number of draws. ArviZ and xarray read
             it, also while the run goes on; `open_run` gives the record back.
@@ -155,12 +164,14 @@ def sample(
         minibatches=minibatches,
         chain_offset=chain_offset,
         init_noise=init_noise,
-        save_draws=save_draws,
-        save_metrics=save_metrics,
+        record=record,
+        on_draw=on_draw,
         chain_method=chain_method,
         chunk_size=chunk_size,
         compile=compile,
         on_divergence=on_divergence,
+        max_loss=max_loss,
+        max_distance=max_distance,
         initial_loss=initial_loss,
     )
     check_sampler(sampler)
@@ -258,7 +269,7 @@ def _make_runs(
         "batches": batches,
         "initial_loss": initial_loss,
         "shared_memory": make_shared_memory(request.estimator, anchor, batches),
-        "recorder": Recorder(store, request.observables, save_draws=request.save_draws),
+        "recorder": Recorder(store, request.observables, request.record),
         "keeper": keeper,
     }
     return [Run(chain_method=method, **common) for method in methods]

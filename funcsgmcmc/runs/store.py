@@ -3,7 +3,8 @@
 Shapes: C chains, T steps, D draws; a field holds `[C, T, …]` or `[C, D, …]`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.norms import Metrics
-from funcsgmcmc.runs.request import Observable, check_observable
+from funcsgmcmc.runs.request import Observable, Recorded, check_observable
 from funcsgmcmc.stepping import Info
 
 Rows = int | slice
@@ -30,7 +31,7 @@ class Field(NamedTuple):
         schedule: Whether it is written at each step or at each draw.
     """
 
-    group: Literal["loss", "log_prior", "metrics", "log_weight", "observables", "draws"]
+    group: Literal["loss", "distance", "log_prior", "metrics", "log_weight", "observables", "draws"]
     name: tree.Name
     schedule: Each
 
@@ -91,9 +92,13 @@ class MemoryStore:
 
 
 _LOSS = Field("loss", "loss", "step")
+_DISTANCE = Field("distance", "distance", "step")
 _LOG_PRIOR = Field("log_prior", "log_prior", "step")
 _LOG_WEIGHT = Field("log_weight", "log_weight", "draw")
-_METRICS = [Field("metrics", name, "step") for name in Metrics._fields]
+# The distance is recorded without metrics, too.
+_METRICS = {
+    name: Field("metrics", name, "step") for name in Metrics._fields if name != "distance"
+} | {"distance": _DISTANCE}
 
 
 class Recorder:
@@ -102,18 +107,26 @@ class Recorder:
     Args:
         store: Where the record is kept.
         observables: Functions of one chain's parameters, evaluated at each draw.
-        save_draws: Whether to record parameters.
+        record: What is recorded, as `sample` is asked for it.
     """
 
     def __init__(
-        self, store: Store, observables: Mapping[str, Observable], *, save_draws: bool
+        self,
+        store: Store,
+        observables: Mapping[str, Observable] = MappingProxyType({}),
+        record: Collection[Recorded] = (),
     ) -> None:
         self._store = store
         self._functions = observables
-        self._save_draws = save_draws
+        self._record = record
 
-    def write_draw(self, rows: Rows, draw: int, params: TensorDict) -> None:
-        """Write a draw of some chains."""
+    def write_draw(self, rows: Rows, draw: int, params: TensorDict) -> dict[str, Tensor]:
+        """Write a draw of some chains.
+
+        Returns:
+            The observables, `[*chains, …]`.
+        """
+        observed = {}
         for name, function in self._functions.items():
             versions = [leaf._version for _, leaf in tree.leaves(params)]
             # A chunk of one row has no chain dimension to map over.
@@ -123,19 +136,24 @@ class Recorder:
                     f"observable {name!r} must not write to the parameters, which are the chain's"
                 )
             check_observable(name, value)
-            self._store.write(Field("observables", name, "draw"), rows, draw, value)
-        if self._save_draws:
+            observed[name] = value
+            if "observable_moments" not in self._record:
+                self._store.write(Field("observables", name, "draw"), rows, draw, value)
+        if "draws" in self._record:
             for key, leaf in tree.leaves(params):
                 self._store.write(Field("draws", key, "draw"), rows, draw, leaf)
+        return observed
 
     def write_step(self, rows: Rows, step: int, draw: int | None, info: Info) -> None:
         """Write the report of a step of some chains, which made a draw or none."""
         self._store.write(_LOSS, rows, step, info.loss)
+        self._store.write(_DISTANCE, rows, step, info.distance)
         if info.log_prior is not None:
             self._store.write(_LOG_PRIOR, rows, step, info.log_prior)
         if info.metrics is not None:
-            for field, value in zip(_METRICS, info.metrics, strict=True):
-                self._store.write(field, rows, step, value)
+            for name, value in info.metrics._asdict().items():
+                if name != "distance":
+                    self._store.write(_METRICS[name], rows, step, value)
         if draw is not None and info.log_weight is not None:
             self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight)
 
@@ -147,6 +165,17 @@ class Recorder:
         """Losses of the first steps, `[C, T]`."""
         return self._store.read(_LOSS, 0, num_steps)
 
+    def distances(self, num_steps: int) -> Tensor:
+        """Distances of the first steps, `[C, T]`."""
+        return self._store.read(_DISTANCE, 0, num_steps)
+
+    def at_step(self, step: int) -> tuple[Tensor, Tensor]:
+        """Losses and distances of one step, each `[C]`."""
+        losses, distances = (
+            self._store.read(field, step, step + 1)[:, 0] for field in (_LOSS, _DISTANCE)
+        )
+        return losses, distances
+
     def log_priors(self, num_steps: int) -> Tensor | None:
         """Log-priors of the first steps, `[C, T]`; None without a log-prior."""
         if not self._store.fields("log_prior"):
@@ -157,7 +186,8 @@ class Recorder:
         """Metrics of the first steps, each `[C, T]`; None if none were recorded."""
         if not self._store.fields("metrics"):
             return None
-        return Metrics(*(self._store.read(field, 0, num_steps) for field in _METRICS))
+        read = {name: self._store.read(field, 0, num_steps) for name, field in _METRICS.items()}
+        return Metrics(**read)
 
     def observables(self, num_draws: int) -> dict[str, Tensor]:
         """Observables of the first draws, each `[C, D, …]`."""

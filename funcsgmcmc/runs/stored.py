@@ -28,6 +28,11 @@ class StoredSamples(Samples):
 
     # A frozen dataclass takes no assignments: a cached property is kept beside its fields.
     @cached_property
+    def distances(self) -> Tensor:
+        """‖w_t − w₀‖, `[C, T]`."""
+        return self._recorder.distances(self.num_steps)
+
+    @cached_property
     def losses(self) -> Tensor:
         """L(w_t), `[C, T]`."""
         return self._recorder.losses(self.num_steps)
@@ -104,10 +109,11 @@ def open_run(path: str | Path) -> Samples:
     first_step: int = settings["first_step"]
     num_steps: int = progress["num_steps"]
     store = DiskStore.opened(place.path, len(settings["chains"]), progress["record"])
+    moments = decode(progress["moments"])
     samples = object.__new__(StoredSamples)
     vars(samples).update(
         _path=place.path,
-        _recorder=Recorder(store, {}, save_draws=False),
+        _recorder=Recorder(store),
         _saved_state=progress["state"],
         _num_steps=num_steps,
         sampler=decode(settings["sampler"]),
@@ -115,6 +121,8 @@ def open_run(path: str | Path) -> Samples:
         chains=settings["chains"],
         initial_loss=settings["initial_loss"],
         frozen_at=_level(progress["frozen_at"], first_step + num_steps),
+        draw_moments=moments.get("draw_moments"),
+        observable_moments=moments.get("observable_moments"),
         first_step=first_step,
         draw_steps=draw_steps[draw_steps < first_step + num_steps],
         num_burnin_steps=settings["num_burnin_steps"],

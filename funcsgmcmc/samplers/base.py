@@ -258,6 +258,17 @@ class Sampler(TensorClass, frozen=True):
             distance=distance,
         )
 
+    def distance(self, state: State, terms: Terms) -> Tensor:
+        """‖w − w₀‖ before a step, `[*chains]`.
+
+        Args:
+            state: The state before the step.
+            terms: The step's, which have w − w₀ as a rule.
+        """
+        if terms.distance is not None:
+            return tree.norm(terms.distance.direction)
+        return tree.norm(displacement(state.params, self.center(state)))
+
     def boxed(self, params: TensorDict, center: TensorDict) -> TensorDict:
         """Clamp w to [w₀ − b, w₀ + b]; without a box, return it as it is."""
         half_width = self.bounding_box_size
