@@ -22,15 +22,15 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from cases import CASES
 from funcsgmcmc.runs.encoding import digest
+from interruptions import batches_of_8, of_torchdata
 from problems import classification, run
-from test_store import Stateful, batches_of_8
 
 NUM_DRAWS = 60
 DATA: dict[str, Callable[[], dict]] = {
     "tensors": dict,
     "list": lambda: {"data": batches_of_8(), "batch_size": None},
     "stateful": lambda: {
-        "data": Stateful(batches_of_8()),
+        "data": of_torchdata()(batches_of_8()),
         "batch_size": None,
         "initial_loss": 1.0,
     },

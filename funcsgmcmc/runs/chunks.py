@@ -4,7 +4,7 @@ A chunk is a slice of the run's chains, or one chain without a chain dimension, 
 chains takes it; the same rows pick either out of a state, of keys and of what is recorded.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,20 @@ class Chunk:
     next_step: int
     moments: dict[str, Moments] = field(default_factory=dict)
     drawn: tuple[TensorDict, dict[str, Tensor]] | None = None
+
+    def first(self, number: int) -> "Chunk":
+        """A chunk of its first chains, which steps on its own; itself if it has no more."""
+        if isinstance(self.rows, int) or self.rows.stop - self.rows.start <= number:
+            return replace(self)
+        few = slice(0, number)
+        return replace(
+            self,
+            rows=slice(self.rows.start, self.rows.start + number),
+            sampler=self.sampler[few] if self.sampler.shape else self.sampler,
+            state=self.state[few],
+            keys=self.keys[few],
+            frozen_at=self.frozen_at[few],
+        )
 
     def refresh_memory(self, step: int, estimator: GradientEstimator, batches: Batches) -> None:
         """Make the memory of an estimator that needs one, if it is due at a step."""

@@ -197,8 +197,21 @@ class IterableData:
 
     def why_not_resumed(self) -> str | None:
         """Why a run cannot be resumed on this data; None if it can."""
-        data = self._iterable
-        if _is_stateful(data) or isinstance(data, list):
+        data: Any = self._iterable
+        if _is_stateful(data):
+            generator = getattr(data, "generator", None)
+            if (
+                generator is not None
+                and getattr(getattr(data, "sampler", None), "generator", None) is generator
+            ):
+                # Seeds of workers are drawn from it too, at other places after loading a state.
+                return (
+                    f"{type(data).__name__} with a generator shuffles its next epochs otherwise "
+                    "when its state was loaded: leave generator out, and call torch.manual_seed "
+                    "before you make it"
+                )
+            return None
+        if isinstance(data, list):
             return None
         what = None
         if isinstance(data, Iterator):

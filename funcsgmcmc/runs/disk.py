@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from zarr import Array, Group
 
 # Bytes of a field that wait in memory, and bytes of a chunk, the unit in which a file is read.
-_BLOCK, _CHUNK = 1 << 23, 1 << 22
+LARGEST_BLOCK, _CHUNK = 1 << 23, 1 << 22
 _MOST_PER_BLOCK = 1024
 
 _GROUPS = ("posterior", "sample_stats", "trace", "constant_data", "moments")
@@ -242,7 +242,7 @@ class DiskStore:
         bytes_each = max(1, math.prod(item) * kind.itemsize)
         # Long blocks of few chains, so that a chain and a draw are both read from few chunks.
         # Of even sizes: the last chunk takes the room of a whole one.
-        length = _even(size, min(_BLOCK // (bytes_each * num_chains), _MOST_PER_BLOCK))
+        length = _even(size, min(LARGEST_BLOCK // (bytes_each * num_chains), _MOST_PER_BLOCK))
         chains = _even(num_chains, _CHUNK // (bytes_each * length))
         return group.create_array(
             name,

@@ -80,11 +80,20 @@ class Keeper:
             start.lent,
         )
 
-    def methods(self) -> list[ChainMethod] | None:
-        """How the chains were run before; None for a run that begins."""
-        if self.progress is None or self._place.settings is None:
-            return None
-        return [self._place.settings["chain_method"]]
+    @property
+    def is_resumed(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return self.progress is not None
+
+    def method(self) -> ChainMethod:
+        """How the chains of a resumed run were run before."""
+        assert self._place.settings is not None
+        method: ChainMethod = self._place.settings["chain_method"]
+        return method
+
+    def chunk_size(self) -> int | None:
+        """How many chains stepped at once before, of which rounding depends; None at the start."""
+        return None if self._place.settings is None else self._place.settings["chunk_size"]
 
     def position(self) -> dict[str, Any] | None:
         """Where the run was in the data; None for a run that begins."""
@@ -134,6 +143,7 @@ class Keeper:
                 "num_burnin_steps": run.request.num_burnin_steps,
                 "num_steps_between_draws": run.request.num_steps_between_draws,
                 "chain_method": run.chain_method,
+                "chunk_size": run.chunk_size,
                 "options": run.options(),
             }
         )

@@ -17,10 +17,19 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Progress(Protocol):
-    """The contract of a display."""
+    """The contract of a display.
+
+    Attributes:
+        is_shown: Whether anything is shown.
+    """
+
+    is_shown: bool
 
     def note(self, text: str) -> None:
         """Say what is about to take long."""
+
+    def tell(self, text: str) -> None:
+        """Say something that stays to be read."""
 
     def step_done(self, status: Callable[[], str]) -> None:
         """Count a step; `status` tells how the run is doing."""
@@ -58,7 +67,12 @@ def _is_watched() -> bool:
 
 
 class _Nothing:
+    is_shown = False
+
     def note(self, text: str) -> None:
+        pass
+
+    def tell(self, text: str) -> None:
         pass
 
     def step_done(self, status: Callable[[], str]) -> None:
@@ -75,10 +89,14 @@ def _bar(num_steps: int) -> Iterator[Progress]:
     class Bar:
         """A bar, whose status is read a few times a second."""
 
+        is_shown = True
         read_at = -_SECONDS_BETWEEN_READINGS
 
         def note(self, text: str) -> None:
             bar.set_postfix_str(text, refresh=True)
+
+        def tell(self, text: str) -> None:
+            bar.write(text, file=sys.stderr)
 
         def step_done(self, status: Callable[[], str]) -> None:
             now = time.monotonic()
@@ -111,12 +129,16 @@ def _visible_log() -> Iterator[None]:
 class _Lines:
     """A line every so many seconds, and one after the last step."""
 
+    is_shown = True
+
     def __init__(self, num_steps: int) -> None:
         self._num_steps, self._steps = num_steps, 0
         self._last = (time.monotonic(), 0)  # when the last line was written, and after which step
 
     def note(self, text: str) -> None:
         logger.info(text)
+
+    tell = note
 
     def step_done(self, status: Callable[[], str]) -> None:
         self._steps += 1

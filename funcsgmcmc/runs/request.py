@@ -45,7 +45,7 @@ class Request:
     record: Collection[Recorded]
     on_draw: Callable[[Draw], object] | None
     chain_method: Literal["vmap", "loop", "auto"]
-    chunk_size: int | None
+    chunk_size: int | Literal["auto"] | None
     compile: bool | Literal["noise"] | None
     on_divergence: Literal["freeze", "raise"]
     max_loss: float | None
@@ -74,7 +74,9 @@ class Request:
         _check_recorded(self.record)
         if self.on_draw is not None:
             checks.function("on_draw", self.on_draw)
-        if self.chunk_size is not None:
+        if isinstance(self.chunk_size, str):
+            checks.choice("chunk_size", self.chunk_size, ("auto",))
+        elif self.chunk_size is not None:
             checks.count("chunk_size", self.chunk_size, minimum=1)
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
         checks.choice("compile", self.compile, (True, False, None, "noise"))

@@ -9,28 +9,31 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.memory import chunk_size
+from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.encoding import decode, encode
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.moments import with_draw
+from funcsgmcmc.runs.need import Need, StepBytes, largest_chunk, need_of
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import (
     DivergenceError,
-    Draw,
     Samples,
     SamplingError,
     SamplingInterrupt,
 )
+from funcsgmcmc.runs.reporting import Reporter
 from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
 from funcsgmcmc.runs.start import Lent, Start
@@ -59,6 +62,7 @@ class Run:
         batches: Its data.
         shared_memory: The memory of the gradient's estimator, if all chains share one.
         initial_loss: L(w₀) on all data, if known.
+        observed: The observables of one chain, as they were tried.
         recorder: Its record.
         keeper: What keeps it on disk, if anything does.
         step: The function that steps a chunk.
@@ -66,6 +70,8 @@ class Run:
         sampler: The sampler, with its anchor.
         keys: The keys of its chains.
         lent: The tree of the user's that is the anchor, if the run has no copy of it.
+        chunk_size: Chains that step at once.
+        step_bytes: The memory of a step, if it was measured.
         has_warned: Whether it has warned of steps that are lost to rounding.
     """
 
@@ -76,6 +82,7 @@ class Run:
     batches: Batches
     shared_memory: Any
     initial_loss: Tensor | None
+    observed: Mapping[str, Tensor]
     recorder: Recorder
     keeper: Keeper | None
     step: FreezingStep = field(init=False)
@@ -83,17 +90,25 @@ class Run:
     sampler: Sampler = field(init=False)
     keys: RunKeys = field(init=False)
     lent: Lent | None = field(init=False)
+    chunk_size: int = field(init=False)
+    step_bytes: StepBytes | None = field(init=False, default=None)
     has_warned: bool = False
 
     def __post_init__(self, start: Start) -> None:
         # The state before the first step is not kept: chunks hold it until they have moved.
         params = start.state.params
         self.sampler, self.keys, self.lent = start.sampler, start.keys, start.lent
-        self.step = self._make_step(tree.device(params))
-        size = None
-        if self.chain_method == "vmap":
-            size = self.request.chunk_size or chunk_size(params)
+        self.step = self._make_step(tree.device(params), self.request.compile)
+        self.chunk_size = self._choose_chunk_size(params)
+        size = self.chunk_size if self.chain_method == "vmap" else None
         self.chunks = split(start, self.shared_memory, size)
+        if self.request.chunk_size == "auto" and not self.is_resumed:
+            # All chains are one chunk: a few of them tell what a step takes.
+            self.measure()
+            assert self.step_bytes is not None
+            free = free_memory(self.keys.key.device)
+            self.chunk_size = largest_chunk(self.step_bytes, self.chunk_size, free)
+            self.chunks = split(start, self.shared_memory, self.chunk_size if size else None)
         if self.keeper is not None and self.keeper.progress is not None:
             self._go_to(self.keeper.progress)
 
@@ -104,6 +119,7 @@ class Run:
             DivergenceError, SamplingError, SamplingInterrupt: As `sample`.
         """
         clock, keeper = self.clock, self.keeper
+        reporter = Reporter(self, progress)
         stopping = contextlib.nullcontext() if keeper is None else interrupted_by_sigterm()
         # Outside of gradients, which each have a transform of their own, nothing needs a graph.
         with torch.no_grad(), stopping:
@@ -112,8 +128,7 @@ class Run:
             try:
                 while clock.steps_done < clock.num_steps:
                     self.make_step_and_look_at_rounding()
-                    progress.step_done(self.status)
-                    self._tell_of_draw()
+                    reporter.step_done()
                     if keeper is not None:
                         keeper.step_done(self)
                     # Reading health waits for the device: only if it is asked for.
@@ -127,31 +142,10 @@ class Run:
             except SamplingError:  # a divergence has its record already
                 raise
             except Exception as error:
-                message = f"sampling stopped in step {clock.next_step}: {error}"
+                reason = str(error) or type(error).__name__
+                message = f"sampling stopped in step {clock.next_step}: {reason}"
                 raise SamplingError(message, self._end(error)) from error
             return self._end()
-
-    def _tell_of_draw(self) -> None:
-        """Call the user's function, if the last step made a draw."""
-        drawn = [chunk.drawn for chunk in self.chunks if chunk.drawn is not None]
-        if self.request.on_draw is None or not drawn:
-            return
-        losses, distances = self.recorder.at_step(self.clock.steps_done - 1)
-        all_params, all_observed = zip(*drawn, strict=True)
-        self.request.on_draw(
-            Draw(
-                index=self.clock.draws_done - 1,
-                step=self.clock.next_step - 1,
-                losses=losses,
-                distances=distances,
-                observables={
-                    name: gather([observed[name] for observed in all_observed])
-                    for name in all_observed[0]
-                },
-                params=gather(list(all_params)),
-                healthy=gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0,
-            )
-        )
 
     def _check_health(self) -> None:
         """Stop where a chain has failed.
@@ -230,6 +224,11 @@ class Run:
             progress.note("compiling the step: 15 to 25 s on a new machine, a few when cached")
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether the run goes on from a checkpoint."""
+        return self.keeper is not None and self.keeper.progress is not None
+
+    @property
     def is_level(self) -> bool:
         """Whether all chains have made the same steps."""
         return all(chunk.next_step == self.clock.next_step for chunk in self.chunks)
@@ -261,11 +260,6 @@ class Run:
     def num_healthy(self) -> int:
         """Number of chains that were not frozen."""
         return sum(int((chunk.frozen_at < 0).sum()) for chunk in self.chunks)
-
-    def status(self) -> str:
-        """The text beside the progress bar."""
-        loss = self.recorder.mean_loss(self.clock.steps_done - 1)
-        return f"loss {loss:.4g}, {self.num_healthy}/{self.request.num_chains} chains healthy"
 
     def progress(self) -> dict[str, Any]:
         """All that changes, as plain values from which another process goes on."""
@@ -358,10 +352,47 @@ class Run:
             chunk.refresh_memory(self.clock.next_step, self.request.estimator, self.batches)
         return batch
 
-    def _make_step(self, device: torch.device) -> FreezingStep:
+    def _choose_chunk_size(self, params: TensorDict) -> int:
+        """How many chains step at once, as far as it is known before a step was tried."""
+        if self.chain_method == "loop":
+            return 1
+        if self.keeper is not None and (size := self.keeper.chunk_size()) is not None:
+            return size
+        asked = self.request.chunk_size
+        return chunk_size(params) if asked is None or asked == "auto" else asked
+
+    def measure(self) -> None:
+        """Measure the memory of a step, by steps of one and of two chains."""
+        # Not compiled: two programs more would take a minute, to need less.
+        step = self._make_step(self.keys.key.device, False)
+        number = 1 if self.chain_method == "loop" else min(2, self.chunk_size)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            peaks = []
+            for chains in range(1, number + 1):
+                few = self.chunks[0].first(chains)
+                batch = self._next_batch(few)
+                arguments = (few.sampler, few.state, batch, few.memory, few.keys, few.frozen_at)
+                peaks.append(peak_bytes(partial(step, *arguments)))
+        per_chain = peaks[-1] - peaks[0] if len(peaks) > 1 else 0
+        self.step_bytes = StepBytes(peaks[0] - per_chain, per_chain)
+
+    def need(self) -> Need:
+        """What the run needs, as far as it is known: `measure` tells of a step."""
+        return need_of(
+            self.request,
+            [chunk.state for chunk in self.chunks],
+            self.clock,
+            self.observed,
+            self.step_bytes,
+            self.chunk_size,
+            None if self.keeper is None else self.keeper.path,
+        )
+
+    def _make_step(
+        self, device: torch.device, compile: bool | Literal["noise"] | None
+    ) -> FreezingStep:
         """Make the function that steps a chunk, compiled if that is asked for."""
         request, estimator = self.request, self.request.estimator
-        compile = request.compile
         # On a GPU, in eager code, each operation of the generator is a launch of its own.
         if compile is None and device.type == "cuda" and find_spec("triton"):
             compile = "noise"

@@ -19,11 +19,11 @@ from funcsgmcmc.runs.data import Batches, announced, stream
 from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
-from funcsgmcmc.runs.request import ChainMethod, Observable, Recorded, Request
+from funcsgmcmc.runs.request import Observable, Recorded, Request
 from funcsgmcmc.runs.run import Run, fastest
-from funcsgmcmc.runs.start import start_of
+from funcsgmcmc.runs.start import Start, start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
-from funcsgmcmc.runs.trial import usable_methods
+from funcsgmcmc.runs.trial import Trial, try_functions
 from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 
 # Names of the record's own quantities and dimensions.
@@ -49,7 +49,7 @@ def sample(
     observables: Mapping[str, Observable] | None = None,
     record: Collection[Recorded] = (),
     chain_method: Literal["vmap", "loop", "auto"] = "vmap",
-    chunk_size: int | None = None,
+    chunk_size: int | Literal["auto"] | None = None,
     compile: bool | Literal["noise"] | None = None,
     on_divergence: Literal["freeze", "raise"] = "freeze",
     max_loss: float | None = None,
@@ -112,7 +112,8 @@ def sample(
             out, with a warning. Which one was taken stands in the record.
         chunk_size: Chains in one vmapped computation. Bounds memory. Default: all; on the CPU, as
             many as make one buffer of parameters of up to 32 MiB, since larger ones are slower, if
-            that is 16 or more.
+            that is 16 or more. `"auto"`: at most so many, and as many as fit the free memory of
+            the device: steps of one and two chains are tried, and what they take is measured.
         compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
             takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
             to three times as fast. `"noise"` compiles the noise only, for losses that do not
@@ -126,7 +127,8 @@ def sample(
         initial_loss: L(w₀), for the learning coefficient. Default: evaluated at the anchor on all
             data, where the data can be passed over twice.
         progress: Whether to show progress: on a terminal and in a notebook as a bar (which needs
-            the extra `progress`), else as a line every 30 seconds by `logging`.
+            the extra `progress`), else as a line every 30 seconds by `logging`; and, before the
+            first step, what the run needs on the device, in memory and on disk.
         on_draw: A function that is called with each `Draw` when it has been recorded, for a display
             or a log of your own.
         store: A folder for the record (needs the extra `store`): what is recorded goes to disk, in
@@ -210,6 +212,12 @@ def _run(
     with progress_of(runs[0].clock.num_steps, enabled=progress) as shown:
         run = fastest(runs, shown)
         runs.clear()  # the memory of one that does not go is free
+        if not run.is_resumed:
+            if progress and run.step_bytes is None:
+                run.measure()
+            need = run.need()
+            shown.tell(str(need))
+            need.check()
         return run.go(shown)
 
 
@@ -219,60 +227,61 @@ def _make_runs(
     """Make the run that is asked for, once for each chain method that may be taken."""
     keep_freed_memory()
     start = start_of(request, given, sampler)
-    params, keys = start.state.params, start.keys
-    _check_names(request, params)
-    clock = Clock(
-        steps_of_draws(
-            sampler.temperature,
-            request.num_draws,
-            request.num_burnin_steps,
-            request.num_steps_between_draws,
-            start.first_step,
-        ),
-        start.first_step,
-    )
-    position = None if keeper is None else keeper.position()
+    _check_names(request, start.state.params)
+    clock = _clock_of(request, sampler, start)
     batches = stream(
         data,
         batch_size=request.batch_size,
         minibatches=request.minibatches,
-        keys=keys.minibatches,
+        keys=start.keys.minibatches,
         first_step=start.first_step,
-        device=tree.device(params),
-        position=position,
+        device=tree.device(start.state.params),
+        position=None if keeper is None else keeper.position(),
     )
-    methods: list[ChainMethod] | None = None
     anchor = start.sampler.center(start.state)
     if keeper is not None:
         keeper.check(request, start, batches)
         if keeper.is_complete(clock.num_steps):
             return []
-        methods = keeper.methods()
-        start = keeper.resumed(start)
-    if methods is None:
-        methods = usable_methods(request, params, batches, start.first_step)
+    if keeper is not None and keeper.is_resumed:
+        start, initial_loss = keeper.resumed(start), keeper.initial_loss
+        # It was tried when the run began.
+        trial = Trial([keeper.method()], {})
+    else:
+        trial = try_functions(request, start.state.params, batches, start.first_step)
         initial_loss = _anchor_loss(request, anchor, batches)
-    else:
-        assert keeper is not None
-        initial_loss = keeper.initial_loss
-    store: Store
-    if keeper is None:
-        store = MemoryStore(
-            {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
-        )
-    else:
-        store = keeper.make_store(clock, start)
+    store = _memory_store(request, clock) if keeper is None else keeper.make_store(clock, start)
     common: dict[str, Any] = {
         "request": request,
         "clock": clock,
         "start": start,
         "batches": batches,
         "initial_loss": initial_loss,
+        "observed": trial.observed,
         "shared_memory": make_shared_memory(request.estimator, anchor, batches),
         "recorder": Recorder(store, request.observables, request.record),
         "keeper": keeper,
     }
-    return [Run(chain_method=method, **common) for method in methods]
+    return [Run(chain_method=method, **common) for method in trial.methods]
+
+
+def _clock_of(request: Request, sampler: Sampler, start: Start) -> Clock:
+    """The clock of a run, before its first step."""
+    draw_steps = steps_of_draws(
+        sampler.temperature,
+        request.num_draws,
+        request.num_burnin_steps,
+        request.num_steps_between_draws,
+        start.first_step,
+    )
+    return Clock(draw_steps, start.first_step)
+
+
+def _memory_store(request: Request, clock: Clock) -> Store:
+    """A store in memory for the record of a run."""
+    return MemoryStore(
+        {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
+    )
 
 
 def _check_names(request: Request, params: TensorDict) -> None:

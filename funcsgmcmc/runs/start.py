@@ -12,6 +12,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.memory import free_memory, in_bytes
 from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.request import Request, RunKeys
 from funcsgmcmc.samplers.base import Sampler, State
@@ -95,11 +96,13 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     _check_chains("params", params.batch_size, request)
     _check_chains("sampler", sampler.shape, request)
     device = tree.device(params)
+    _check_room(params, request.num_chains)
     first, stop = request.chain_offset, request.chain_offset + request.num_chains
     keys = request.keys(torch.arange(first, stop, device=device))
     sampler, lent = _anchored(sampler.to(device), params)
     params = _placed(params, sampler, request.init_noise, keys.starts)
-    state = sampler.init(params, tree.normal_like(keys.momenta, params))
+    first_noise = tree.normal_like(keys.momenta, params) if sampler.uses_first_noise() else None
+    state = sampler.init(params, first_noise)
     if not tree.count(params, sampler.mask).any():
         raise ValueError("the mask must sample at least one entry, got one that is 0 everywhere")
     return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1), lent)
@@ -172,6 +175,23 @@ def _chains_of(
             f"{first} for chains from {int(given.chains[0])}"
         )
     return given.state, given.frozen_at, given.chains, given.sampler.anchor
+
+
+def _check_room(params: TensorDict, num_chains: int) -> None:
+    """Refuse more chains than the device has room for, with the step that follows their start.
+
+    Raises:
+        ValueError: Parameters and next parameters of all chains need more than is free.
+    """
+    device = tree.device(params)
+    each = sum(leaf.numel() * leaf.element_size() for _, leaf in tree.leaves(params))
+    needed = 2 * each * (1 if params.batch_size else num_chains)
+    if (free := free_memory(device)) is not None and needed > free:
+        raise ValueError(
+            f"num_chains must be as many as fit {device}, where {in_bytes(free)} are free, got "
+            f"{num_chains} of {in_bytes(each)}: run the others later, from the same key "
+            "(chain_offset)"
+        )
 
 
 def _check_chains(name: str, batch_size: Any, request: Request, *, shared: bool = True) -> None:

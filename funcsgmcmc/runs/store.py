@@ -157,10 +157,6 @@ class Recorder:
         if draw is not None and info.log_weight is not None:
             self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight)
 
-    def mean_loss(self, step: int) -> float:
-        """Mean of a step's losses over healthy chains."""
-        return float(self._store.read(_LOSS, step, step + 1).nanmean())
-
     def losses(self, num_steps: int) -> Tensor:
         """Losses of the first steps, `[C, T]`."""
         return self._store.read(_LOSS, 0, num_steps)

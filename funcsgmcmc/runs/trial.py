@@ -5,7 +5,7 @@ So a function that cannot be sampled is refused before anything runs, and by nam
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -23,9 +23,19 @@ _FEW_EXAMPLES = 4
 _LARGEST_COPY = 1 << 28  # bytes
 
 
-def usable_methods(
-    request: Request, params: TensorDict, batches: Batches, step: int
-) -> list[ChainMethod]:
+class Trial(NamedTuple):
+    """What the trial found.
+
+    Attributes:
+        methods: The chain method that was asked for; for `"auto"`, those that work.
+        observed: The observables of the first chain.
+    """
+
+    methods: list[ChainMethod]
+    observed: dict[str, Tensor]
+
+
+def try_functions(request: Request, params: TensorDict, batches: Batches, step: int) -> Trial:
     """Try the functions at the first chain's start.
 
     Args:
@@ -34,28 +44,29 @@ def usable_methods(
         batches: The run's data.
         step: The run's first step.
 
-    Returns:
-        The chain method that was asked for; for `"auto"`, those that work.
-
     Raises:
         TypeError, ValueError: A function does not return what it should, or is not pure.
     """
     if request.chain_method != "auto":
-        _try_functions(request, params, batches, step, vmapped=request.chain_method == "vmap")
-        return [request.chain_method]
-    _try_functions(request, params, batches, step, vmapped=False)
+        vmapped = request.chain_method == "vmap"
+        observed = _try_method(request, params, batches, step, vmapped=vmapped)
+        return Trial([request.chain_method], observed)
+    observed = _try_method(request, params, batches, step, vmapped=False)
     try:
-        _try_functions(request, params, batches, step, vmapped=True)
+        _try_method(request, params, batches, step, vmapped=True)
     except Exception as error:
-        warnings.warn(f"chains are looped over, since they do not vmap: {error}", stacklevel=4)
-        return ["loop"]
-    return ["loop", "vmap"]
+        warnings.warn(f"chains are looped over, since they do not vmap: {error}", stacklevel=5)
+        return Trial(["loop"], observed)
+    return Trial(["loop", "vmap"], observed)
 
 
-def _try_functions(
+def _try_method(
     request: Request, params: TensorDict, batches: Batches, step: int, *, vmapped: bool
-) -> None:
+) -> dict[str, Tensor]:
     """Evaluate every function at the first chain's start, in the way that the run will.
+
+    Returns:
+        The observables.
 
     Raises:
         TypeError, ValueError: A function does not return what it should, or is not pure.
@@ -64,12 +75,14 @@ def _try_functions(
     def evaluate(function: Callable[[TensorDict], Any]) -> Callable[[TensorDict], Any]:
         return torch.vmap(function) if vmapped else function
 
+    observed = {}
     start = params[:1] if vmapped else params[0]
     if request.log_prior is not None:
         _check_pure("log_prior", evaluate(log_prior_pull(request.log_prior)), start)
     for name, function in request.observables.items():
         label = f"observable {name!r}"
-        check_observable(name, _check_pure(label, function, params[0]))
+        observed[name] = _check_pure(label, function, params[0])
+        check_observable(name, observed[name])
         if vmapped:
             _check_pure(label, evaluate(function), start)
     estimator = request.estimator
@@ -87,6 +100,7 @@ def _try_functions(
     # A gradient of zeros is fine, at a minimum: only the graph tells that none was taken.
     _check_dependence(plain, params[0], first)
     _warn_of_a_sum(plain, params[0], first)
+    return observed
 
 
 def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> Any:

@@ -87,6 +87,13 @@ class Sampler(TensorClass, frozen=True):
             TypeError, ValueError: As `start`; or noise is needed and missing.
         """
 
+    def uses_first_noise(self) -> bool:
+        """Whether `init` uses its noise; if not, a run does not draw it.
+
+        True unless a class says otherwise of its own `init`.
+        """
+        return True
+
     @abstractmethod
     def advance(
         self, state: State, evaluation: Evaluation, noise: TensorDict

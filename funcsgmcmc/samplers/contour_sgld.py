@@ -121,6 +121,10 @@ class ContourSGLD(LangevinSampler, frozen=True):
             log_weight=torch.zeros_like(theta[..., 0]),
         )
 
+    def uses_first_noise(self) -> bool:
+        """There is no momentum."""
+        return type(self).init is not ContourSGLD.init
+
     def schedulable(self) -> tuple[str, ...]:
         """θ has a step size of its own."""
         return (*super().schedulable(), "weight_lr")

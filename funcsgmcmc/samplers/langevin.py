@@ -45,6 +45,10 @@ class LangevinSampler(Sampler, frozen=True):
         averages = self.preconditioner.init(fields["params"])
         return LangevinState(**fields, preconditioner=averages)
 
+    def uses_first_noise(self) -> bool:
+        """There is no momentum; a subclass with another `init` may use it."""
+        return type(self).init is not LangevinSampler.init
+
     def hessian_estimator(self) -> HessianDiagonal | None:
         """The estimator that the preconditioner's Γ needs."""
         return self.preconditioner.hessian_estimator()
