@@ -14,7 +14,8 @@ from typing import Any
 from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch, tree
 from funcsgmcmc.estimates import plots
 from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
-from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc, llc_draws
+from funcsgmcmc.estimates.draws import llc_draws
+from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc
 from funcsgmcmc.estimates.summary import summary, to_datatree
 from funcsgmcmc.gradients import accumulated, control_variates, svrg
 from funcsgmcmc.losses import module_loss

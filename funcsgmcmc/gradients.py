@@ -163,15 +163,21 @@ def estimator_of(loss_fn: LossFn) -> GradientEstimator:
     return loss_fn if isinstance(loss_fn, GradientEstimator) else Plain(loss_fn)
 
 
-def _mean_evaluation(
-    estimator: GradientEstimator, params: TensorDict, pieces: Iterable[Piece]
+def mean_evaluation(
+    estimator: GradientEstimator,
+    params: TensorDict,
+    pieces: Iterable[Piece],
+    memory: Any = None,
+    memory_dim: int | None = None,
 ) -> Evaluation:
     """Loss and gradient over pieces of data, weighted by their numbers of examples.
 
     Args:
-        estimator: Gives the gradient on a piece; one without memory.
+        estimator: Gives the gradient on a piece.
         params: w, of one chain or of many.
         pieces: The data; one piece is held at a time.
+        memory: The estimator's.
+        memory_dim: 0 if each chain has a memory of its own, as for `chains_step`.
 
     Returns:
         The mean; `aux` is the tuple of the pieces'.
@@ -182,11 +188,11 @@ def _mean_evaluation(
     evaluate = estimator.evaluate
     if params.batch_size:
         # One vmap a piece: loading a piece is no part of the traced function.
-        evaluate = torch.vmap(estimator.evaluate, in_dims=(0, None, None))
+        evaluate = torch.vmap(estimator.evaluate, in_dims=(0, None, memory_dim))
     total: Any = None
     count, auxes = 0, []
     for piece, size in pieces:
-        here = evaluate(params, piece, None)
+        here = evaluate(params, piece, memory)
         assert here.loss is not None  # an estimator evaluates the loss
         count += check_known_size(size)
         auxes.append(here.aux)
@@ -237,7 +243,7 @@ class Accumulated(GradientEstimator):
 
     def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss and gradient on a batch; `aux` is the tuple of the micro-batches'."""
-        mean = _mean_evaluation(self._inner, params, self._microbatches(batch))
+        mean = mean_evaluation(self._inner, params, self._microbatches(batch))
         # Summed in float32 or better; a plain gradient has the parameters' dtype.
         grads = tree.map_leaves(lambda leaf, like: leaf.to(like.dtype), mean.grads, params)
         # A tuple of None may not leave a vmap.
@@ -290,7 +296,7 @@ class ControlVariates(GradientEstimator):
 
     def prepare(self, params: TensorDict, pieces: Iterable[Piece]) -> ControlPoint:
         """ŵ = `params`, and ∇L(ŵ)."""
-        return ControlPoint(params, _mean_evaluation(self._inner, params, pieces).grads)
+        return ControlPoint(params, mean_evaluation(self._inner, params, pieces).grads)
 
     def unpack(self, batch: Any) -> tuple[Any, Any]:
         """Split a pair (minibatch, control point).

@@ -63,6 +63,7 @@ register_dataclass(Info)  # fields that are None drop out, so that a vmap may re
 
 Step = Callable[[State, Any, Tensor], tuple[State, Info]]
 StepNoise = Callable[[Tensor, Tensor, int, torch.dtype], Tensor]
+StepEvaluation = Callable[[Sampler, State, Any, Any, Tensor], Evaluation]
 SamplerStep = Callable[[Sampler, State, Any, Any, Tensor], tuple[State, Info]]
 FreezingStep = Callable[[Sampler, State, Any, Any, Tensor, Tensor], tuple[State, Info, Tensor]]
 
@@ -192,11 +193,35 @@ def chains_step(
         `step(sampler, state, batch, memory, keys) -> (state, info)` for a state of batch size
         `[C]`, keys `[C, 2]` and a sampler of batch size `[]` or `[C]`.
     """
-
-    def over_chains(evaluate: Callable[..., Evaluation]) -> Callable[..., Evaluation]:
-        return torch.vmap(evaluate, in_dims=(0, batch_dim, memory_dim, 0, 0))
-
+    over_chains = _vmapped(batch_dim, memory_dim)
     return _assemble(loss_fn, log_prior, metrics, noise, over_chains)
+
+
+def chain_evaluation(loss_fn: LossFn, *, log_prior: LogPrior | None = None) -> StepEvaluation:
+    """Make the evaluation of the potential of one chain; arguments as for `chains_step`.
+
+    Returns:
+        `evaluate(sampler, state, batch, memory, key) -> evaluation`, as a step makes it.
+    """
+    return _lifted(loss_fn, log_prior, lambda function: function)
+
+
+def chains_evaluation(
+    loss_fn: LossFn,
+    *,
+    batch_dim: int | None,
+    memory_dim: int | None = None,
+    log_prior: LogPrior | None = None,
+) -> StepEvaluation:
+    """Make the evaluation of the potential of many chains, as `chain_evaluation` does of one."""
+    return _lifted(loss_fn, log_prior, _vmapped(batch_dim, memory_dim))
+
+
+def _vmapped(
+    batch_dim: int | None, memory_dim: int | None
+) -> Callable[[Callable[..., Evaluation]], Callable[..., Evaluation]]:
+    """What lifts the evaluation of one chain to many."""
+    return lambda evaluate: torch.vmap(evaluate, in_dims=(0, batch_dim, memory_dim, 0, 0))
 
 
 def freezing(
@@ -303,16 +328,13 @@ def _assemble(
         draw_noise: `step_noise`, or a compiled version of it.
         over_chains: Lifts the evaluation of one chain to the step's batch size.
     """
-    estimator = estimator_of(loss_fn)
-    pull = None if log_prior is None else log_prior_pull(log_prior)
+    evaluate = _lifted(loss_fn, log_prior, over_chains)
 
     def step(
         sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor
     ) -> tuple[State, Info]:
         params = state.params
-        # Made in the step: the sampler is an argument, and another one does not compile again.
-        evaluate = _evaluation(estimator, pull, sampler.hessian_estimator())
-        evaluation = over_chains(evaluate)(params, batch, memory, key, state.step)
+        evaluation = evaluate(sampler, state, batch, memory, key)
         size, dtype = tree.size(params), tree.noise_dtype(params)
         known = None
         # Metrics are of whole terms, and a compiler makes no tree of a term.
@@ -344,6 +366,25 @@ def _assemble(
         )
 
     return step
+
+
+def _lifted(
+    loss_fn: LossFn,
+    log_prior: LogPrior | None,
+    over_chains: Callable[[Callable[..., Evaluation]], Callable[..., Evaluation]],
+) -> StepEvaluation:
+    """Make the function that evaluates the potential before a step; arguments as `_assemble`."""
+    estimator = estimator_of(loss_fn)
+    pull = None if log_prior is None else log_prior_pull(log_prior)
+
+    def evaluate(
+        sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor
+    ) -> Evaluation:
+        # Made in the step: the sampler is an argument, and another one does not compile again.
+        of_chain = _evaluation(estimator, pull, sampler.hessian_estimator())
+        return over_chains(of_chain)(state.params, batch, memory, key, state.step)
+
+    return evaluate
 
 
 def _evaluation(

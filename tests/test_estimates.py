@@ -76,7 +76,13 @@ def test_frozen_chains_are_left_out_and_named():
     summary = fs.summary(samples)
     assert str(summary).startswith("3 of 4 chains\n")
     assert "\nchain 2 frozen at step 1: its state is not finite" in str(summary)
-    assert list(summary.table.index) == ["llc", "loss", "first[0]", "first[1]"]
+    assert list(summary.table.index) == [
+        "llc (minibatches)",
+        "loss (minibatches)",
+        "first[0]",
+        "first[1]",
+        "distance",
+    ]
     assert fs.to_datatree(samples)["posterior"].coords["chain"].values.tolist() == [0, 1, 3]
 
 
@@ -84,11 +90,11 @@ def test_summary_is_that_of_the_draws():
     samples = run(fs.sgld(1e-3, nbeta=3.0, localization=1.0), num_chains=4, num_draws=50)
     table = fs.summary(samples).table
     losses = samples.draw_losses
-    assert table.loc["loss", "mean"] == pytest.approx(float(losses.mean()))
+    assert table.loc["loss (minibatches)", "mean"] == pytest.approx(float(losses.mean()))
     found = fs.diagnostics(losses)
     for name in ("r_hat", "ess_bulk", "ess_tail", "mcse_mean"):
-        assert table.loc["loss", name] == pytest.approx(float(getattr(found, name)))
-    assert table.loc["llc", "mean"] == pytest.approx(fs.llc(samples).mean)
+        assert table.loc["loss (minibatches)", name] == pytest.approx(float(getattr(found, name)))
+    assert table.loc["llc (minibatches)", "mean"] == pytest.approx(fs.llc(samples).mean)
 
 
 def test_diagnostics_know_good_chains_from_bad():
@@ -189,13 +195,20 @@ def test_an_observable_of_many_entries_has_one_row():
         num_draws=20,
     )
     table = fs.summary(samples).table
-    assert list(table.index) == ["llc", "loss", "pair[0]", "pair[1]", "first (worst of 30)"]
+    assert list(table.index) == [
+        "llc (minibatches)",
+        "loss (minibatches)",
+        "pair[0]",
+        "pair[1]",
+        "distance",
+        "first (worst of 30)",
+    ]
     found, row = fs.diagnostics(samples.observables["first"]), table.loc["first (worst of 30)"]
     assert row["r_hat"] == pytest.approx(float(found.r_hat.max()))
     assert row["ess_bulk"] == pytest.approx(float(found.ess_bulk.min()))
     assert row["ess_tail"] == pytest.approx(float(found.ess_tail.min()))
     assert row["mcse_mean"] == pytest.approx(float(found.mcse_mean.max()))
-    assert len(fs.summary(samples, max_entries=30).table) == 34
+    assert len(fs.summary(samples, max_entries=30).table) == 35
     with pytest.raises(ValueError, match="max_entries must be >= 1, got 0"):
         fs.summary(samples, max_entries=0)
 
@@ -231,7 +244,7 @@ def test_estimates_refuse_what_they_cannot_do():
     with pytest.raises(ValueError, match="initial_loss must be given"):
         fs.llc(samples)
     assert fs.llc(samples, initial_loss=0.1).num_chains == 5
-    assert list(fs.summary(samples).table.index) == ["loss"]
+    assert list(fs.summary(samples).table.index) == ["loss (minibatches)", "distance"]
 
 
 @pytest.mark.parametrize(
@@ -272,7 +285,11 @@ def test_plot_shows_every_healthy_chain(tmp_path):
 def test_one_error_in_text_and_plot():
     samples = run(fs.sgld(1e-3, nbeta=3.0), num_draws=20, num_burnin_steps=5)
     estimate, below = fs.llc(samples), plot_llc(samples).axes[1]
-    assert str(estimate).endswith(f"± {estimate.mcse:.2g} (MCSE, 5 chains)")
+    assert estimate.error == estimate.mcse  # so few steps have no looks at all data
+    shown = (
+        f"± {estimate.mcse:.2g} (MCSE {estimate.mcse:.2g}, bias of the step size unknown, 5 chains)"
+    )
+    assert str(estimate).endswith(shown)
     assert [text.get_text() for text in below.get_legend().get_texts()] == [str(estimate)]
     assert "MCSE" in below.get_ylabel()
     # The band's last point is that error on both sides.
@@ -415,9 +432,13 @@ def test_what_is_printed_says_how_many_chains_and_draws():
     assert repr(samples) == (
         "Samples(3 of 4 chains healthy, 30 draws in 30 steps of SGLD, draws kept)"
     )
-    assert str(fs.llc(samples)).endswith("(MCSE, 3 chains, 1 frozen)")
+    assert str(fs.llc(samples)).splitlines()[0].endswith("3 chains, 1 frozen)")
     few = run(fs.sgld(1e-3, nbeta=3.0), num_draws=2)
-    assert str(fs.llc(few)).endswith("± nan (MCSE, 5 chains, too few draws for an error)")
+    assert str(fs.llc(few)).splitlines() == [
+        f"LLC = {fs.llc(few).mean:.4g} ± nan (MCSE nan, bias of the step size unknown, 5 chains, "
+        "too few draws for an error)",
+        "warning: 2 draws are too few for an error: make 4 at least",
+    ]
 
 
 def test_a_record_can_be_indexed():

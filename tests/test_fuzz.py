@@ -150,6 +150,7 @@ SAMPLE = Target(
         "log_prior": {"none"},
         "observables": {"none", "empty dict"},
         "record": {"empty list"},
+        "full_loss": {"none", "zero", *COUNTS},
         "on_draw": {"none"},
         "max_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "max_distance": {"none", "negative", "negative int", *NUMBERS} - {"triple"},

@@ -61,7 +61,7 @@ def test_a_file_has_a_line_every_30_seconds_and_one_at_the_end(monkeypatch, capl
     ]
 
 
-def test_a_short_run_writes_one_line_without_carriage_returns(capsys):
+def test_a_short_run_writes_two_lines_without_carriage_returns(capsys):
     """Logging is not configured: the line is seen all the same, and nothing stays behind."""
     logger = logging.getLogger("funcsgmcmc")
     root = logging.getLogger()
@@ -72,7 +72,8 @@ def test_a_short_run_writes_one_line_without_carriage_returns(capsys):
         root.handlers = handlers
     shown = capsys.readouterr().err
     assert "\r" not in shown
-    (line,) = shown.splitlines()
+    needed, line = shown.splitlines()
+    assert "funcsgmcmc: the run needs " in needed
     assert "funcsgmcmc: 6 of 6 steps" in line
     assert line.endswith("5/5 chains healthy")
     assert (logger.handlers, logger.level) == ([], logging.NOTSET)
@@ -84,7 +85,7 @@ def test_a_file_says_that_the_step_compiles(caplog):
     assert lines(caplog)[0].startswith("compiling the step")
     caplog.clear()
     run(fs.sgld(1e-3, nbeta=5.0), progress=True)
-    assert len(lines(caplog)) == 1
+    assert len(lines(caplog)) == 2  # what it needs, and its end
 
 
 def test_without_progress_nothing_is_shown(caplog, capsys):

@@ -8,18 +8,28 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
+from funcsgmcmc.estimates.choice import best_of
 from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.estimates.draws import forces_and_noises, full_llc_draws, llc_draws
+from funcsgmcmc.estimates.faults import drift_of, find_faults
 from funcsgmcmc.runs.attributes import settings_of_draws
-from funcsgmcmc.runs.record import Samples, check_initial_loss
+from funcsgmcmc.runs.record import Samples
 
 
 @dataclass(frozen=True)
 class LLC:
-    """An estimate of the local learning coefficient.
+    """An estimate of the local learning coefficient, and its error.
 
     Attributes:
         mean: λ̂, the mean over healthy chains and draws.
+        error: The total error: √(mcse² + bias² + drift²), of the parts that are known.
         mcse: Monte Carlo standard error of `mean`, autocorrelation included.
+        bias: By how much step size and gradient noise raise `mean`, as they are measured on all
+            data; NaN where this is not known.
+        drift: By how much the mean over the second half of the draws differs from that over the
+            first half, where this is more than chance; else 0.
+        warnings: What is wrong with the estimate, and what to do; empty if nothing was found.
+        source: The losses that `mean` is of: `"minibatches"`, `"all data"`, or `"both"`.
         per_chain: Each chain's mean over draws, `[C]`; NaN for frozen chains.
         mcse_per_chain: The Monte Carlo standard error of each, `[C]`; NaN for frozen chains.
         num_chains: How many chains the estimate uses.
@@ -27,19 +37,38 @@ class LLC:
     """
 
     mean: float
+    error: float
     mcse: float
+    bias: float
+    drift: float
+    warnings: list[str]
+    source: str
     per_chain: Tensor
     mcse_per_chain: Tensor
     num_chains: int
     num_frozen: int = 0
 
+    @property
+    def corrected(self) -> float:
+        """The mean without its bias: better where U is near a quadratic; NaN if it is not known."""
+        return self.mean - self.bias
+
     def __str__(self) -> str:
-        chains = f"{self.num_chains} chains"
+        parts = [f"MCSE {self.mcse:.2g}"]
+        parts.append(
+            "bias of the step size unknown"
+            if math.isnan(self.bias)
+            else f"bias of step size and gradient noise {self.bias:+.2g}"
+        )
+        if self.drift:
+            parts.append(f"drift {self.drift:.2g}")
+        parts.append(f"{self.num_chains} chains")
         if self.num_frozen:
-            chains += f", {self.num_frozen} frozen"
+            parts.append(f"{self.num_frozen} frozen")
         if math.isnan(self.mcse):
-            chains += ", too few draws for an error"
-        return f"LLC = {self.mean:.4g} ± {self.mcse:.2g} (MCSE, {chains})"
+            parts.append("too few draws for an error")
+        lines = [f"LLC = {self.mean:.4g} ± {self.error:.2g} ({', '.join(parts)})"]
+        return "\n".join([*lines, *(f"warning: {text}" for text in self.warnings)])
 
 
 def default_nbeta(num_examples: int) -> float:
@@ -64,62 +93,37 @@ def default_nbeta(num_examples: int) -> float:
     return n / math.log(n)
 
 
-def llc_draws(samples: Samples, initial_loss: float | Tensor | None = None) -> Tensor:
-    """The learning coefficient's contribution of each draw.
-
-        λ̂_{c,d} = (nβ/T) (L_B(w_{c,d}) − L_n(w₀))
-
-    with nβ and the temperature T those of the step that led to the draw (T σ² with a noise level
-    σ), L_B the loss on the draw's minibatch and L_n(w₀) the loss on all data at the anchor. L_B is
-    unbiased for L_n(w) where the batch is independent of w: drawn with replacement, or all data. It
-    is not with `minibatches="epochs"` or an iterable that is passed over again, where a chain has
-    just been pulled by the other batches of the epoch: there λ̂ is biased upwards.
-
-    Source: Lau et al. 2023 (arXiv:2308.12108), eq. 8.
-
-    Args:
-        samples: A run.
-        initial_loss: L_n(w₀), `[]` or `[C]` (default: the run's).
-
-    Returns:
-        `[C, D]`, float64; NaN from where a chain was frozen.
-
-    Raises:
-        ValueError: Neither the run nor the argument gives L_n(w₀), or a temperature is 0.
-    """
-    checks.instance("samples", samples, Samples)
-    anchor_loss = samples.initial_loss if initial_loss is None else initial_loss
-    if anchor_loss is None:
-        raise ValueError(
-            "initial_loss must be given: the run's data could not be passed over twice, "
-            "so that L(w0) on all data is not known"
-        )
-    # A run's own may be infinite for a chain that is frozen at once.
-    if initial_loss is not None:
-        anchor_loss = check_initial_loss(initial_loss, samples.num_chains)
-    anchor_loss = torch.as_tensor(anchor_loss, dtype=torch.float64).reshape(-1, 1)
-    nbeta, temperature = settings_of_draws(samples)
-    if not (temperature > 0).all():
-        raise ValueError(f"temperature must be > 0 at the draws, got {float(temperature.min()):g}")
-    return nbeta / temperature * (samples.draw_losses.double() - anchor_loss)
-
-
 def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
-    """Estimate the local learning coefficient at the anchor.
+    """Estimate the local learning coefficient at the anchor, with its error.
 
         λ̂ = (nβ/T) (E[L_n(w)] − L_n(w₀))
 
     where the mean over the localized, tempered posterior is that over healthy chains and draws.
 
+    Of what is recorded, the losses with the smallest Monte Carlo error are used: those of the
+    draws' minibatches, L_B; those on all data at some draws, L_n (`samples.looks`); or both,
+    mean(L_B) + mean(L_n − L_B), the first mean over all draws and the second over those with both.
+    L_B alone is left out where it is biased: with `minibatches="epochs"`, or an iterable.
+
+    The bias is measured where the sampler tells how its step raises the virial of ∇U
+    (`Sampler.virial_excess`): for SGLD, with the gradient ∇U on all data, its estimate ∇Û, and d
+    parameters, in a stationary chain
+
+        E⟨w − w₀, ∇U⟩ = T d + (ε/4) E‖∇Û‖²
+
+    whatever U is. A loss that grows like ‖w − w₀‖ᵏ has E⟨w − w₀, nβ g⟩ = k nβ E[L − L(w₀)], so
+    that λ̂ is (ε/4) E‖∇Û‖²/(k T) too large, with that k as it is measured: 2 for quadratics, where
+    this is exact, and more where the loss is flatter.
+
     Source: Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
-    complexity measure", 2023 (arXiv:2308.12108), eq. 8.
+    complexity measure", 2023 (arXiv:2308.12108), eq. 8, for λ̂.
 
     Args:
         samples: A run.
         initial_loss: L_n(w₀), `[]` or `[C]` (default: the run's).
 
     Returns:
-        The estimate with its Monte Carlo standard error, and one for each chain.
+        The estimate with its errors, warnings, and one estimate for each chain.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -129,18 +133,50 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     checks.instance("samples", samples, Samples)
     samples.check_poolable()
     draws = llc_draws(samples, initial_loss)
-    used = draws[samples.healthy]
+    chosen = best_of(samples, draws, initial_loss)
+    bias = _bias(samples, initial_loss)
+    drift = drift_of(chosen.trace)
+    parts = [chosen.mcse, bias, drift]
     mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)
-    # Each chain by itself, for a sweep, where no two chains sample one distribution.
-    mcse_per_chain[samples.healthy] = torch.stack([diagnostics(d[None]).mcse_mean for d in used])
+    mcse_per_chain[samples.healthy] = chosen.mcse_per_chain
+    per_chain = torch.full_like(draws[:, 0], torch.nan)
+    per_chain[samples.healthy] = chosen.per_chain
+    number = int(samples.healthy.sum())
     return LLC(
-        mean=float(used.mean()),
-        mcse=float(diagnostics(used).mcse_mean),
-        per_chain=draws.mean(1).where(samples.healthy, torch.nan),
+        mean=chosen.mean,
+        # Without a Monte Carlo error there is none; a bias that is not known is left out.
+        error=math.nan if math.isnan(chosen.mcse) else math.hypot(*(x for x in parts if x == x)),
+        mcse=chosen.mcse,
+        bias=bias,
+        drift=drift,
+        warnings=find_faults(samples, chosen, bias, drift),
+        source=chosen.source,
+        per_chain=per_chain,
         mcse_per_chain=mcse_per_chain,
-        num_chains=len(used),
-        num_frozen=samples.num_chains - len(used),
+        num_chains=number,
+        num_frozen=samples.num_chains - number,
     )
+
+
+def _bias(samples: Samples, initial_loss: float | Tensor | None) -> float:
+    """How much step size and gradient noise raise λ̂; NaN where it is not known."""
+    looks, healthy = samples.looks, samples.healthy
+    if looks is None or not len(looks.draws):
+        return math.nan
+    sampler = samples.sampler.to(torch.device("cpu"))
+    excess = sampler.virial_excess(*forces_and_noises(samples))
+    if excess is None:
+        return math.nan
+    _, temperature = settings_of_draws(samples)
+    # The degree of a quadratic, where chains are below the anchor or L(w₀) of a part is not known.
+    degree = 2.0
+    if looks.is_all:
+        rise = float(full_llc_draws(samples, initial_loss)[healthy].mean())
+        virial = float((looks.virials.double() / temperature[:, looks.draws])[healthy].mean())
+        if rise > 0 and virial > rise:
+            degree = virial / rise
+    excess = excess.expand(samples.num_chains) / temperature[:, -1]
+    return float(excess[healthy].mean()) / degree
 
 
 class RunningLLC(NamedTuple):

@@ -65,7 +65,7 @@ def _plot_running_llc(axes: "Axes", samples: Samples, estimate: LLC, running: Ru
     steps = samples.draw_steps[running.num_draws - 1]
     mean, mcse = running.mean, running.mcse
     axes.fill_between(steps, mean - mcse, mean + mcse, color="C1", alpha=0.3, lw=0)
-    axes.plot(steps, mean, color="C1", label=str(estimate))
+    axes.plot(steps, mean, color="C1", label=str(estimate).splitlines()[0])
     _shade_burnin(axes, samples)
     axes.set_ylabel(r"running LLC $\hat\lambda$ ± MCSE")
     axes.set_xlabel("step")

@@ -1,6 +1,7 @@
 """The summary of a run, and its record as ArviZ takes it (the extra `diagnostics`)."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -8,12 +9,14 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.estimates.choice import FEWEST_LOOKS
 from funcsgmcmc.estimates.convergence import TAIL_QUANTILE, diagnostics, needs_arviz
-from funcsgmcmc.estimates.llc import llc_draws
+from funcsgmcmc.estimates.draws import full_llc_draws, llc_draws
 from funcsgmcmc.runs.attributes import (
     Variables,
     attributes_of,
     constants_of,
+    looks_of,
     moments_of,
     settings_of_draws,
 )
@@ -51,9 +54,12 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
             for each entry.
 
     Returns:
-        A table with, for each quantity, its mean, standard deviation, 95 % interval, bulk and tail
-        ESS, R-hat, and the Monte Carlo standard errors of mean and standard deviation. Recorded
-        parameters have no rows; `arviz_stats.summary(to_datatree(samples))` has them.
+        A table. First what tells whether chains have mixed, without the noise of minibatches, where
+        it was recorded: learning coefficient and loss on all data (`Samples.looks`). Then those of
+        the draws' minibatches, the observables, and the distance ‖w − w₀‖. For each its mean,
+        standard deviation, 95 % interval, bulk and tail ESS, R-hat, and the Monte Carlo standard
+        errors of mean and standard deviation. Recorded parameters have no rows;
+        `arviz_stats.summary(to_datatree(samples))` has them.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.
@@ -68,12 +74,23 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
     with needs_arviz():
         import arviz_base
         import arviz_stats
+        import pandas
     quantities = _quantities(samples)
     sizes = {name: values[0, 0].numel() for name, values in quantities.items()}
-    small = [name for name, size in sizes.items() if size <= max_entries]
+    small = {name: quantities[name] for name, size in sizes.items() if size <= max_entries}
+    of_draws = {_row_name(samples, name): values for name, values in small.items()}
+    of_draws.setdefault("distance", samples.distances[:, samples.draw_rows])
+    tables = []
     # ArviZ takes both the interval and the quantile of the tail ESS from this setting.
-    with arviz_base.rc_context({"stats.ci_prob": TAIL_QUANTILE}):
-        table = arviz_stats.summary(to_datatree(samples), var_names=small, round_to="none")
+    with arviz_base.rc_context({"stats.ci_prob": TAIL_QUANTILE}), warnings.catch_warnings():
+        # More chains than looks at all data are no mistake.
+        warnings.filterwarnings("ignore", "Found chain dimension to be longer", UserWarning)
+        for values in (_of_looks(samples), of_draws):
+            if values:
+                arrays = {name: _array(value[samples.healthy]) for name, value in values.items()}
+                data = arviz_base.from_dict({"posterior": arrays})
+                tables.append(arviz_stats.summary(data, round_to="none"))
+    table = pandas.concat(tables)
     worst = {
         f"{name} (worst of {size})": _worst(quantities[name][samples.healthy])
         for name, size in sizes.items()
@@ -84,6 +101,27 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
         for column, value in row.items():
             table.loc[name, column] = value
     return Summary(table, samples.health())
+
+
+def _row_name(samples: Samples, name: str) -> str:
+    """The name of a quantity's row: losses of minibatches say that they are."""
+    options = samples.options
+    if name not in ("llc", "loss") or options["batch_size"] == options["num_examples"] is not None:
+        return name
+    return f"{name} (minibatches)"
+
+
+def _of_looks(samples: Samples) -> dict[str, Tensor]:
+    """What all data says, or a part of it, without the noise of minibatches: `[C, K]` each."""
+    looks, options = samples.looks, samples.options
+    if looks is None or len(looks.draws) < FEWEST_LOOKS:
+        return {}
+    if options["batch_size"] == options["num_examples"] is not None:
+        return {}  # every draw is looked at
+    if not looks.is_all:
+        return {f"loss ({looks.num_examples} examples)": looks.losses}
+    known = {} if samples.initial_loss is None else {"llc (all data)": full_llc_draws(samples)}
+    return known | {"loss (all data)": looks.losses}
 
 
 def _check_one_law(samples: Samples) -> None:
@@ -130,6 +168,8 @@ def to_datatree(samples: Samples) -> "DataTree":
         - `constant_data`: `initial_loss`, which is L(w₀), (chain); `nbeta` and `temperature` of the
           law that was sampled, (chain, draw); `step` of each draw, (draw).
         - `trace`: loss, distance and metrics of every step, burn-in included, (chain, step).
+        - `full_data`, if all data was evaluated: `loss`, `virial`, `force`, `noise` of `Look`,
+          (chain, full_draw), with the indices of the draws as coordinate.
         - `moments`, if they were recorded: `count`, `log_weight`, `means.…`, `variances.…` of
           parameters, `covariances.f.g` of observables, (chain, …).
 
@@ -164,6 +204,8 @@ def to_datatree(samples: Samples) -> "DataTree":
         ("constant_data", constants, {"draw": range(samples.num_draws)}),
         ("trace", _trace(samples), {"step": steps.numpy()}),
     ]
+    if samples.looks is not None:
+        others.append(("full_data", looks_of(samples.looks), {"full_draw": samples.looks.draws}))
     if moments := moments_of(samples):
         others.append(("moments", moments, {}))
     for group, variables, coords in others:

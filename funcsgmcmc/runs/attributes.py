@@ -7,7 +7,7 @@ from tensordict import is_tensorclass
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.runs.record import Looks, Samples
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.schedules import over_steps
 
@@ -56,6 +56,17 @@ def constants_of(
     if initial_loss is not None:
         found["initial_loss"] = (("chain",), initial_loss.expand(num_chains))
     return found
+
+
+def looks_of(looks: Looks) -> Variables:
+    """What the looks at all data found."""
+    values = {
+        "loss": looks.losses,
+        "virial": looks.virials,
+        "force": looks.forces,
+        "noise": looks.noises,
+    }
+    return {name: (("chain", "full_draw"), value) for name, value in values.items()}
 
 
 def moments_of(samples: Samples) -> Variables:

@@ -12,7 +12,7 @@ import contextlib
 import copy
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -59,6 +59,7 @@ class TensorData:
 
     Attributes:
         batch_dim: 0, for the chains; None if all chains see one batch, which is all the data.
+        is_all_data: Whether a batch is all the data.
         num_examples: n.
         batch_size: Examples a minibatch.
     """
@@ -82,6 +83,7 @@ class TensorData:
         self._block = (-1, torch.empty(0))
         self._data = map_examples(lambda leaf: leaf.to(device), data)
         self.batch_dim: int | None = None if batch_size is None else 0
+        self.is_all_data = batch_size is None
 
     def batch(self, step: int, rows: Rows) -> Any:
         """The batch of some chains at a step: the data's structure, with leaves
@@ -111,6 +113,15 @@ class TensorData:
     def one_pass(self) -> Iterator[Piece]:
         """All examples, in pieces of `batch_size`."""
         return pieces_of(self._data, self.num_examples, self.batch_size)
+
+    def part(self, num_examples: int) -> Callable[[], Iterator[Piece]]:
+        """Passes over a fixed part of the examples, in pieces of `batch_size`.
+
+        They are spread over the data evenly, which may be sorted.
+        """
+        index = torch.arange(num_examples) * self.num_examples // num_examples
+        chosen = take_examples(self._data, index.to(self._keys.device))
+        return lambda: pieces_of(chosen, num_examples, self.batch_size)
 
     def _draws(self, block: int) -> Tensor:
         """Choose examples uniformly with replacement, for the steps of a block.
@@ -146,11 +157,13 @@ class IterableData:
 
     Attributes:
         batch_dim: Always None.
+        is_all_data: Always False, as far as it is known.
         num_examples: None: it is not known.
         batch_size: None: batches may differ.
     """
 
     batch_dim: int | None = None
+    is_all_data = False
     num_examples = None
     batch_size = None
 

@@ -4,6 +4,7 @@
     sample_stats   distance, metrics, log-prior, log weight of them     (chain, draw)
     trace          loss, distance, metrics, log-prior of every step     (chain, step)
     constant_data  what estimates take beside the draws
+    full_data      loss, virial, force, gradient noise on all data      (chain, full_draw)
     moments        moments of the draws, at the end of the run          (chain, …)
 
 Values wait in memory for a block of steps or draws to be complete, and each block is written once.
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 LARGEST_BLOCK, _CHUNK = 1 << 23, 1 << 22
 _MOST_PER_BLOCK = 1024
 
-_GROUPS = ("posterior", "sample_stats", "trace", "constant_data", "moments")
+_GROUPS = ("posterior", "sample_stats", "trace", "constant_data", "full_data", "moments")
 # Names of the record's own quantities and dimensions, which a parameter may have too.
 _TAKEN = {"loss", "llc", "chain", "draw", "step"}
 
@@ -184,9 +185,9 @@ class DiskStore:
         for field, (block, values) in self._waiting.items():
             self._write_block(field, block, values)
 
-    def trim(self, num_steps: int, num_draws: int) -> None:
-        """Cut arrays and coordinates to the steps and draws that were made."""
-        lengths = {"step": num_steps, "draw": num_draws}
+    def trim(self, num_steps: int, num_draws: int, num_looks: int) -> None:
+        """Cut arrays and coordinates to the steps, draws and looks that were made."""
+        lengths = {"step": num_steps, "draw": num_draws, "full_draw": num_looks}
         for _, group in self._root.groups():
             for _, array in group.arrays():
                 names: Any = getattr(array.metadata, "dimension_names", None) or ()
@@ -271,6 +272,8 @@ def place_of(field: Field) -> tuple[str, str]:
     name = tree.dotted(field.name)
     if field.schedule == "step":
         return "trace", name
+    if field.schedule == "full_draw":
+        return "full_data", name
     if field.group == "loss":
         return "posterior", name
     if field.group == "draws" and name in _TAKEN:

@@ -91,6 +91,13 @@ class Keeper:
         method: ChainMethod = self._place.settings["chain_method"]
         return method
 
+    def full_every(self) -> int | None:
+        """Of so many draws the last was evaluated on all data before; 0: none; None: new run."""
+        if self._place.settings is None:
+            return None
+        full = self._place.settings["full_data"]
+        return 0 if full is None else full["every"]
+
     def chunk_size(self) -> int | None:
         """How many chains stepped at once before, of which rounding depends; None at the start."""
         return None if self._place.settings is None else self._place.settings["chunk_size"]
@@ -107,18 +114,31 @@ class Keeper:
         """L(w₀), as the run knew it before."""
         return None if self._place.settings is None else self._place.settings["initial_loss"]
 
-    def make_store(self, clock: Clock, start: Start) -> DiskStore:
-        """Make the store of the record, or take up that of the checkpoint."""
+    def make_store(self, clock: Clock, start: Start, every: int) -> DiskStore:
+        """Make the store of the record, or take up that of the checkpoint.
+
+        Args:
+            clock: The run's.
+            start: The run's.
+            every: Of so many draws, the last is evaluated on all data.
+        """
         chains = start.keys.chains.cpu()
         num_draws = len(clock.draw_steps)
+        full_draws = torch.arange(every - 1, num_draws, every)
         DiskStore.sweep(self.path)
         self.store = DiskStore(
             self.path,
-            {"chain": len(chains), "step": clock.num_steps, "draw": num_draws},
+            {
+                "chain": len(chains),
+                "step": clock.num_steps,
+                "draw": num_draws,
+                "full_draw": len(full_draws),
+            },
             {
                 "chain": chains,
                 "step": clock.first_step + torch.arange(clock.num_steps),
                 "draw": torch.arange(num_draws),
+                "full_draw": full_draws,
             },
             clock.draw_steps - clock.first_step,
         )
@@ -144,6 +164,7 @@ class Keeper:
                 "num_steps_between_draws": run.request.num_steps_between_draws,
                 "chain_method": run.chain_method,
                 "chunk_size": run.chunk_size,
+                "full_data": None if run.full_data is None else run.full_data.settings(),
                 "options": run.options(),
             }
         )
@@ -170,7 +191,7 @@ class Keeper:
         self.store.write_waiting()
         # What some chains recorded of a step that others have not made is cut off the file.
         self.write(run, is_written=run.is_level)
-        self.store.trim(run.clock.steps_done, run.clock.draws_done)
+        self.store.trim(run.clock.steps_done, run.clock.draws_done, run.num_looks)
         samples = self.samples()
         self.store.set_attributes(attributes_of(samples))
         frozen_at = {"frozen_at": (("chain",), samples.frozen_at)}
@@ -194,6 +215,7 @@ def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, 
         "log_prior": request.log_prior is not None,
         "observables": sorted(request.observables),
         "record": sorted(request.record),
+        "full_loss": request.full_loss,
         **{
             name: getattr(request, name)
             for name in (

@@ -3,7 +3,7 @@
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -35,6 +35,69 @@ class Frozen:
 
     def __str__(self) -> str:
         return f"chain {self.chain} frozen at step {self.step}: {self.reason}"
+
+
+class Look(NamedTuple):
+    """What a look finds at a draw of each chain, each `[*chains]`.
+
+    Attributes:
+        loss: L_n(w), on all data.
+        virial: ⟨w − w₀, nβ g⟩, with g the gradient on all data.
+        force: ∇Uᵀ m ∇U, with g in ∇U.
+        noise: (nβ)² (ĝ − g)ᵀ m (ĝ − g), with ĝ the gradient as the step estimates it.
+    """
+
+    loss: Tensor
+    virial: Tensor
+    force: Tensor
+    noise: Tensor
+
+
+class Looks(NamedTuple):
+    """Looks at all data, K of them at some draws; `[C, K]` each unless said.
+
+    Attributes:
+        draws: Indices of the draws, `[K]`.
+        losses: L_n(w).
+        virials: As in `Look`.
+        forces: As in `Look`.
+        noises: As in `Look`.
+        num_examples: How many examples were evaluated; None if their number is not known.
+        is_all: Whether these are all data; else they are a fixed part, evenly spread.
+    """
+
+    draws: Tensor
+    losses: Tensor
+    virials: Tensor
+    forces: Tensor
+    noises: Tensor
+    num_examples: int | None
+    is_all: bool
+
+    @classmethod
+    def of(cls, look: Look, every: int, num_examples: int | None, is_all: bool) -> "Looks":
+        """Those that a run recorded, of every so many draws the last."""
+        draws = torch.arange(1, look.loss.shape[1] + 1) * every - 1
+        return cls(draws, *look, num_examples, is_all)
+
+    def of_chains(self, rows: Tensor) -> "Looks":
+        """Those of some chains."""
+        return self._replace(
+            losses=self.losses[rows],
+            virials=self.virials[rows],
+            forces=self.forces[rows],
+            noises=self.noises[rows],
+        )
+
+    def followed_by(self, more: "Looks", num_draws: int) -> "Looks":
+        """Those of this run, of some draws, and of one that went on from it."""
+        return self._replace(
+            draws=torch.cat([self.draws, more.draws + num_draws]),
+            losses=torch.cat([self.losses, more.losses], 1),
+            virials=torch.cat([self.virials, more.virials], 1),
+            forces=torch.cat([self.forces, more.forces], 1),
+            noises=torch.cat([self.noises, more.noises], 1),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +141,7 @@ class Samples:
     Attributes:
         losses: L(w_t) on the step's batch, `[C, T]`.
         distances: ‖w_t − w₀‖, over all parameters, `[C, T]`.
+        looks: What all data says at some draws; None if it was not evaluated.
         draws: Parameters, leaves `[C, D, *shape]`; None if not asked for.
         observables: Name to values `[C, D, …]`; empty if their moments were asked for.
         draw_moments: Means and variances of each chain's parameters over its draws, of batch size
@@ -108,6 +172,7 @@ class Samples:
 
     losses: Tensor
     distances: Tensor
+    looks: Looks | None
     draws: TensorDict | None
     observables: dict[str, Tensor]
     draw_moments: DrawMoments | None
@@ -207,6 +272,7 @@ class Samples:
             self,
             losses=pick(self.losses),
             distances=pick(self.distances),
+            looks=None if self.looks is None else self.looks.of_chains(picked),
             draws=None if self.draws is None else self.draws[picked],
             observables=pick(self.observables),
             draw_moments=_of_rows(self.draw_moments, picked),
@@ -288,6 +354,7 @@ class Samples:
             more,
             losses=torch.cat([self.losses, more.losses], 1),
             distances=torch.cat([self.distances, more.distances], 1),
+            looks=_followed(self.looks, more.looks, self.num_draws),
             draws=draws,
             observables=observables,
             draw_moments=_merged(self.draw_moments, more.draw_moments),
@@ -362,6 +429,13 @@ def _of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
 def _of_rows(moments: M | None, rows: Tensor) -> M | None:
     """The moments of some chains; None if there are none."""
     return None if moments is None else moments[rows]
+
+
+def _followed(one: Looks | None, two: Looks | None, num_draws: int) -> Looks | None:
+    """The looks of two runs; None where one has none, or they looked at other examples."""
+    if one is None or two is None or one.num_examples != two.num_examples:
+        return None
+    return one.followed_by(two, num_draws)
 
 
 def _merged(one: M | None, two: M | None) -> M | None:

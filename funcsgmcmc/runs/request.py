@@ -43,6 +43,7 @@ class Request:
     chain_offset: int
     init_noise: float
     record: Collection[Recorded]
+    full_loss: int | None
     on_draw: Callable[[Draw], object] | None
     chain_method: Literal["vmap", "loop", "auto"]
     chunk_size: int | Literal["auto"] | None
@@ -72,6 +73,8 @@ class Request:
                 f"{self.chain_offset} + {self.num_chains}"
             )
         _check_recorded(self.record)
+        if self.full_loss is not None:
+            checks.count("full_loss", self.full_loss, minimum=0)
         if self.on_draw is not None:
             checks.function("on_draw", self.on_draw)
         if isinstance(self.chunk_size, str):

@@ -18,17 +18,20 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from funcsgmcmc import tree
+from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.encoding import decode, encode
+from funcsgmcmc.runs.full_data import FullData
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.moments import with_draw
 from funcsgmcmc.runs.need import Need, StepBytes, largest_chunk, need_of
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import (
     DivergenceError,
+    Looks,
     Samples,
     SamplingError,
     SamplingInterrupt,
@@ -41,7 +44,9 @@ from funcsgmcmc.runs.store import Recorder, Rows
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.stepping import (
     FreezingStep,
+    chain_evaluation,
     chain_step,
+    chains_evaluation,
     chains_step,
     compiled,
     freezing,
@@ -63,6 +68,7 @@ class Run:
         shared_memory: The memory of the gradient's estimator, if all chains share one.
         initial_loss: L(w₀) on all data, if known.
         observed: The observables of one chain, as they were tried.
+        full_data: All data, and the draws at which it is evaluated, if it is.
         recorder: Its record.
         keeper: What keeps it on disk, if anything does.
         step: The function that steps a chunk.
@@ -83,6 +89,7 @@ class Run:
     shared_memory: Any
     initial_loss: Tensor | None
     observed: Mapping[str, Tensor]
+    full_data: FullData | None
     recorder: Recorder
     keeper: Keeper | None
     step: FreezingStep = field(init=False)
@@ -190,6 +197,7 @@ class Run:
                 )
                 if request.on_draw is not None:
                     drawn = (params, _with_chains(chunk.rows, observed))
+                self._look_at_all_data(chunk, draw, batch)
             self.recorder.write_step(chunk.rows, self.clock.steps_done, draw, info)
             # At once and at last: a step that is interrupted before is made again, to the same end.
             chunk.state, chunk.frozen_at, chunk.moments, chunk.drawn, chunk.next_step = (
@@ -318,6 +326,9 @@ class Run:
         return Samples(
             losses=recorder.losses(clock.steps_done),
             distances=recorder.distances(clock.steps_done),
+            looks=None
+            if self.full_data is None
+            else Looks.of(recorder.looks(self.num_looks), **self.full_data.settings()),
             draws=recorder.draws(clock.draws_done),
             observables=recorder.observables(clock.draws_done),
             draw_moments=moments.get("draw_moments"),
@@ -351,6 +362,26 @@ class Run:
         if self.request.estimator.needs_memory:
             chunk.refresh_memory(self.clock.next_step, self.request.estimator, self.batches)
         return batch
+
+    def _look_at_all_data(self, chunk: Chunk, draw: int, batch: Any) -> None:
+        """Record what all data says of a chunk's draw, if it is one to be looked at."""
+        full = self.full_data
+        if full is None or not full.is_due(draw):
+            return
+        memory_dim = None if self.chain_method == "loop" else self._dims()[1]
+        evaluation = full.evaluate(
+            self.request.estimator, chunk.state.params, chunk.memory, memory_dim
+        )
+        estimate = None
+        if not self.batches.is_all_data or self.request.log_prior is not None:
+            estimate = self._evaluate(chunk, batch)
+        look = full.look(evaluation, chunk.sampler, chunk.state, estimate)
+        self.recorder.write_look(chunk.rows, (draw + 1) // full.every - 1, look)
+
+    @property
+    def num_looks(self) -> int:
+        """Draws of all chains that all data was evaluated at."""
+        return 0 if self.full_data is None else self.clock.draws_done // self.full_data.every
 
     def _choose_chunk_size(self, params: TensorDict) -> int:
         """How many chains step at once, as far as it is known before a step was tried."""
@@ -388,6 +419,23 @@ class Run:
             None if self.keeper is None else self.keeper.path,
         )
 
+    def _dims(self) -> tuple[int | None, int | None]:
+        """Where the chains are in a chunk's batches, and in the memory of its estimator."""
+        is_shared = not self.request.estimator.needs_memory or self.shared_memory is not None
+        return self.batches.batch_dim, None if is_shared else 0
+
+    def _evaluate(self, chunk: Chunk, batch: Any) -> Evaluation:
+        """The potential of a chunk, as its step estimates it."""
+        estimator, log_prior = self.request.estimator, self.request.log_prior
+        if self.chain_method == "loop":
+            evaluate = chain_evaluation(estimator, log_prior=log_prior)
+        else:
+            batch_dim, memory_dim = self._dims()
+            evaluate = chains_evaluation(
+                estimator, batch_dim=batch_dim, memory_dim=memory_dim, log_prior=log_prior
+            )
+        return evaluate(chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys)
+
     def _make_step(
         self, device: torch.device, compile: bool | Literal["noise"] | None
     ) -> FreezingStep:
@@ -404,13 +452,8 @@ class Run:
         if self.chain_method == "loop":
             step = chain_step(estimator, **settings)
         else:
-            is_shared = not estimator.needs_memory or self.shared_memory is not None
-            step = chains_step(
-                estimator,
-                batch_dim=self.batches.batch_dim,
-                memory_dim=None if is_shared else 0,
-                **settings,
-            )
+            batch_dim, memory_dim = self._dims()
+            step = chains_step(estimator, batch_dim=batch_dim, memory_dim=memory_dim, **settings)
         # Chains freeze inside the compiled step, so that no step waits for a look at their health.
         freezing_step = freezing(step, max_loss=request.max_loss, max_distance=request.max_distance)
         return compiled(freezing_step) if compile is True else freezing_step

@@ -16,6 +16,7 @@ from funcsgmcmc.runs.checkpoint import Timetable, held
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
+from funcsgmcmc.runs.full_data import full_data_of
 from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
@@ -56,6 +57,7 @@ def sample(
     max_distance: float | None = None,
     initial_loss: float | Tensor | None = None,
     progress: bool = False,
+    full_loss: int | None = None,
     on_draw: Callable[[Draw], object] | None = None,
     store: str | Path | None = None,
     resume: bool = False,
@@ -129,6 +131,10 @@ def sample(
         progress: Whether to show progress: on a terminal and in a notebook as a bar (which needs
             the extra `progress`), else as a line every 30 seconds by `logging`; and, before the
             first step, what the run needs on the device, in memory and on disk.
+        full_loss: Number of draws, evenly spaced, at which loss and gradient on all data are
+            evaluated, which tell what minibatches hide: `Samples.looks`. Default, for tensors: as
+            many as take 10 % of the run's gradients, 50 at most; where not even 8 do, a fixed part
+            of the examples is evaluated. 0 for none, as is the default for an iterable.
         on_draw: A function that is called with each `Draw` when it has been recorded, for a display
             or a log of your own.
         store: A folder for the record (needs the extra `store`): what is recorded goes to disk, in
@@ -167,6 +173,7 @@ def sample(
         chain_offset=chain_offset,
         init_noise=init_noise,
         record=record,
+        full_loss=full_loss,
         on_draw=on_draw,
         chain_method=chain_method,
         chunk_size=chunk_size,
@@ -250,7 +257,15 @@ def _make_runs(
     else:
         trial = try_functions(request, start.state.params, batches, start.first_step)
         initial_loss = _anchor_loss(request, anchor, batches)
-    store = _memory_store(request, clock) if keeper is None else keeper.make_store(clock, start)
+    full_data = full_data_of(
+        request, clock, batches, None if keeper is None else keeper.full_every()
+    )
+    every = request.num_draws + 1 if full_data is None else full_data.every
+    store = (
+        _memory_store(request, clock, every)
+        if keeper is None
+        else keeper.make_store(clock, start, every)
+    )
     common: dict[str, Any] = {
         "request": request,
         "clock": clock,
@@ -259,6 +274,7 @@ def _make_runs(
         "initial_loss": initial_loss,
         "observed": trial.observed,
         "shared_memory": make_shared_memory(request.estimator, anchor, batches),
+        "full_data": full_data,
         "recorder": Recorder(store, request.observables, request.record),
         "keeper": keeper,
     }
@@ -277,10 +293,15 @@ def _clock_of(request: Request, sampler: Sampler, start: Start) -> Clock:
     return Clock(draw_steps, start.first_step)
 
 
-def _memory_store(request: Request, clock: Clock) -> Store:
-    """A store in memory for the record of a run."""
+def _memory_store(request: Request, clock: Clock, every: int) -> Store:
+    """A store in memory for the record of a run; `every` as for `Keeper.make_store`."""
     return MemoryStore(
-        {"chain": request.num_chains, "step": clock.num_steps, "draw": request.num_draws}
+        {
+            "chain": request.num_chains,
+            "step": clock.num_steps,
+            "draw": request.num_draws,
+            "full_draw": request.num_draws // every,
+        }
     )
 
 

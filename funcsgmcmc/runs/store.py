@@ -13,13 +13,14 @@ from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.norms import Metrics
+from funcsgmcmc.runs.record import Look
 from funcsgmcmc.runs.request import Observable, Recorded, check_observable
 from funcsgmcmc.stepping import Info
 
 Rows = int | slice
 """The chains of a chunk, as rows of a run's tensors: a slice of them, or one without its axis."""
 
-Each = Literal["step", "draw"]
+Each = Literal["step", "draw", "full_draw"]
 
 
 class Field(NamedTuple):
@@ -28,10 +29,20 @@ class Field(NamedTuple):
     Attributes:
         group: The kind of quantity; two groups may use one name.
         name: Its name within the group.
-        schedule: Whether it is written at each step or at each draw.
+        schedule: Whether it is written at each step, at each draw, or at each draw that all data
+            is evaluated at.
     """
 
-    group: Literal["loss", "distance", "log_prior", "metrics", "log_weight", "observables", "draws"]
+    group: Literal[
+        "loss",
+        "distance",
+        "log_prior",
+        "metrics",
+        "log_weight",
+        "observables",
+        "draws",
+        "full_data",
+    ]
     name: tree.Name
     schedule: Each
 
@@ -93,6 +104,7 @@ class MemoryStore:
 
 _LOSS = Field("loss", "loss", "step")
 _DISTANCE = Field("distance", "distance", "step")
+_LOOK = [Field("full_data", name, "full_draw") for name in Look._fields]
 _LOG_PRIOR = Field("log_prior", "log_prior", "step")
 _LOG_WEIGHT = Field("log_weight", "log_weight", "draw")
 # The distance is recorded without metrics, too.
@@ -164,6 +176,15 @@ class Recorder:
     def distances(self, num_steps: int) -> Tensor:
         """Distances of the first steps, `[C, T]`."""
         return self._store.read(_DISTANCE, 0, num_steps)
+
+    def write_look(self, rows: Rows, index: int, look: Look) -> None:
+        """Write a look at all data of some chains."""
+        for field, value in zip(_LOOK, look, strict=True):
+            self._store.write(field, rows, index, value)
+
+    def looks(self, number: int) -> Look:
+        """The first looks at all data, each `[C, K]`."""
+        return Look(*(self._store.read(field, 0, number) for field in _LOOK))
 
     def at_step(self, step: int) -> tuple[Tensor, Tensor]:
         """Losses and distances of one step, each `[C]`."""

@@ -13,7 +13,7 @@ from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.checkpoint import Place
 from funcsgmcmc.runs.disk import DiskStore
 from funcsgmcmc.runs.encoding import decode
-from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.runs.record import Looks, Samples
 from funcsgmcmc.runs.store import Recorder
 from funcsgmcmc.samplers.base import State
 
@@ -25,6 +25,7 @@ class StoredSamples(Samples):
     _saved_state: dict[str, Any]
     _path: Path
     _num_steps: int
+    _full: dict[str, Any] | None
 
     # A frozen dataclass takes no assignments: a cached property is kept beside its fields.
     @cached_property
@@ -36,6 +37,14 @@ class StoredSamples(Samples):
     def losses(self) -> Tensor:
         """L(w_t), `[C, T]`."""
         return self._recorder.losses(self.num_steps)
+
+    @cached_property
+    def looks(self) -> Looks | None:
+        """What all data says at some draws."""
+        if self._full is None:
+            return None
+        look = self._recorder.looks(self.num_draws // self._full["every"])
+        return Looks.of(look, **self._full)
 
     @cached_property
     def draws(self) -> TensorDict | None:
@@ -116,6 +125,7 @@ def open_run(path: str | Path) -> Samples:
         _recorder=Recorder(store),
         _saved_state=progress["state"],
         _num_steps=num_steps,
+        _full=settings["full_data"],
         sampler=decode(settings["sampler"]),
         key=settings["key"],
         chains=settings["chains"],

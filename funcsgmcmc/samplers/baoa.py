@@ -58,6 +58,24 @@ class BAOA(MomentumSampler, frozen=True):
         """T."""
         return self.temperature
 
+    def relaxation_rate(self) -> Tensor | None:
+        """The rate h² (1 + c)/(1 − c) γ/2: that of SGLD with ε = h² (1 + c)/(1 − c)."""
+        if isinstance(self.lr, Schedule):
+            return None
+        remaining = torch.exp(-self.friction * self.lr)
+        return self.lr**2 * (1 + remaining) / (1 - remaining) * self.localization / 2
+
+    def virial_excess(self, force: Tensor, noise: Tensor) -> Tensor | None:
+        """The excess (h²/4) (1 + c)/(1 − c) V of gradient noise of variance V, from the exact law.
+
+        The law's V h² (1 + c)/((1 − c)(4 − h²Λ)) in Λ Var w, at small h²Λ. The step itself adds
+        none for quadratic U, and terms of order h² else, which are not in it.
+        """
+        if isinstance(self.lr, Schedule) or self.refresh_interval is not None:
+            return None
+        remaining = torch.exp(-self.friction * self.lr)
+        return self.lr**2 / 4 * (1 + remaining) / (1 - remaining) * noise
+
     def is_entrywise(self) -> bool:
         """Every entry has its own momentum."""
         return type(self) is BAOA

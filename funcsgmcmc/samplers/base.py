@@ -193,6 +193,26 @@ class Sampler(TensorClass, frozen=True):
         """
         return over_steps(self.temperature, steps)
 
+    def virial_excess(self, force: Tensor, noise: Tensor) -> Tensor | None:
+        """By how much the step and gradient noise raise E⟨w − w₀, ∇U⟩ of the law that is sampled.
+
+        Args:
+            force: E[∇Uᵀ m ∇U] along the chain, `[*chains]`.
+            noise: E[(nβ)² (ĝ − g)ᵀ m (ĝ − g)], of the gradient's estimate ĝ, `[*chains]`.
+
+        Returns:
+            `[*chains]`, of leading order in the step size at least; None if it is not known.
+        """
+        return None
+
+    def relaxation_rate(self) -> Tensor | None:
+        """Rate a step at which directions return to the anchor that localization alone holds.
+
+        Returns:
+            `[*chains]` or `[]`; None if it is not known.
+        """
+        return None
+
     def start(self, given: TensorDictBase | Mapping[str, Tensor]) -> dict[str, Any]:
         """Check parameters against the sampler, and make the fields that all states share.
 

@@ -36,7 +36,13 @@ from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.gradients import Evaluation
-from funcsgmcmc.preconditioners import Preconditioner, check_preconditioner, identity, rmsprop
+from funcsgmcmc.preconditioners import (
+    Identity,
+    Preconditioner,
+    check_preconditioner,
+    identity,
+    rmsprop,
+)
 from funcsgmcmc.samplers.langevin import LangevinSampler, LangevinState
 from funcsgmcmc.samplers.settings import SharedSettings, build, takes_shared_settings
 from funcsgmcmc.schedules import Schedule
@@ -68,6 +74,25 @@ class SGLD(LangevinSampler, frozen=True):
         # The terms are those of the move before the box clamps it.
         params = self.boxed(move(state.params, terms), self.center(state))
         return state.replace(params=params, preconditioner=averages, step=state.step + 1), terms
+
+    def relaxation_rate(self) -> Tensor | None:
+        """The rate (ε/2) γ, for G = 1."""
+        if type(self.preconditioner) is not Identity or isinstance(self.lr, Schedule):
+            return None
+        return self.lr / 2 * self.localization
+
+    def virial_excess(self, force: Tensor, noise: Tensor) -> Tensor | None:
+        """The excess (ε/4) E[∇Ûᵀ m ∇Û] with the estimate ∇Û, for G = 1.
+
+        In a stationary chain E‖w' − w₀‖² = E‖w − w₀‖², with w' − w = −(ε/2) ∇Û + √(εT) η, so that
+
+            E⟨w − w₀, ∇U⟩ = T d + (ε/4) E‖∇Û‖²
+
+        whatever U is, and E‖∇Û‖² is force + noise, where ĝ is unbiased.
+        """
+        if type(self.preconditioner) is not Identity or isinstance(self.lr, Schedule):
+            return None
+        return self.lr / 4 * (force + noise)
 
     def sampled_temperature(self, steps: Tensor) -> Tensor:
         """σ² T: noise of scale σ is that of temperature σ² (exactly so for G = 1)."""

@@ -1,0 +1,91 @@
+"""The losses that an estimate is made of: those of minibatches, those on all data, or both."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.estimates.draws import full_llc_draws
+from funcsgmcmc.runs.record import Samples
+
+# Fewer looks at all data have no standard error.
+FEWEST_LOOKS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """A mean over healthy chains, c of them, and its Monte Carlo error.
+
+    Attributes:
+        source: `"minibatches"`, `"all data"` or `"both"`.
+        is_unbiased: Whether its losses are those of the draws, on average.
+        mean: The mean.
+        mcse: Its standard error.
+        per_chain: Each chain's mean, `[c]`.
+        mcse_per_chain: The standard error of each, `[c]`.
+        trace: What tells whether chains have mixed, with the least noise that there is, `[c, …]`.
+    """
+
+    source: str
+    is_unbiased: bool
+    mean: float
+    mcse: float
+    per_chain: Tensor
+    mcse_per_chain: Tensor
+    trace: Tensor
+
+
+def best_of(samples: Samples, draws: Tensor, initial_loss: float | Tensor | None) -> Choice:
+    """Choose the losses that are unbiased, and among these the smallest Monte Carlo error.
+
+    Args:
+        samples: A run.
+        draws: Its `llc_draws`.
+        initial_loss: As for `llc`.
+    """
+    draws = draws[samples.healthy]
+    trace = _trace(samples, draws)
+    plain = _choice("minibatches", _is_independent(samples), [draws], trace)
+    looks = samples.looks
+    if looks is None or not looks.is_all or len(looks.draws) < FEWEST_LOOKS:
+        return plain
+    if samples.options["batch_size"] == samples.options["num_examples"]:
+        return plain  # every draw is looked at
+    full = full_llc_draws(samples, initial_loss)[samples.healthy]
+    candidates = [
+        plain,
+        _choice("all data", True, [full], trace),
+        _choice("both", True, [draws, full - draws[:, looks.draws]], trace),
+    ]
+    usable = [each for each in candidates if each.is_unbiased and not math.isnan(each.mcse)]
+    return min(usable, key=lambda each: each.mcse, default=plain)
+
+
+def _choice(source: str, is_unbiased: bool, terms: list[Tensor], trace: Tensor) -> Choice:
+    """The sum of some means over draws, `[c, …]` each, whose errors are taken to be independent."""
+    per_chain = torch.stack([term.mean(1) for term in terms]).sum(0)
+    mcse = math.hypot(*(float(diagnostics(term).mcse_mean) for term in terms))
+    # Each chain by itself, for a sweep, where no two chains sample one distribution.
+    of_chains = [[diagnostics(row[None]).mcse_mean for row in term] for term in terms]
+    mcse_per_chain = torch.tensor(of_chains, dtype=torch.float64).square().sum(0).sqrt()
+    mean = float(per_chain.mean())
+    return Choice(source, is_unbiased, mean, mcse, per_chain, mcse_per_chain, trace)
+
+
+def _is_independent(samples: Samples) -> bool:
+    """Whether batches do not depend on the draws that they evaluate."""
+    batch_size, number = samples.options["batch_size"], samples.options["num_examples"]
+    if batch_size is None:  # batches of an iterable, which comes again
+        return False
+    is_all: bool = batch_size == number
+    return is_all or samples.options["minibatches"] == "replacement"
+
+
+def _trace(samples: Samples, draws: Tensor) -> Tensor:
+    """Losses of the draws in units of λ̂, up to a constant: on all data or a part, if known."""
+    looks = samples.looks
+    if looks is None or len(looks.draws) < 2 * FEWEST_LOOKS:
+        return draws
+    return full_llc_draws(samples, 0.0, of_part=True)[samples.healthy]

@@ -1,0 +1,152 @@
+"""What can be wrong with an estimate, found in its run, and said in sentences."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from funcsgmcmc import tree
+from funcsgmcmc.estimates.choice import FEWEST_LOOKS, Choice
+from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.estimates.draws import forces_and_noises
+from funcsgmcmc.runs.record import Samples
+
+# Of Gaussian draws, drift beyond this many standard errors is chance once in 10⁴ runs.
+_Z_OF_DRIFT = 4.0
+_LARGEST_R_HAT = 1.1
+# Priors and steps raise the estimate of a regular model by less than this factor.
+_FAR = 1.5
+# A bias is a fault beyond this share of the estimate.
+_LARGEST_SHARE = 0.03
+
+
+def drift_of(trace: Tensor) -> float:
+    """By how much the second half of the draws differs from the first, beyond chance.
+
+    The error of the difference is that between chains; with fewer than four chains, that of the
+    autocorrelated draws of both halves.
+
+    Args:
+        trace: `[C, D]`.
+
+    Returns:
+        The difference of the means; 0 if it is no more than chance.
+    """
+    half = trace.shape[1] // 2
+    if half < FEWEST_LOOKS:
+        return 0.0
+    first, second = trace[:, :half].double(), trace[:, -half:].double()
+    difference = second.mean(1) - first.mean(1)
+    if len(trace) >= FEWEST_LOOKS:
+        error = float(difference.std() / math.sqrt(len(trace)))
+    else:
+        error = math.hypot(*(float(diagnostics(part).mcse_mean) for part in (first, second)))
+    size = float(difference.mean())
+    return size if abs(size) > _Z_OF_DRIFT * error else 0.0
+
+
+def find_faults(samples: Samples, chosen: Choice, bias: float, drift: float) -> list[str]:
+    """Say what is wrong with an estimate.
+
+    Args:
+        samples: The run.
+        chosen: The estimate.
+        bias: Of step size and gradient noise; NaN if it is not known.
+        drift: As `drift_of` finds it.
+
+    Returns:
+        A sentence for each fault, which names it and what to do; none if nothing was found.
+    """
+    found = [
+        *_lost_chains(samples),
+        *_mixing(samples, chosen, drift),
+        *_bias(samples, chosen, bias),
+        *_implausible(samples, chosen),
+    ]
+    if not chosen.is_unbiased:
+        found.append(
+            "losses on batches that chains have been pulled by before are too large: give "
+            "full_loss=20, or data as tensors with minibatches='replacement'"
+        )
+    if math.isnan(chosen.mcse):
+        found.append(f"{samples.num_draws} draws are too few for an error: make 4 at least")
+    return found
+
+
+def _lost_chains(samples: Samples) -> list[str]:
+    lost = samples.num_chains - int(samples.healthy.sum())
+    if not lost:
+        return []
+    return [
+        f"{lost} of {samples.num_chains} chains diverged and are left out, of which the first is "
+        f"{samples.frozen[0]}: lower lr"
+    ]
+
+
+def _mixing(samples: Samples, chosen: Choice, drift: float) -> list[str]:
+    """Chains that disagree, or are on their way."""
+    found = []
+    looks, trace = samples.looks, chosen.trace
+    name = "draws' minibatches"
+    if looks is not None and len(looks.draws) == trace.shape[1]:
+        name = "all data" if looks.is_all else "a fixed part of the data"
+    r_hat = float(diagnostics(trace).r_hat)
+    if r_hat > _LARGEST_R_HAT:
+        found.append(
+            f"chains have not mixed: R-hat of the loss on {name} is {r_hat:.3g}: run longer, with "
+            "more burn-in"
+        )
+    if drift:
+        found.append(
+            f"the estimate drifts by {drift:+.2g} between the halves of the draws: take more "
+            f"burn-in{_relaxation(samples)}"
+        )
+    return found
+
+
+def _relaxation(samples: Samples) -> str:
+    """How long directions take that the loss leaves flat, where localization holds them."""
+    sampler = samples.sampler
+    rate = sampler.relaxation_rate()
+    if rate is None or not bool((rate > 0).all()):
+        return ""
+    steps = float((1 / rate).max())
+    burnin = int(samples.draw_steps[0])
+    return (
+        f" (directions that the loss leaves flat relax in {steps:.3g} steps, and the first draw "
+        f"was made at step {burnin})"
+    )
+
+
+def _bias(samples: Samples, chosen: Choice, bias: float) -> list[str]:
+    if math.isnan(bias) or bias <= max(_LARGEST_SHARE * abs(chosen.mean), 2 * chosen.mcse):
+        return []
+    force, noise = (float(each[samples.healthy].mean()) for each in forces_and_noises(samples))
+    what = "gradient noise raises" if noise > force else "the step size raises"
+    how = (
+        "larger batches, control_variates, or a smaller lr"
+        if noise > force
+        else "halve lr, or use baoa"
+    )
+    share = f" ({bias / abs(chosen.mean):.0%} of it)" if chosen.mean else ""
+    return [f"{what} the estimate by about {bias:.2g}{share}: {how}"]
+
+
+def _implausible(samples: Samples, chosen: Choice) -> list[str]:
+    """Values that no posterior near a minimum has."""
+    found: list[str] = []
+    if math.isnan(chosen.mcse):
+        return found
+    if chosen.mean + 3 * chosen.mcse < 0:
+        found.append(
+            "chains find losses below that of the anchor, which is no minimum: train longer, or "
+            "raise localization"
+        )
+    numbers = tree.count(samples.state.params, samples.sampler.mask)
+    most = float(torch.as_tensor(numbers, dtype=torch.float64).max()) / 2
+    if chosen.mean - 3 * chosen.mcse > _FAR * most:
+        found.append(
+            f"the estimate is above d/2 = {most:.4g}, which a regular model of as many parameters "
+            "has: chains have left the neighbourhood of the anchor, or lr is too large"
+        )
+    return found
