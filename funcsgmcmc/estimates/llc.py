@@ -106,14 +106,13 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     L_B alone is left out where it is biased: with `minibatches="epochs"`, or an iterable.
 
     The bias is measured where the sampler tells how its step raises the virial of ∇U
-    (`Sampler.virial_excess`): for SGLD, with the gradient ∇U on all data, its estimate ∇Û, and d
-    parameters, in a stationary chain
+    (`Sampler.virial_excess`): SGLD raises E⟨w − w₀, nβ g⟩ by
 
-        E⟨w − w₀, ∇U⟩ = T d + (ε/4) E‖∇Û‖²
+        (ε/4) E[⟨nβ g, ∇U⟩ + (nβ)² ‖ĝ − g‖²]
 
-    whatever U is. A loss that grows like ‖w − w₀‖ᵏ has E⟨w − w₀, nβ g⟩ = k nβ E[L − L(w₀)], so
-    that λ̂ is (ε/4) E‖∇Û‖²/(k T) too large, with that k as it is measured: 2 for quadratics, where
-    this is exact, and more where the loss is flatter.
+    with the gradient g on all data and its estimate ĝ. A loss that grows like ‖w − w₀‖ᵏ has
+    E⟨w − w₀, nβ g⟩ = k nβ E[L − L(w₀)], so that λ̂ is too large by this over k T, with k as it is
+    measured: 2 for quadratics, where all this is exact, and more where the loss is flatter.
 
     Source: Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
     complexity measure", 2023 (arXiv:2308.12108), eq. 8, for λ̂.

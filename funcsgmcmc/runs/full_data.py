@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tensordict import TensorDict
-from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.batches import Piece
@@ -89,13 +88,9 @@ class FullData:
         noise = loss.new_zeros(loss.shape)
         if estimate is not None:
             away = tree.map_leaves(lambda a, b: tree.widened(a) - b, estimate.grads, full.grads)
-            noise = rules.nbeta**2 * _squared(away, sampler.mask)
-        return Look(loss, virial, _squared(force.value(), sampler.mask), noise)
-
-
-def _squared(direction: TensorDict, mask: TensorDict | None) -> Tensor:
-    """vᵀ m v, `[*chains]`."""
-    return tree.dot(scaled(direction, mask), direction)
+            noise = rules.nbeta**2 * tree.dot(scaled(away, sampler.mask), away)
+        pulled = rules.nbeta * tree.dot(scaled(force.value(), sampler.mask), full.grads)
+        return Look(loss, virial, pulled, noise)
 
 
 def full_data_of(

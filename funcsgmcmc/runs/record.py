@@ -43,7 +43,7 @@ class Look(NamedTuple):
     Attributes:
         loss: L_n(w), on all data.
         virial: ⟨w − w₀, nβ g⟩, with g the gradient on all data.
-        force: ∇Uᵀ m ∇U, with g in ∇U.
+        force: ⟨nβ g, m ∇U⟩: of ‖∇U‖², the part that the loss has.
         noise: (nβ)² (ĝ − g)ᵀ m (ĝ − g), with ĝ the gradient as the step estimates it.
     """
 

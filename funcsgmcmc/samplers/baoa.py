@@ -30,7 +30,7 @@ molecular sampling", AMRX 2013 (the splitting, and its order); "Molecular Dynami
 section 7.3, with unit masses.
 """
 
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from tensordict import TensorDict
@@ -103,7 +103,7 @@ class BAOA(MomentumSampler, frozen=True):
 def baoa(
     lr: float | Tensor | Schedule,
     *,
-    friction: float | Tensor,
+    friction: float | Tensor | None = None,
     refresh_interval: int | Tensor | None = None,
     **shared: Unpack[SharedSettings],
 ) -> BAOA:
@@ -119,17 +119,20 @@ def baoa(
     Args:
         lr: Step size h ≥ 0 of the dynamics, in units of w; about the square root of SGLD's ε.
             Stable for h < 2/√(largest curvature of U).
-        friction: Rate ζ ≥ 0, in units of 1/h: a step keeps e^(−ζh) of the momentum. Of the order of
-            the square root of U's curvature it mixes fastest; with noisy gradients more is needed,
-            to take out the energy that their noise puts in.
+        friction: Rate ζ ≥ 0, in units of 1/h: a step keeps e^(−ζh) of the momentum. Default: 1/h,
+            which was safe near the limit of stability and with noisy gradients, where less was not.
+            Of the order of the square root of U's curvature it mixes fastest.
         refresh_interval: R ≥ 1, the steps after which the momentum is drawn afresh (default: it
             never is).
         **shared: The settings that all samplers share.
 
     Raises:
         TypeError: A setting is not of the type above.
-        ValueError: A value is out of its range, or per-chain settings differ in their number.
+        ValueError: A value is out of its range, or per-chain settings differ in their number; or
+            friction is left out where lr is a schedule, or 0.
     """
+    if friction is None:
+        friction = _default_friction(lr)
     return build(
         BAOA,
         lr,
@@ -137,3 +140,17 @@ def baoa(
         friction=checks.hyperparameter("friction", friction),
         refresh_interval=check_interval("refresh_interval", refresh_interval),
     )
+
+
+def _default_friction(lr: Any) -> Tensor:
+    """The friction 1/h.
+
+    Raises:
+        ValueError: h is a schedule, or 0.
+    """
+    if isinstance(lr, Schedule):
+        raise ValueError("friction must be given where lr is a schedule: 1/lr changes with it")
+    step = checks.hyperparameter("lr", lr)
+    if not (step > 0).all():
+        raise ValueError(f"friction must be given where lr is 0, got lr={lr}")
+    return 1 / step

@@ -194,14 +194,14 @@ class Sampler(TensorClass, frozen=True):
         return over_steps(self.temperature, steps)
 
     def virial_excess(self, force: Tensor, noise: Tensor) -> Tensor | None:
-        """By how much the step and gradient noise raise E⟨w − w₀, ∇U⟩ of the law that is sampled.
+        """By how much the step and gradient noise raise E⟨w − w₀, nβ g⟩ of the law that is sampled.
 
         Args:
-            force: E[∇Uᵀ m ∇U] along the chain, `[*chains]`.
+            force: E⟨nβ g, m ∇U⟩ along the chain, `[*chains]`.
             noise: E[(nβ)² (ĝ − g)ᵀ m (ĝ − g)], of the gradient's estimate ĝ, `[*chains]`.
 
         Returns:
-            `[*chains]`, of leading order in the step size at least; None if it is not known.
+            `[*chains]`, for a quadratic U; None if it is not known.
         """
         return None
 

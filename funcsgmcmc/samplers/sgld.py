@@ -82,13 +82,16 @@ class SGLD(LangevinSampler, frozen=True):
         return self.lr / 2 * self.localization
 
     def virial_excess(self, force: Tensor, noise: Tensor) -> Tensor | None:
-        """The excess (ε/4) E[∇Ûᵀ m ∇Û] with the estimate ∇Û, for G = 1.
+        """The excess (ε/4) (force + noise), for G = 1.
 
-        In a stationary chain E‖w' − w₀‖² = E‖w − w₀‖², with w' − w = −(ε/2) ∇Û + √(εT) η, so that
+        With v = w − w₀, a stationary chain has E[v'ᵀ A v'] = E[vᵀ A v] for every A, where
+        v' − v = −(ε/2) ∇Û + √(εT) η and ∇Û is the estimate of ∇U, so that
 
-            E⟨w − w₀, ∇U⟩ = T d + (ε/4) E‖∇Û‖²
+            E⟨A v, ∇U⟩ = T tr A + (ε/4) E[∇Ûᵀ A ∇Û]
 
-        whatever U is, and E‖∇Û‖² is force + noise, where ĝ is unbiased.
+        For ∇U = Λ v around w₀ and ∇(nβ L) = B v, take A = B Λ⁻¹: the left side is E⟨v, nβ g⟩,
+        T tr A its value without the excess, and ∇Uᵀ A ∇U = ⟨nβ g, ∇U⟩. Of the noise, which has
+        A as well, all is counted.
         """
         if type(self.preconditioner) is not Identity or isinstance(self.lr, Schedule):
             return None
