@@ -29,7 +29,7 @@ def test_no_function_hides_a_module(name):
     assert getattr(sys.modules[parent], last) is module
 
 
-EXTRAS = {"arviz_base", "arviz_stats", "matplotlib", "tqdm", "xarray", "zarr"}
+EXTRAS = {"arviz_base", "arviz_stats", "matplotlib", "pandas", "tqdm", "xarray", "zarr"}
 
 
 @pytest.mark.parametrize("name", modules(fs) + modules(compat))
