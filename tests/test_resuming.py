@@ -44,6 +44,30 @@ def test_the_memory_of_an_estimator_is_resumed(make, how, tmp_path):
     assert_identical(whole(sample(-1)), whole(sample(-1, **kept)))
 
 
+@pytest.mark.parametrize("how", [{}, {"chunk_size": 2}, {"chain_method": "loop"}], ids=str)
+def test_looks_at_all_data_are_resumed(how, tmp_path):
+    """Stopped between two of them; and those of a run that makes more draws, as often as before."""
+    path, sampler = tmp_path / "run.zarr", fs.baoa(1e-2, nbeta=3.0)
+    settings = SETTINGS | {"full_loss": 3} | how
+
+    def sample(last, **store):
+        return run(sampler, **(settings | {"observables": {"stop": Stop(last)}} | store))
+
+    with pytest.raises(fs.SamplingInterrupt):
+        sample(3, store=path)
+    resumed, uninterrupted = sample(99, store=path, resume=True), sample(99)
+    assert_identical(list(resumed.looks[:5]), list(uninterrupted.looks[:5]))
+    assert resumed.looks[5:] == uninterrupted.looks[5:] == (40, True)
+    assert resumed.looks.draws.tolist() == [1, 3, 5]
+    longer = sample(99, store=path, resume=True, num_draws=9)
+    assert longer.looks.draws.tolist() == [1, 3, 5, 7]
+    assert_identical([longer.looks.losses[:, :3]], [uninterrupted.looks.losses])
+    file = xarray.open_datatree(path, engine="zarr")["full_data"]
+    assert file["full_draw"].values.tolist() == [1, 3, 5, 7]
+    assert_identical([torch.as_tensor(file["virial"].values)], [longer.looks.virials])
+    assert fs.to_datatree(longer)["full_data"]["force"].shape == (3, 4)
+
+
 def test_a_finished_run_makes_more_draws(tmp_path):
     sampler, store = fs.rmsprop_sgld(1e-3, nbeta=3.0), tmp_path / "run.zarr"
     first = run(sampler, store=store, **SETTINGS)
