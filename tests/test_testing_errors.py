@@ -57,7 +57,7 @@ def oracle_gives(**values):
             ValueError,
             r"is given \w+ for each of \d chains and returns a .*per_chain=False",
         ),
-        (lambda: check_laws(fs.sghmc), ValueError, "got no friction"),
+        (lambda: check_laws(fs.contour_sgld), ValueError, "got no energy_range"),
         (
             lambda: check_laws(fs.sgld, laws=None),
             TypeError,

@@ -142,8 +142,10 @@ class Run:
                     if self.request.on_divergence == "raise":
                         self._check_health()
             except KeyboardInterrupt as error:
-                # So that all chains have made the same steps, and can go on.
-                self.finish_step()
+                # So that all chains have made the same steps, and can go on. Where that fails, or
+                # Ctrl-C is pressed again, the record is handed over as it is.
+                with contextlib.suppress(KeyboardInterrupt, Exception):
+                    self.finish_step()
                 message = f"interrupted after {clock.steps_done} of {clock.num_steps} steps"
                 raise SamplingInterrupt(message, self._end()) from error
             except SamplingError:  # a divergence has its record already
