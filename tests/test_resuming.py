@@ -68,6 +68,18 @@ def test_looks_at_all_data_are_resumed(how, tmp_path):
     assert fs.to_datatree(longer)["full_data"]["force"].shape == (3, 4)
 
 
+def test_a_run_with_more_draws_looks_at_the_part_that_it_looked_at(tmp_path):
+    """A longer run alone would look at more examples."""
+    path, sampler = tmp_path / "run.zarr", fs.sgld(1e-3, nbeta=3.0)
+    settings = {"batch_size": 2, "num_chains": 2, "record": [], "num_steps_between_draws": 3}
+    first = run(sampler, num_draws=100, store=path, **settings)
+    longer = run(sampler, num_draws=160, store=path, resume=True, **settings)
+    for samples, number in ((first, 20), (longer, 32)):
+        assert (samples.looks.num_examples, samples.looks.is_all) == (3, False)
+        assert len(samples.looks.draws) == number
+    assert_identical([longer.looks.losses[:, :20]], [first.looks.losses])
+
+
 def test_a_finished_run_makes_more_draws(tmp_path):
     sampler, store = fs.rmsprop_sgld(1e-3, nbeta=3.0), tmp_path / "run.zarr"
     first = run(sampler, store=store, **SETTINGS)

@@ -1,6 +1,6 @@
 """Looks at all data at some draws: loss, force and gradient noise, which minibatches hide."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from funcsgmcmc.terms import scaled, sum_terms
 # Of the gradients of a run, at most this share is spent on all data.
 _SHARE = 0.1
 _MOST, _FEWEST, _ON_A_PART = 50, 8, 20
+# Parameters of a chain from which looks must be asked for.
+_LARGE_MODEL = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ class FullData:
 
 
 def full_data_of(
-    request: Request, clock: Clock, batches: Batches, every: int | None
+    request: Request, clock: Clock, batches: Batches, num_parameters: int
 ) -> FullData | None:
     """Choose the draws at which all data is evaluated, and the data if all of it is too much.
 
@@ -102,7 +104,7 @@ def full_data_of(
         request: The settings of the run.
         clock: Its steps and draws.
         batches: Its data.
-        every: What was chosen before, for a run that is resumed: of its draws so far.
+        num_parameters: Of one chain.
 
     Returns:
         None if no draw is looked at.
@@ -110,40 +112,61 @@ def full_data_of(
     Raises:
         ValueError: Looks were asked for, at data that cannot be passed over.
     """
-    num_draws = request.num_draws
-    if request.full_loss == 0 or every == 0:
-        return None
-    if isinstance(batches, TensorData):
-        spent = _SHARE * clock.num_steps * batches.batch_size
-        number = min(_MOST, num_draws, int(spent / batches.num_examples))
-    else:
-        number = 0  # a pass over an iterable has its own cost, which only its owner knows
     if request.full_loss is not None:
-        number = min(num_draws, request.full_loss)
-        if batches.one_pass() is None:
-            raise ValueError(
-                f"full_loss={request.full_loss} needs data that can be passed over: tensors, or an "
-                "iterable with a length"
-            )
-    elif number < _FEWEST:
-        return _part_of(batches, num_draws, clock, every)
-    every = every or num_draws // number
-    return FullData(every, batches.num_examples, True, lambda: _pass(batches))
-
-
-def _part_of(batches: Batches, num_draws: int, clock: Clock, every: int | None) -> FullData | None:
-    """A fixed part of the data, where passes over all of it would cost too much."""
-    if not isinstance(batches, TensorData) or num_draws < _FEWEST:
+        return _as_asked(request.full_loss, request.num_draws, batches)
+    # A pass over an iterable has its own cost, which only its owner knows; a look takes the memory
+    # of some gradients.
+    if not isinstance(batches, TensorData) or num_parameters >= _LARGE_MODEL:
         return None
-    number = min(_ON_A_PART, num_draws)
-    size = int(_SHARE * clock.num_steps * batches.batch_size / number)
-    if size < batches.batch_size:
+    spent = _SHARE * clock.num_steps * batches.batch_size
+    number = min(_MOST, request.num_draws, int(spent / batches.num_examples))
+    if number >= _FEWEST:
+        return _all(batches, request.num_draws // number)
+    number = min(_ON_A_PART, request.num_draws)
+    size = min(int(spent / number), batches.num_examples)
+    # Less than a batch would have more noise than the batches have.
+    if request.num_draws < _FEWEST or size < batches.batch_size:
         return None
-    part = batches.part(min(size, batches.num_examples))
-    return FullData(every or num_draws // number, size, False, part)
+    return FullData(request.num_draws // number, size, False, batches.part(size))
 
 
-def _pass(batches: Batches) -> Iterator[Piece]:
-    pieces = batches.one_pass()
-    assert pieces is not None  # checked when the draws were chosen
-    return pieces
+def as_before(settings: Mapping[str, Any] | None, batches: Batches) -> FullData | None:
+    """The data of a run that is resumed, and may have more draws now.
+
+    Args:
+        settings: What `FullData.settings` gave; None if it looked at none.
+        batches: The run's data.
+    """
+    if settings is None:
+        return None
+    if settings["is_all"]:
+        return _all(batches, settings["every"])
+    assert isinstance(batches, TensorData)  # only these are looked at in part
+    return FullData(pieces=batches.part(settings["num_examples"]), **settings)
+
+
+def _as_asked(number: int, num_draws: int, batches: Batches) -> FullData | None:
+    """Looks at all data, as many as a user asks for.
+
+    Raises:
+        ValueError: The data cannot be passed over.
+    """
+    if number == 0:
+        return None
+    if batches.one_pass() is None:
+        raise ValueError(
+            f"full_loss={number} needs data that can be passed over: tensors, or an iterable with "
+            "a length"
+        )
+    return _all(batches, num_draws // min(num_draws, number))
+
+
+def _all(batches: Batches, every: int) -> FullData:
+    """All data, at the last of every so many draws."""
+
+    def pieces() -> Iterator[Piece]:
+        found = batches.one_pass()
+        assert found is not None  # checked when the draws were chosen
+        return found
+
+    return FullData(every, batches.num_examples, True, pieces)

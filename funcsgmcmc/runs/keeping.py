@@ -91,12 +91,11 @@ class Keeper:
         method: ChainMethod = self._place.settings["chain_method"]
         return method
 
-    def full_every(self) -> int | None:
-        """Of so many draws the last was evaluated on all data before; 0: none; None: new run."""
-        if self._place.settings is None:
-            return None
-        full = self._place.settings["full_data"]
-        return 0 if full is None else full["every"]
+    def full_data(self) -> dict[str, Any] | None:
+        """How a resumed run looked at all data before: `FullData.settings`; None if it did not."""
+        assert self._place.settings is not None
+        settings: dict[str, Any] | None = self._place.settings["full_data"]
+        return settings
 
     def chunk_size(self) -> int | None:
         """How many chains stepped at once before, of which rounding depends; None at the start."""

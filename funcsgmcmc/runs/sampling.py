@@ -16,7 +16,7 @@ from funcsgmcmc.runs.checkpoint import Timetable, held
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
-from funcsgmcmc.runs.full_data import full_data_of
+from funcsgmcmc.runs.full_data import as_before, full_data_of
 from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
@@ -134,7 +134,8 @@ def sample(
         full_loss: Number of draws, evenly spaced, at which loss and gradient on all data are
             evaluated, which tell what minibatches hide: `Samples.looks`. Default, for tensors: as
             many as take 10 % of the run's gradients, 50 at most; where not even 8 do, a fixed part
-            of the examples is evaluated. 0 for none, as is the default for an iterable.
+            of the examples is evaluated. 0 for none, as is the default for an iterable, and for
+            models of 4 million parameters or more, since it takes the memory of some gradients.
         on_draw: A function that is called with each `Draw` when it has been recorded, for a display
             or a log of your own.
         store: A folder for the record (needs the extra `store`): what is recorded goes to disk, in
@@ -252,14 +253,14 @@ def _make_runs(
             return []
     if keeper is not None and keeper.is_resumed:
         start, initial_loss = keeper.resumed(start), keeper.initial_loss
+        full_data = as_before(keeper.full_data(), batches)
         # It was tried when the run began.
         trial = Trial([keeper.method()], {})
     else:
         trial = try_functions(request, start.state.params, batches, start.first_step)
         initial_loss = _anchor_loss(request, anchor, batches)
-    full_data = full_data_of(
-        request, clock, batches, None if keeper is None else keeper.full_every()
-    )
+        num_parameters = tree.size(start.state.params)
+        full_data = full_data_of(request, clock, batches, num_parameters)
     every = request.num_draws + 1 if full_data is None else full_data.every
     store = (
         _memory_store(request, clock, every)
