@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -16,7 +16,7 @@ from funcsgmcmc.runs.checkpoint import Timetable, held
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
-from funcsgmcmc.runs.full_data import as_before, full_data_of
+from funcsgmcmc.runs.full_data import FullData, as_before, full_data_of
 from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
@@ -246,40 +246,66 @@ def _make_runs(
         device=tree.device(start.state.params),
         position=None if keeper is None else keeper.position(),
     )
-    anchor = start.sampler.center(start.state)
     if keeper is not None:
         keeper.check(request, start, batches)
         if keeper.is_complete(clock.num_steps):
             return []
     if keeper is not None and keeper.is_resumed:
-        start, initial_loss = keeper.resumed(start), keeper.initial_loss
-        full_data = as_before(keeper.full_data(), batches)
-        # It was tried when the run began.
-        trial = Trial([keeper.method()], {})
+        plan = _resumed(start, batches, keeper)
     else:
-        trial = try_functions(request, start.state.params, batches, start.first_step)
-        initial_loss = _anchor_loss(request, anchor, batches)
-        num_parameters = tree.size(start.state.params)
-        full_data = full_data_of(request, clock, batches, num_parameters)
-    every = request.num_draws + 1 if full_data is None else full_data.every
-    store = (
-        _memory_store(request, clock, every)
-        if keeper is None
-        else keeper.make_store(clock, start, every)
-    )
+        plan = _begun(request, start, batches, clock)
+    every = request.num_draws + 1 if plan.full_data is None else plan.full_data.every
+    store: Store
+    if keeper is None:
+        store = _memory_store(request, clock, every)
+    else:
+        store = keeper.make_store(clock, plan.start, every)
+    anchor = start.sampler.center(start.state)
     common: dict[str, Any] = {
         "request": request,
         "clock": clock,
-        "start": start,
+        "start": plan.start,
         "batches": batches,
-        "initial_loss": initial_loss,
-        "observed": trial.observed,
+        "initial_loss": plan.initial_loss,
+        "observed": plan.trial.observed,
         "shared_memory": make_shared_memory(request.estimator, anchor, batches),
-        "full_data": full_data,
+        "full_data": plan.full_data,
         "recorder": Recorder(store, request.observables, request.record),
         "keeper": keeper,
     }
-    return [Run(chain_method=method, **common) for method in trial.methods]
+    return [Run(chain_method=method, **common) for method in plan.trial.methods]
+
+
+class _Plan(NamedTuple):
+    """What a run finds out before its first step.
+
+    Attributes:
+        start: Where its chains begin.
+        trial: How they may be run, and the observables of one.
+        initial_loss: L(w₀), if it is known.
+        full_data: All data, and the draws that it is evaluated at, if it is.
+    """
+
+    start: Start
+    trial: Trial
+    initial_loss: Tensor | None
+    full_data: FullData | None
+
+
+def _begun(request: Request, start: Start, batches: Batches, clock: Clock) -> _Plan:
+    """The plan of a run that begins."""
+    params = start.state.params
+    trial = try_functions(request, params, batches, start.first_step)
+    initial_loss = _anchor_loss(request, start.sampler.center(start.state), batches)
+    full_data = full_data_of(request, clock, batches, tree.size(params))
+    return _Plan(start, trial, initial_loss, full_data)
+
+
+def _resumed(start: Start, batches: Batches, keeper: Keeper) -> _Plan:
+    """The plan of a run that goes on from its checkpoint: what it found when it began."""
+    trial = Trial([keeper.method()], {})
+    full_data = as_before(keeper.full_data(), batches)
+    return _Plan(keeper.resumed(start), trial, keeper.initial_loss, full_data)
 
 
 def _clock_of(request: Request, sampler: Sampler, start: Start) -> Clock:
