@@ -151,7 +151,7 @@ SAMPLE = Target(
         "observables": {"none", "empty dict"},
         "record": {"empty list"},
         "full_loss": {"none", "zero", *COUNTS},
-        "on_draw": {"none"},
+        "on_draw": {"none", *CALLABLE},
         "max_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "max_distance": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "chunk_size": {"none", *COUNTS},

@@ -61,6 +61,24 @@ def test_a_file_has_a_line_every_30_seconds_and_one_at_the_end(monkeypatch, capl
     ]
 
 
+def test_a_run_that_goes_on_counts_on(monkeypatch, caplog, terminal, capsys):
+    """Its rate is that of its own steps."""
+    clock = Clock(monkeypatch)
+    with progress.progress_of(600, done=300, enabled=True) as shown:
+        shown.step_done(lambda: "loss 1")
+    assert "301/600" in capsys.readouterr().err
+    monkeypatch.setattr(progress, "_is_watched", lambda: False)
+    caplog.set_level(logging.INFO, logger="funcsgmcmc")
+    with progress.progress_of(600, done=300, enabled=True) as shown:
+        for _ in range(300):
+            clock.now += 0.125
+            shown.step_done(lambda: "loss 1")
+    assert lines(caplog) == [
+        "541 of 600 steps, 8 steps/s, 7 s left, loss 1",
+        "600 of 600 steps, 8 steps/s, 0 s left, loss 1",
+    ]
+
+
 def test_a_short_run_writes_two_lines_without_carriage_returns(capsys):
     """Logging is not configured: the line is seen all the same, and nothing stays behind."""
     logger = logging.getLogger("funcsgmcmc")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 import zarr
@@ -72,6 +73,18 @@ class TestFaults:
         monkeypatch.setattr(zarr.Array, "__setitem__", real)
         resumed = run(sampler, store=path, resume=True, **SETTINGS)
         assert_identical(whole(uninterrupted), whole(resumed))
+
+    def test_settings_may_be_numbers_of_numpy(self, tmp_path):
+        """They are written as plain numbers, which any program reads."""
+        path, sampler = tmp_path / "run.zarr", fs.sgld(1e-3, nbeta=3.0)
+        names = ("num_chains", "num_draws", "num_burnin_steps", "batch_size", "chunk_size")
+        settings = {name: np.int64(2) for name in names} | {"full_loss": np.int32(1)}
+        settings |= {"max_loss": np.float32(50), "max_distance": np.float64(90)}
+        first = run(sampler, store=path, **settings)
+        attributes = zarr.open_group(path, mode="r").attrs.asdict()
+        assert (attributes["chunk_size"], attributes["max_loss"]) == (2, 50.0)
+        again = run(sampler, store=path, resume=True, **settings)
+        assert_identical(whole(first), whole(again))
 
     def test_a_folder_that_cannot_be_written_is_named(self):
         with pytest.raises(OSError, match=r"/proc/run\.zarr"):

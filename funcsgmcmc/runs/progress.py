@@ -36,7 +36,7 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress_of(num_steps: int, *, enabled: bool) -> Iterator[Progress]:
+def progress_of(num_steps: int, *, enabled: bool, done: int = 0) -> Iterator[Progress]:
     """Show the progress of a run, with the rate of its steps, while the context lasts.
 
     On a terminal and in a notebook it is a bar. Where the error stream is a file or a pipe, it is a
@@ -45,6 +45,7 @@ def progress_of(num_steps: int, *, enabled: bool) -> Iterator[Progress]:
 
     Args:
         num_steps: Steps of the run.
+        done: Steps that an earlier process has made.
         enabled: Without it nothing is shown, and tqdm is not needed.
 
     Raises:
@@ -54,11 +55,11 @@ def progress_of(num_steps: int, *, enabled: bool) -> Iterator[Progress]:
     if not enabled:
         yield _Nothing()
     elif _is_watched():
-        with _bar(num_steps) as bar:
+        with _bar(num_steps, done) as bar:
             yield bar
     else:
         with _visible_log():
-            yield _Lines(num_steps)
+            yield _Lines(num_steps, done)
 
 
 def _is_watched() -> bool:
@@ -80,7 +81,7 @@ class _Nothing:
 
 
 @contextmanager
-def _bar(num_steps: int) -> Iterator[Progress]:
+def _bar(num_steps: int, done: int) -> Iterator[Progress]:
     try:
         from tqdm.auto import tqdm
     except ImportError as error:
@@ -105,7 +106,7 @@ def _bar(num_steps: int) -> Iterator[Progress]:
                 self.read_at = now
             bar.update()
 
-    with tqdm(total=num_steps, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=num_steps, initial=done, unit="step", dynamic_ncols=True) as bar:
         yield Bar()
 
 
@@ -131,9 +132,12 @@ class _Lines:
 
     is_shown = True
 
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps, self._steps = num_steps, 0
-        self._last = (time.monotonic(), 0)  # when the last line was written, and after which step
+    def __init__(self, num_steps: int, done: int) -> None:
+        self._num_steps, self._steps, self._first = num_steps, done, done + 1
+        self._last = (
+            time.monotonic(),
+            done,
+        )  # when the last line was written, and after which step
 
     def note(self, text: str) -> None:
         logger.info(text)
@@ -142,8 +146,8 @@ class _Lines:
 
     def step_done(self, status: Callable[[], str]) -> None:
         self._steps += 1
-        if self._steps == 1:  # the first step compiles, and warms caches
-            self._last = (time.monotonic(), 1)
+        if self._steps == self._first:  # it compiles, and warms caches
+            self._last = (time.monotonic(), self._first)
         now, (then, steps) = time.monotonic(), self._last
         if now - then < _SECONDS_BETWEEN_LINES and self._steps < self._num_steps:
             return

@@ -1,7 +1,8 @@
 """The request for a run: its settings, and the keys that follow from them."""
 
+import numbers
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -84,10 +85,18 @@ class Request:
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
         checks.choice("compile", self.compile, (True, False, None, "noise"))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
-        if self.max_loss is not None:
-            checks.finite_number("max_loss", self.max_loss)
-        if self.max_distance is not None:
-            checks.finite_number("max_distance", self.max_distance)
+        for name in ("max_loss", "max_distance"):
+            if (limit := getattr(self, name)) is not None:
+                checks.finite_number(name, limit)
+                # No integer, which may be larger than any a tensor is compared with.
+                object.__setattr__(self, name, float(limit))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            # NumPy's numbers are no numbers to the files that settings are written to.
+            if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+                object.__setattr__(self, each.name, int(value))
+            elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+                object.__setattr__(self, each.name, float(value))
         # A batch of keys would pass for keys of chains, and give all chains one noise.
         _check_one_key(self.key)
         check_gradients_are_possible()

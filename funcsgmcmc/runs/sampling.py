@@ -217,10 +217,15 @@ def _run(
     runs = _make_runs(request, given, data, sampler, keeper)
     if keeper is not None and not runs:  # it is complete
         return keeper.samples()
-    with progress_of(runs[0].clock.num_steps, enabled=progress) as shown:
+    clock = runs[0].clock
+    with progress_of(clock.num_steps, done=clock.steps_done, enabled=progress) as shown:
         run = fastest(runs, shown)
         runs.clear()  # the memory of one that does not go is free
-        if not run.is_resumed:
+        if run.is_resumed:
+            shown.tell(
+                f"after {run.clock.steps_done} of {run.clock.num_steps} steps, the run goes on"
+            )
+        else:
             if progress and run.step_bytes is None:
                 run.measure()
             need = run.need()
