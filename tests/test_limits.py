@@ -85,3 +85,4 @@ def test_an_error_in_the_callback_leaves_the_record():
     with pytest.raises(fs.SamplingError, match="the display is gone") as caught:
         run(fs.sgld(1e-3, nbeta=10.0), on_draw=fail)
     assert caught.value.samples.num_draws == 3
+    assert caught.value.__notes__ == ["This happened when on_draw was called with draw 2."]

@@ -64,16 +64,17 @@ class Reporter:
             return
         losses, distances = run.recorder.at_step(run.clock.steps_done - 1)
         params, observed = zip(*drawn, strict=True)
-        run.request.on_draw(
-            Draw(
-                index=run.clock.draws_done - 1,
-                step=run.clock.next_step - 1,
-                losses=losses,
-                distances=distances,
-                observables={
-                    name: gather([each[name] for each in observed]) for name in observed[0]
-                },
-                params=gather(list(params)),
-                healthy=self._healthy(),
-            )
+        draw = Draw(
+            index=run.clock.draws_done - 1,
+            step=run.clock.next_step - 1,
+            losses=losses,
+            distances=distances,
+            observables={name: gather([each[name] for each in observed]) for name in observed[0]},
+            params=gather(list(params)),
+            healthy=self._healthy(),
         )
+        try:
+            run.request.on_draw(draw)
+        except Exception as error:
+            error.add_note(f"This happened when on_draw was called with draw {draw.index}.")
+            raise

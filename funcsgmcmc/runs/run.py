@@ -153,7 +153,10 @@ class Run:
             except Exception as error:
                 reason = str(error) or type(error).__name__
                 message = f"sampling stopped in step {clock.next_step}: {reason}"
-                raise SamplingError(message, self._end(error)) from error
+                failure = SamplingError(message, self._end(error))
+                for note in getattr(error, "__notes__", ()):
+                    failure.add_note(note)
+                raise failure from error
             return self._end()
 
     def _check_health(self) -> None:
