@@ -179,7 +179,7 @@ SHARED_SETTINGS: dict[str, set[str]] = {
     "alpha": SHARES,
     "eps": POSITIVE,
     "curvature": {"none"},
-    "friction": NUMBERS,
+    "friction": {"none", *NUMBERS},
     "noise_estimate": {"zero"},
     "diffusion_factor": NUMBERS,
     "thermostat_mass": POSITIVE,
