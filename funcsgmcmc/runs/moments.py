@@ -14,6 +14,7 @@ recommendations", The American Statistician 37 (1983), eq. 2.1, with weights; fo
 
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Collection, Mapping
 from typing import Any, Self
 
@@ -149,14 +150,14 @@ class Moments(TensorClass, frozen=True):
         )
 
     @staticmethod
+    @abstractmethod
     def second() -> str:
         """The name of the second moments."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def _products(away: TensorDict) -> TensorDict:
         """The products of deviations that the second moments average."""
-        raise NotImplementedError
 
 
 class DrawMoments(Moments, frozen=True):

@@ -85,6 +85,18 @@ class Request:
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
         checks.choice("compile", self.compile, (True, False, None, "noise"))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
+        self._make_plain()
+        # A batch of keys would pass for keys of chains, and give all chains one noise.
+        _check_one_key(self.key)
+        check_gradients_are_possible()
+        _check_functions_by_name(self.observables)
+
+    def _make_plain(self) -> None:
+        """Make settings the plain numbers that files hold, and tensors are compared with.
+
+        Raises:
+            TypeError, ValueError: A limit is no finite number.
+        """
         for name in ("max_loss", "max_distance"):
             if (limit := getattr(self, name)) is not None:
                 checks.finite_number(name, limit)
@@ -97,10 +109,6 @@ class Request:
                 object.__setattr__(self, each.name, int(value))
             elif isinstance(value, numbers.Real) and not isinstance(value, bool):
                 object.__setattr__(self, each.name, float(value))
-        # A batch of keys would pass for keys of chains, and give all chains one noise.
-        _check_one_key(self.key)
-        check_gradients_are_possible()
-        _check_functions_by_name(self.observables)
 
     # Cached, since it is asked for at every step.
     @cached_property
