@@ -110,6 +110,38 @@ def test_looks_are_evaluations_on_all_data(how):
     assert torch.equal(plain.draws["w"], samples.draws["w"])  # looking changes nothing
 
 
+def test_the_excess_of_baoa_is_that_of_its_exact_law():
+    """Λ Var w − T = V h² (1 + c)/((1 − c)(4 − h²Λ)), of the module's docstring, at a small Λ."""
+    h, friction, noise, curvature = 0.1, 7.0, 3.0, 1e-9
+    c = math.exp(-friction * h)
+    expected = noise * h**2 * (1 + c) / ((1 - c) * (4 - h**2 * curvature))
+    sampler = fs.baoa(h, friction=friction, nbeta=1.0)
+    found = sampler.virial_excess(torch.tensor(5.0), torch.tensor(noise))
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize("sampled_entries", [10, 4])
+@pytest.mark.parametrize("how", [{}, {"chain_method": "loop"}], ids=str)
+def test_the_noise_is_that_of_the_batch_of_the_step(how, sampled_entries):
+    """(nβ)² (ĝ − g)ᵀ m (ĝ − g), on batches that are known: those of a list, in its order."""
+    problem = regression()
+    inputs, targets = problem.data
+    batches = [(inputs[i : i + 50], targets[i : i + 50]) for i in range(0, 1000, 50)]
+    mask = (torch.arange(D) < sampled_entries).double()
+    sampler = fs.sgld(1e-3, nbeta=NBETA, localization=GAMMA, mask={"w": mask})
+    settings = {"num_chains": 2, "num_draws": 8, "full_loss": 8, "record": ["draws"]} | how
+    problem.data = batches
+    samples = sampled(problem, sampler, num_burnin_steps=5, **settings)
+    for column, step in enumerate(samples.draw_steps.tolist()):
+        draws = samples.draws["w"][:, column]
+        grads = [
+            (draws @ x.T - y) @ x / len(x)
+            for x, y in (batches[step % len(batches)], (inputs, targets))
+        ]
+        away = NBETA * (grads[0] - grads[1])
+        torch.testing.assert_close(samples.looks.noises[:, column], (away**2 * mask).sum(-1))
+
+
 def test_looks_of_a_mask_and_of_all_data():
     """Masked entries have no part in force and noise; batches of all data have no noise."""
     problem = regression()
