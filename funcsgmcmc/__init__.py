@@ -15,6 +15,7 @@ from funcsgmcmc import gradients, norms, preconditioners, random, samplers, sche
 from funcsgmcmc.estimates import plots
 from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
 from funcsgmcmc.estimates.draws import llc_draws
+from funcsgmcmc.estimates.ladder import step_ladder
 from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc
 from funcsgmcmc.estimates.summary import summary, to_datatree
 from funcsgmcmc.gradients import accumulated, control_variates, svrg
@@ -70,6 +71,7 @@ __all__ = [
     "sglrw",
     "sgnht",
     "sketch",
+    "step_ladder",
     "summary",
     "svrg",
     "to_datatree",

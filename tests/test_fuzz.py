@@ -255,6 +255,16 @@ TARGETS = [
         {"initial_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"}},
     ),
     Target(
+        fs.step_ladder,
+        {"lr": 0.1, "num_chains": 8},
+        {
+            "lr": SHARED - {"zero"},
+            "ratio": {"three", "int scalar"},
+            "num_sizes": {"three"},
+        },
+        {"num_chains": "num_chains", "num_sizes": "num_"},
+    ),
+    Target(
         fs.llc_draws,
         {"samples": FIRST},
         {"initial_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"}},

@@ -284,7 +284,7 @@ class Samples:
             # What chains share stays shared.
             sampler=self.sampler[picked] if self.sampler.shape else self.sampler,
             chains=pick(self.chains),
-            initial_loss=_of_chains(self.initial_loss, picked),
+            initial_loss=of_chains(self.initial_loss, picked),
             frozen_at=pick(self.frozen_at),
         )
 
@@ -421,7 +421,7 @@ class Samples:
             )
 
 
-def _of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
+def of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """A value that chains share, or have one each of."""
     return value if value is None or not value.shape else value[rows]
 
