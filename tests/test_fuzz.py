@@ -141,7 +141,7 @@ SAMPLE = Target(
         "sampler": {"sampler"},
         "num_draws": COUNTS,
         "num_chains": COUNTS,
-        "num_burnin_steps": {"zero", *COUNTS},
+        "num_burnin_steps": {"zero", *COUNTS},  # and "auto"
         "num_steps_between_draws": COUNTS,
         "batch_size": {"none", *COUNTS},
         "key": {"key"},

@@ -100,6 +100,11 @@ def _mixing(samples: Samples, chosen: Choice, drift: float) -> list[str]:
             f"chains have not mixed: R-hat of the loss on {name} is {r_hat:.3g}: run longer, with "
             "more burn-in"
         )
+    if samples.options["burnin_settled"] is False:
+        found.append(
+            f"burn-in ended at its limit of {samples.num_burnin_steps} steps while loss or "
+            "distance still drifted: make more draws, with a larger num_steps_between_draws"
+        )
     if drift:
         found.append(
             f"the estimate drifts by {drift:+.2g} between the halves of the draws: take more "
