@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from compat.groups import Group
 from compat.metrics import Metrics
+from compat.shards import sharded_state
 from compat.sketch import SketchBuffer
 
 _OBJECT = object()  # not None, which is a plain value
@@ -31,7 +32,9 @@ def leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[
         }
         for group in state_dict["param_groups"]
     ]
-    return {**state_dict, "param_groups": groups}
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = sharded_state(state_dict["state"], params)
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def restore_objects(group: Group, live: Group) -> None:

@@ -90,7 +90,7 @@ class TestStores:
             assert_same_runs(fs.open_run(path), alone)
             assert not list((path / "checkpoint").glob("*.new"))
 
-    @pytest.mark.parametrize("how", ["chunks", *slow("a list", "memory of each chain")])
+    @pytest.mark.parametrize("how", ["a sweep", *slow("chunks", "a list", "memory of each chain")])
     def test_a_run_is_resumed_by_other_numbers_of_processes(self, how, ranks: Ranks, tmp_path):
         """An error on one rank, an interrupt of another: three processes, two, one, two."""
         alone = work.sampled(None, how, {"store": tmp_path / "alone"})

@@ -128,8 +128,11 @@ class Keeper:
 
     @property
     def initial_loss(self) -> Tensor | None:
-        """L(w₀), as the run knew it before."""
-        return None if self._place.settings is None else self._place.settings["initial_loss"]
+        """L(w₀) of this process's chains, as the run knew it before."""
+        loss: Tensor | None = None
+        if self._place.settings is not None:
+            loss = self._place.settings["initial_loss"]
+        return loss if loss is None or not loss.shape else loss[self._rows]
 
     def make_store(self, clock: Clock, start: Start, every: int) -> DiskStore:
         """Make the store of the record, or take up that of the checkpoint.

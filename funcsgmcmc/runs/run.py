@@ -472,6 +472,7 @@ class Run:
             self.step_bytes,
             self.chunk_size,
             None if self.keeper is None else self.keeper.path,
+            self.processes.size,
         )
 
     def _dims(self) -> tuple[int | None, int | None]:
