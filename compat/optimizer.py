@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 from compat.groups import Group, check_flag, check_group
 from compat.metrics import Metrics
 from compat.saving import (
+    by_place,
     check_state,
     check_state_dict,
     from_published,
@@ -132,7 +133,7 @@ class SamplingOptimizer(Optimizer):
                 optimizer has.
         """
         check_state_dict(state_dict)
-        state_dict = from_published(state_dict)
+        state_dict = from_published(by_place(state_dict))
         params = [param for group in self.param_groups for param in group["params"]]
         # Before torch loads: a refusal leaves the optimizer as it was.
         check_state(self, self._remembered, state_dict)

@@ -304,6 +304,15 @@ def check_unsharded(preconditioner: Preconditioner, params: list[Tensor]) -> Non
                 )
 
 
+def start_averages(preconditioner: Preconditioner, state: dict, param: Tensor) -> None:
+    """Make running averages before the first step, which makes them else, as published.
+
+    A distributed checkpoint loads what the optimizer has already.
+    """
+    if any(isinstance(each, RMSpropPreconditioner) for each in members(preconditioner)):
+        state["square_avg"] = torch.zeros_like(param)
+
+
 def thermostat_of(preconditioner: Preconditioner) -> NHTPreconditioning | None:
     """The thermostat among a group's preconditioners, if there is one."""
     found = (each for each in members(preconditioner) if isinstance(each, NHTPreconditioning))

@@ -88,6 +88,24 @@ def from_published(state_dict: dict[str, Any]) -> dict[str, Any]:
     return {**state_dict, "state": state}
 
 
+def by_place(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict whose parameters are numbered in their order.
+
+    Those of torch's distributed checkpoint have the model's names.
+    """
+    named = state_dict["state"]
+    groups: list[dict[str, Any]] = []
+    state: dict[Any, Any] = {}
+    for group in state_dict["param_groups"]:
+        if not isinstance(group, Mapping) or "params" not in group:
+            return dict(state_dict)  # which torch refuses
+        places = range(len(state), len(state) + len(group["params"]))
+        state |= {i: named.get(name) for i, name in zip(places, group["params"], strict=True)}
+        groups.append({**group, "params": list(places)})
+    state = {place: entries for place, entries in state.items() if entries is not None}
+    return {**state_dict, "state": state, "param_groups": groups}
+
+
 def check_state(
     optimizer: Optimizer, needed: Mapping[Tensor, list[str]], state_dict: Mapping[str, Any]
 ) -> None:

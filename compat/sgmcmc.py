@@ -16,6 +16,7 @@ from compat.preconditioner import (
     mask_of,
     members,
     preconditioner_of,
+    start_averages,
     thermostat_of,
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
@@ -129,6 +130,8 @@ class SGMCMC(SamplingOptimizer):
             self.state[param] |= localized(remembered.get(param, {}), param)
             self.state[param] |= {"param_idx": index, "initial_param": initial}
             share_initial(group["prior"], self.state[param])
+            if is_sharded(param):
+                start_averages(group["preconditioner"], self.state[param], local(param.detach()))
         nht = thermostat_of(group["preconditioner"])
         if nht is not None:
             # In the group, where `settings` reads it and a group's own value wins.
