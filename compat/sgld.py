@@ -92,7 +92,7 @@ class SGLD(SamplingOptimizer):
             self.state[param]["initial_param"] = local(param.detach()).clone()
 
     @torch.no_grad()
-    def step(self, noise_generator: Generator | Tensor | None = None) -> None:
+    def step(self, noise_generator: Generator | None = None) -> None:
         """Make one step.
 
         Args:

@@ -149,7 +149,7 @@ class SGMCMC(SamplingOptimizer):
                 share_initial(group["prior"], self.state[param])
 
     @torch.no_grad()
-    def step(self, closure=None, noise_generator: Generator | Tensor | None = None) -> None:
+    def step(self, closure=None, noise_generator: Generator | None = None) -> None:
         """Make one step.
 
         Parameters may be sharded over processes (`fully_shard`): the chain is that of the whole
