@@ -8,6 +8,7 @@ of processes.
 Parameters that are no DTensors are their own part.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -104,13 +105,19 @@ def _keyed_noise(key: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
     """The entries of `random.normal(key, param.shape)` that are here."""
     if not isinstance(param, DTensor):
         return random.normal(key, param.shape, dtype)
-    region = _region(param)
+    region, size = _region(param), param.numel()
+    rest = math.prod(param.shape[1:])
+    here = local(param)
+    if here.numel() == (region[0].stop - region[0].start) * rest:  # whole rows
+        start = region[0].start * rest
+        drawn = random.normal_range(key, size, start, start + here.numel(), dtype)
+        return drawn.view(here.shape)
     # Places in the whole, row by row: along the first dimension as a column, and so on.
     places = torch.zeros((), dtype=torch.int64, device=param.device)
     for size, ends in zip(param.shape, region, strict=True):
         along = torch.arange(ends.start, ends.stop, device=param.device)
         places = places.unsqueeze(-1) * size + along
-    return random.normal_at(key, param.numel(), places, dtype)
+    return random.normal_at(key, size, places, dtype)
 
 
 def momentum_noise(param: Tensor) -> Tensor:
