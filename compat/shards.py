@@ -103,7 +103,7 @@ def noise_of(param: Tensor, generator: Generator | Tensor | None, index: int) ->
 
 def _keyed_noise(key: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
     """The entries of `random.normal(key, param.shape)` that are here."""
-    if not isinstance(param, DTensor):
+    if not isinstance(param, DTensor) or spread_of(param) is None:
         return random.normal(key, param.shape, dtype)
     region, size = _region(param), param.numel()
     rest = math.prod(param.shape[1:])
@@ -114,9 +114,9 @@ def _keyed_noise(key: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:
         return drawn.view(here.shape)
     # Places in the whole, row by row: along the first dimension as a column, and so on.
     places = torch.zeros((), dtype=torch.int64, device=param.device)
-    for size, ends in zip(param.shape, region, strict=True):
+    for length, ends in zip(param.shape, region, strict=True):
         along = torch.arange(ends.start, ends.stop, device=param.device)
-        places = places.unsqueeze(-1) * size + along
+        places = places.unsqueeze(-1) * length + along
     return random.normal_at(key, size, places, dtype)
 
 
