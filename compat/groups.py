@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from compat.shards import check_placements, local
 from funcsgmcmc import checks
 
 Group = dict[str, Any]
@@ -31,11 +32,12 @@ def check_group(group: Group) -> None:
         TypeError, ValueError: A parameter is not real floating point, or a setting is not a finite
             number >= 0. `nbeta` may be a function, `bounding_box_size` None.
     """
+    check_placements(group["params"])
     for index, param in enumerate(group["params"]):
         if not param.is_floating_point():
             raise TypeError(f"params[{index}] must be real floating point, got {param.dtype}")
         if not param.is_meta:  # which holds no values yet
-            checks.finite_values(f"params[{index}]", param.detach())
+            checks.finite_values(f"params[{index}]", local(param.detach()))
     for name in _NUMBERS:
         # A function is called, and its value checked, at each step.
         if name in group and not (name == "nbeta" and callable(group[name])):

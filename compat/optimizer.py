@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from compat.groups import Group, check_flag, check_group
 from compat.metrics import Metrics
 from compat.saving import (
+    by_place,
     check_state,
     check_state_dict,
     from_published,
@@ -18,10 +19,12 @@ from compat.saving import (
     restore_dtypes,
     restore_objects,
 )
+from compat.shards import check_generators, localized, part_of
 from compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc import checks
 from funcsgmcmc import sketch as functional
 from funcsgmcmc.memory import keep_freed_memory
+from funcsgmcmc.random import check_key
 
 
 def _listed(params: Any) -> list[Any]:
@@ -83,6 +86,7 @@ class SamplingOptimizer(Optimizer):
         self._sketch_dim = sketch_dim or 0
         self._sketch_seed = sketch_seed
         self._sketch_parts: dict[Tensor, functional.CountSketch] = {}
+        self._places: dict[Tensor, int] = {}
         self._remembered: dict[Tensor, list[str]] = {}
         self._kinds: dict[Tensor, tuple[torch.dtype, torch.device]] = {}
         super().__init__(params, defaults)
@@ -114,6 +118,8 @@ class SamplingOptimizer(Optimizer):
             self._remembered[param] = [name for name in state if state[name] is not None]
             self._kinds[param] = (param.dtype, param.device)
         self._sketch_parts = {}  # drawn anew for the new number of parameters
+        self._places = {}
+        self._is_noise_checked = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the state dict of an optimizer that was made with the same settings.
@@ -127,10 +133,15 @@ class SamplingOptimizer(Optimizer):
                 optimizer has.
         """
         check_state_dict(state_dict)
-        state_dict = from_published(state_dict)
+        state_dict = from_published(by_place(state_dict))
         params = [param for group in self.param_groups for param in group["params"]]
         # Before torch loads: a refusal leaves the optimizer as it was.
         check_state(self, self._remembered, state_dict)
+        state = dict(state_dict["state"])
+        for index, param in enumerate(params):
+            if index in state:
+                state[index] = localized(state[index], param)
+        state_dict = {**state_dict, "state": state}
         super().load_state_dict(state_dict)
         restore_dtypes(self.state, params, state_dict["state"])
 
@@ -143,7 +154,8 @@ class SamplingOptimizer(Optimizer):
             self._kinds[param] = kind
 
             def moved(value: Tensor) -> Tensor:
-                return value.to(param) if value.is_floating_point() else value.to(param.device)
+                kind = param.dtype if value.is_floating_point() else None
+                return value.to(device=param.device, dtype=kind)
 
             self.state[param] = pytree.tree_map_only(Tensor, moved, self.state[param])
 
@@ -199,10 +211,36 @@ class SamplingOptimizer(Optimizer):
             # Parameters without gradient keep their place: sketches of all steps are comparable.
             offset = 0
             for each in params:
-                part = sketch.to(each.device).part(offset, each.numel())
-                self._sketch_parts[each] = part
+                part = sketch.part(offset, each.numel())
+                self._sketch_parts[each] = part._replace(
+                    indices=self._here(part.indices, each), signs=self._here(part.signs, each)
+                )
                 offset += each.numel()
         return self._sketch_parts[param]
+
+    @staticmethod
+    def _here(values: Tensor, param: Tensor) -> Tensor:
+        """Of values of a parameter's entries, those of the part that this process has."""
+        return part_of(values.view(param.shape), param).reshape(-1).to(param.device)
+
+    def check_noise(self, generator: Generator | Tensor | None) -> None:
+        """Before the first step, refuse processes that would not draw the same noise.
+
+        Raises:
+            TypeError, ValueError: They would not; or the generator is a tensor, but no key.
+        """
+        if isinstance(generator, Tensor):
+            check_key(generator)
+        if not self._is_noise_checked:
+            check_generators([p for group in self.param_groups for p in group["params"]], generator)
+            self._is_noise_checked = True
+
+    def place(self, param: Tensor) -> int:
+        """The place of a parameter among all, in the order of the groups."""
+        if not self._places:
+            params = [param for group in self.param_groups for param in group["params"]]
+            self._places = {each: index for index, each in enumerate(params)}
+        return self._places[param]
 
     def __getstate__(self) -> dict[str, Any]:
         # torch copies and pickles only its own three. `_sketch_parts` is left out: it is larger
@@ -213,7 +251,8 @@ class SamplingOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         replaced = self.__dict__.get("param_groups")
         super().__setstate__(state)
-        self._sketch_parts, self._kinds = {}, {}
+        self._sketch_parts, self._kinds, self._places = {}, {}, {}
+        self._is_noise_checked = False
         if replaced is None:  # made by copy or pickle, which drop hooks
             self.register_state_dict_post_hook(leave_out_objects)
         else:  # called by load_state_dict

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from compat.groups import check_flag, check_masks
+from compat.shards import is_sharded, local, part_of
 from funcsgmcmc import checks
 from funcsgmcmc.curvature import hessian_diagonal
 from funcsgmcmc.preconditioners import rmsprop_correction, rmsprop_gain, square_average
@@ -271,13 +272,45 @@ def preconditioner_of(
     masks = check_masks([mask] if isinstance(mask, Tensor) else mask, params)
     masking = MaskPreconditioner(
         [
-            1.0 if each is None else each.to(param.device, torch.float32)
+            1.0 if each is None else part_of(each, param).to(param.device, torch.float32)
             for each, param in zip(masks, params, strict=True)
         ]
     )
     if isinstance(chosen, IdentityPreconditioner):  # a composite would combine coefficients of 1
         return masking
     return CompositePreconditioner([chosen, masking])
+
+
+def check_unsharded(preconditioner: Preconditioner, params: list[Tensor]) -> None:
+    """Refuse for sharded parameters what needs them whole.
+
+    Raises:
+        ValueError: A curvature term is asked for, or a mask was not given to the optimizer.
+    """
+    if not any(is_sharded(param) for param in params):
+        return
+    for each in members(preconditioner):
+        if getattr(each, "add_grad_correction", False):
+            raise ValueError(
+                "add_grad_correction needs whole parameters, whose gradients it differentiates, "
+                "got sharded ones"
+            )
+        masks = each.masks if isinstance(each, MaskPreconditioner) else []
+        for mask, param in zip(masks, params, strict=False):
+            if isinstance(mask, Tensor) and mask.shape != local(param).shape:
+                raise ValueError(
+                    "masks of sharded parameters must be given to the optimizer (mask=…), which "
+                    f"cuts them, got a MaskPreconditioner of shape {tuple(mask.shape)}"
+                )
+
+
+def start_averages(preconditioner: Preconditioner, state: dict, param: Tensor) -> None:
+    """Make running averages before the first step, which makes them else, as published.
+
+    A distributed checkpoint loads what the optimizer has already.
+    """
+    if any(isinstance(each, RMSpropPreconditioner) for each in members(preconditioner)):
+        state["square_avg"] = torch.zeros_like(param)
 
 
 def thermostat_of(preconditioner: Preconditioner) -> NHTPreconditioning | None:

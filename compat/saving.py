@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from compat.groups import Group
 from compat.metrics import Metrics
+from compat.shards import sharded_state
 from compat.sketch import SketchBuffer
 
 _OBJECT = object()  # not None, which is a plain value
@@ -31,7 +32,9 @@ def leave_out_objects(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[
         }
         for group in state_dict["param_groups"]
     ]
-    return {**state_dict, "param_groups": groups}
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    state = sharded_state(state_dict["state"], params)
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def restore_objects(group: Group, live: Group) -> None:
@@ -83,6 +86,24 @@ def from_published(state_dict: dict[str, Any]) -> dict[str, Any]:
 
     state = {index: renamed(entries) for index, entries in state_dict["state"].items()}
     return {**state_dict, "state": state}
+
+
+def by_place(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict whose parameters are numbered in their order.
+
+    Those of torch's distributed checkpoint have the model's names.
+    """
+    named = state_dict["state"]
+    groups: list[dict[str, Any]] = []
+    state: dict[Any, Any] = {}
+    for group in state_dict["param_groups"]:
+        if not isinstance(group, Mapping) or "params" not in group:
+            return dict(state_dict)  # which torch refuses
+        places = range(len(state), len(state) + len(group["params"]))
+        state |= {i: named.get(name) for i, name in zip(places, group["params"], strict=True)}
+        groups.append({**group, "params": list(places)})
+    state = {place: entries for place, entries in state.items() if entries is not None}
+    return {**state_dict, "state": state, "param_groups": groups}
 
 
 def check_state(

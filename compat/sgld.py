@@ -10,12 +10,12 @@ from torch.nn import Parameter
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
+from compat.shards import local, noise_of, part_of
 from compat.step import (
     StepInputs,
     StepReport,
     dense_grad,
     langevin_step_,
-    noise_like,
     not_traced,
 )
 from funcsgmcmc.priors import displacement
@@ -89,14 +89,15 @@ class SGLD(SamplingOptimizer):
         check_masks(masks(group), group["params"])
         # Kept in any case: a group may be given its localization or box later.
         for param in group["params"]:
-            self.state[param]["initial_param"] = param.detach().clone()
+            self.state[param]["initial_param"] = local(param.detach()).clone()
 
     @torch.no_grad()
     def step(self, noise_generator: Generator | None = None) -> None:
         """Make one step.
 
         Args:
-            noise_generator: Where the noise is drawn from (default: the global generator).
+            noise_generator: Where the noise is drawn from (default: the global generator), or the
+                step's key: see `SGMCMC.step`, of sharded parameters, too.
         """
         if torch.compiler.is_compiling():
             self._untraced_step(noise_generator, self._untraced_inputs)
@@ -105,6 +106,7 @@ class SGLD(SamplingOptimizer):
 
     def _make_step(self, generator: Any, inputs_of: Callable[..., StepInputs]) -> None:
         """Make one step, with a function that finds the ingredients of a parameter's."""
+        self.check_noise(generator)
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             half_width = group["bounding_box_size"] or None  # 0 is no box, as published
@@ -115,7 +117,7 @@ class SGLD(SamplingOptimizer):
                 initial = self.state[param]["initial_param"]
                 inputs = inputs_of(param, initial, mask, now, generator)
                 # The data, as published: unseen by autograd.
-                langevin_step_(param.data, initial, inputs, now["lr"], half_width, report)
+                langevin_step_(local(param.data), initial, inputs, now["lr"], half_width, report)
                 del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
 
@@ -125,22 +127,24 @@ class SGLD(SamplingOptimizer):
         initial: Tensor,
         mask: Tensor | None,
         now: dict[str, float],
-        generator: Generator | None,
+        generator: Generator | Tensor | None,
     ) -> StepInputs:
         """The ingredients of one parameter's step."""
         # One tensor for both: localization is the distance of the metrics times γ.
         distance = localization = weight_decay = None
+        w = local(param.data)
+        mask = None if mask is None else part_of(mask, param)
         if self.save_metrics or now["localization"]:
-            distance = Term(1.0, displacement(param.data, initial))
+            distance = Term(1.0, displacement(w, initial))
         if distance is not None and now["localization"]:
             localization = distance.times(now["localization"])
         if now["weight_decay"]:
-            weight_decay = Term(now["weight_decay"], param.data)
+            weight_decay = Term(now["weight_decay"], w)
         grad = Term(now["nbeta"], dense_grad(param))
         return StepInputs(
             slope=Slope(grad, localization, weight_decay, distance),
             factors=diagonal_factors(None, mask),
-            noise=noise_like(param, generator),
+            noise=noise_of(param, generator, self.place(param)),
             noise_level=now["noise_level"],
             mask=mask,
         )

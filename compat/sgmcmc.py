@@ -12,20 +12,22 @@ from compat.preconditioner import (
     NHTPreconditioning,
     Preconditioner,
     RMSpropPreconditioner,
+    check_unsharded,
     mask_of,
     members,
     preconditioner_of,
+    start_averages,
     thermostat_of,
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
+from compat.shards import is_sharded, local, localized, noise_of
 from compat.step import (
     StepInputs,
     StepReport,
     dense_grad,
     evaluate,
     langevin_step_,
-    noise_like,
     not_traced,
 )
 from funcsgmcmc import checks
@@ -119,14 +121,17 @@ class SGMCMC(SamplingOptimizer):
         group["preconditioner"] = preconditioner_of(
             group["preconditioner"], group.pop("preconditioner_kwargs"), group["mask"], params
         )
+        check_unsharded(group["preconditioner"], params)
         remembered = {} if group["prior"] is None else group["prior"].initialize(list(params))
         # A copy of the parameters, which only a box and metrics read; None without, as published.
         keeps_initial = group["bounding_box_size"] is not None or self.save_metrics
         for index, param in enumerate(params):
-            initial = param.detach().clone() if keeps_initial else None
-            self.state[param] |= remembered.get(param, {})
+            initial = local(param.detach()).clone() if keeps_initial else None
+            self.state[param] |= localized(remembered.get(param, {}), param)
             self.state[param] |= {"param_idx": index, "initial_param": initial}
             share_initial(group["prior"], self.state[param])
+            if is_sharded(param):
+                start_averages(group["preconditioner"], self.state[param], local(param.detach()))
         nht = thermostat_of(group["preconditioner"])
         if nht is not None:
             # In the group, where `settings` reads it and a group's own value wins.
@@ -147,9 +152,15 @@ class SGMCMC(SamplingOptimizer):
     def step(self, closure=None, noise_generator: Generator | None = None) -> None:
         """Make one step.
 
+        Parameters may be sharded over processes (`fully_shard`): the chain is that of the whole
+        parameters.
+
         Args:
             closure: Evaluates the model anew and returns the loss.
-            noise_generator: Where the noise is drawn from (default: the global generator).
+            noise_generator: Where the noise is drawn from (default: the global generator). Or a key
+                of the step (`fs.random.fold_in(fs.key(seed), step)`), which names each entry's
+                noise: of sharded parameters a process then draws its own part only, and else the
+                whole of each, of which it keeps its part.
 
         Returns:
             The closure's loss; None without one.
@@ -162,6 +173,7 @@ class SGMCMC(SamplingOptimizer):
         """Make one step, with a function that finds the ingredients of a parameter's."""
         loss = evaluate(closure)
         self._check_graphs()  # before anything moves
+        self.check_noise(generator)
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             half_width = group["bounding_box_size"]
@@ -171,13 +183,14 @@ class SGMCMC(SamplingOptimizer):
                     continue
                 self.follow(param)
                 report.begin(param)
-                state, w = self.state[param], param.data  # unseen by autograd, as published
+                # The data is unseen by autograd, as published.
+                state, w = self.state[param], local(param.data)
                 inputs = inputs_of(group, param, now, generator)
                 if thermostat is None:
                     initial = state["initial_param"]
                     langevin_step_(w, initial, inputs, now["lr"], half_width, report)
                 else:
-                    thermostat.step_(w, state, inputs, half_width, report)
+                    thermostat.step_(param, state, inputs, half_width, report)
                 del inputs  # so that two parameters' temporaries are never held at once
             report.finish()
             if thermostat is not None:
@@ -205,22 +218,28 @@ class SGMCMC(SamplingOptimizer):
             )
 
     def _inputs(
-        self, group: Group, param: Tensor, now: dict[str, float], generator: Generator | None
+        self,
+        group: Group,
+        param: Tensor,
+        now: dict[str, float],
+        generator: Generator | Tensor | None,
     ) -> StepInputs:
         """The ingredients of one parameter's step."""
         state, grad = self.state[param], dense_grad(param)
+        w = local(param.data)
         # `param` itself, not its data: a curvature term differentiates with respect to it.
-        coefs = group["preconditioner"].get_coefficients(param, grad, state)
-        pulled = pulls(group["prior"], param.data, state)
+        differentiable = w if is_sharded(param) else param
+        coefs = group["preconditioner"].get_coefficients(differentiable, grad, state)
+        pulled = pulls(group["prior"], w, state)
         distance = pulled.from_initial
         if self.save_metrics and distance is None:  # no pull has computed it
-            distance = Term(1.0, displacement(param.data, state["initial_param"]))
-        mask, force = coefs.mask(param), Term(now["nbeta"], grad)
+            distance = Term(1.0, displacement(w, state["initial_param"]))
+        mask, force = coefs.mask(w), Term(now["nbeta"], grad)
         return StepInputs(
             slope=Slope(force, pulled.localization, pulled.weight_decay, distance),
-            factors=coefs.factors(param, mask),
+            factors=coefs.factors(w, mask),
             # After coefficients and pulls, as published: both may draw from the global generator.
-            noise=noise_like(param, generator),
+            noise=noise_of(param, generator, self.place(param)),
             noise_level=now["noise_level"],
             mask=mask,
         )

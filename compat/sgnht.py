@@ -1,6 +1,7 @@
 """`SGNHT`: the stochastic gradient Nosé–Hoover thermostat as an optimizer."""
 
 import warnings
+from collections import Counter
 from types import NoneType
 from typing import Any
 
@@ -9,13 +10,13 @@ from torch import Tensor
 
 from compat.groups import Group, check_flag, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
+from compat.shards import Spread, local, momentum_noise, noise_of, part_of, spread_of
 from compat.step import (
     StepInputs,
     StepReport,
     dense_grad,
     entries,
     evaluate,
-    noise_like,
     not_traced,
 )
 from funcsgmcmc import checks
@@ -98,7 +99,7 @@ class SGNHT(SamplingOptimizer):
         check_masks(masks(group), group["params"])
         start_thermostat(group, self.state, masks(group))
         for param in group["params"]:
-            self.state[param]["initial_param"] = param.detach().clone()
+            self.state[param]["initial_param"] = local(param.detach()).clone()
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -117,23 +118,25 @@ class SGNHT(SamplingOptimizer):
     def _make_step(self, closure: Any) -> Any:
         """Make one step."""
         loss = evaluate(closure)
+        self.check_noise(None)
         for group, now in zip(self.param_groups, settings(self.param_groups), strict=True):
             report = StepReport(self, group)
             thermostat = Thermostat(group, now)
             for param, mask in zip(group["params"], masks(group), strict=True):
                 if param.grad is None:  # as published, draws no noise
                     continue
+                mask = None if mask is None else part_of(mask, param)
                 inputs = StepInputs(
                     slope=Slope(Term(now["nbeta"], dense_grad(param)), None, None, None),
                     factors=diagonal_factors(None, mask),
-                    noise=noise_like(param),
+                    noise=noise_of(param, None, 0),
                     noise_level=1.0,
                     mask=mask,
                 )
                 half_width = group["bounding_box_size"] or None  # 0 is no box, as published
                 self.follow(param)
                 report.begin(param)
-                thermostat.step_(param.data, self.state[param], inputs, half_width, report)
+                thermostat.step_(param, self.state[param], inputs, half_width, report)
                 del inputs  # so that two parameters' temporaries are never held at once
             thermostat.finish()
         return loss
@@ -153,7 +156,8 @@ def start_thermostat(
     group["thermostat"] = torch.tensor(float(group["diffusion_factor"]))
     for param, mask in zip(group["params"], group_masks, strict=True):
         # The mask multiplies the draw and never shortens it: other parameters' draws stay theirs.
-        momentum = fresh_momentum(torch.randn_like(param.detach()), lr, mask)
+        mask = None if mask is None else part_of(mask, param)
+        momentum = fresh_momentum(momentum_noise(param), lr, mask)
         states[param]["momentum"] = momentum.to(param.dtype)
 
 
@@ -169,18 +173,20 @@ class Thermostat:
         self._thermostat: Tensor = group["thermostat"]
         self._now = now
         self._friction = float(self._thermostat)  # one ξ for all parameters of a step
-        self._energies: list[Tensor] = []
-        self._sampled = 0
+        # Sums over parameters that are spread over the same processes, if they are.
+        self._energies: dict[Spread | None, list[Tensor]] = {}
+        self._sampled: Counter[Spread | None] = Counter()
 
     def step_(
         self,
-        w: Tensor,
+        param: Tensor,
         state: dict[str, Any],
         inputs: StepInputs,
         half_width: float | None,
         report: StepReport,
     ) -> None:
         """Update one parameter and its momentum, in place."""
+        w, spread = local(param.data), spread_of(param)
         momentum, now = state["momentum"], self._now
         scale = (2 * now["diffusion_factor"] * now["lr"]) ** 0.5
         terms = euler_terms(
@@ -202,15 +208,25 @@ class Thermostat:
             w.copy_(clamped)
         momentum.copy_(new_momentum)  # in place: the tensor is the one in the state
         # Tensors, added up at the end: a number here would wait for the device at each parameter.
-        self._energies.append(energy(new_momentum, inputs.mask))
-        self._sampled += entries(w, inputs.mask)
+        self._energies.setdefault(spread, []).append(energy(new_momentum, inputs.mask))
+        self._sampled[spread] += entries(w, inputs.mask)
 
     def finish(self) -> None:
         """Update the thermostat from the energy of the momenta."""
-        if self._sampled:  # a group without gradients keeps its ξ; d = 0 has no mean energy
-            device, lr = self._thermostat.device, self._now["lr"]
-            total = torch.stack([each.to(device) for each in self._energies]).sum()
-            mean_energy = total / self._sampled
+        totals = [self._total(spread) for spread in self._energies]
+        sampled = sum(int(number) for _, number in totals)
+        if sampled:  # a group without gradients keeps its ξ; d = 0 has no mean energy
+            mean_energy = torch.stack([total for total, _ in totals]).sum() / sampled
             self._thermostat.copy_(
-                next_thermostat(self._thermostat, mean_energy=mean_energy, variance=lr)
+                next_thermostat(self._thermostat, mean_energy=mean_energy, variance=self._now["lr"])
             )
+
+    def _total(self, spread: Spread | None) -> tuple[Tensor, Tensor | int]:
+        """‖p'‖² and d, over all parts of some parameters."""
+        energies, device = self._energies[spread], self._thermostat.device
+        if spread is None:
+            return torch.stack([each.to(device) for each in energies]).sum(), self._sampled[None]
+        total = torch.stack([each.double() for each in energies]).sum()
+        # d is exact in float64.
+        both = spread.total(torch.stack([total, total.new_tensor(self._sampled[spread])]))
+        return both[0].to(self._thermostat), both[1]

@@ -113,6 +113,10 @@ class SketchBuffer:
             raise RuntimeError(f"all buffers must be on one device, got {devices}")
         return devices.pop()
 
+    def tensors(self) -> list[Tensor]:
+        """The buffers, in the order of their names."""
+        return [getattr(self, name) for name in self.QUANTITIES]
+
     def zero_(self) -> None:
         """Set everything to zero."""
         for name in self.QUANTITIES:

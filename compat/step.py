@@ -8,6 +8,8 @@ from torch import Tensor
 
 from compat.groups import Group
 from compat.optimizer import SamplingOptimizer
+from compat.shards import Spread, local, spread_of
+from compat.sketch import SketchBuffer
 from funcsgmcmc import sketch, tree
 from funcsgmcmc.norms import PartialMetrics
 from funcsgmcmc.samplers.base import clamp_to_box
@@ -42,32 +44,80 @@ class StepReport:
     def __init__(self, optimizer: SamplingOptimizer, group: Group):
         self._optimizer = optimizer
         self._group = group
-        self._metrics = PartialMetrics()
-        self._numel = 0
+        # Sums over parameters that are spread over the same processes, if they are.
+        self._sums: dict[Spread | None, _Sums] = {}
+        self._here: _Sums | None = None
         self._part: sketch.CountSketch | None = None
-        if optimizer.save_sketches:
-            group["sketches"].zero_()
 
     def begin(self, param: Tensor) -> None:
         """Turn to another parameter."""
+        spread = spread_of(param)
+        if spread not in self._sums:
+            self._sums[spread] = _Sums(self._optimizer, self._group)
+        self._here = self._sums[spread]
         if self._optimizer.save_sketches:
             self._part = self._optimizer.sketch_part(param)
 
     def add(self, w: Tensor, terms: Terms, mask: Tensor | None) -> None:
         """Add the terms of one parameter's update, before the update is made."""
+        here = self._here
+        assert here is not None  # since `begin`
         if self._optimizer.save_metrics:
             # At once: a pull's direction may be the parameter itself, which the move overwrites.
-            self._metrics.add(terms)
-            self._numel += entries(w, mask)
-        if self._optimizer.save_sketches:
+            here.metrics.add(terms)
+            here.numel += entries(w, mask)
+        if here.sketches is not None:
             # Sums over parameters, as sketches are linear: a group's terms are never held at once.
-            assert self._part is not None  # since `begin`
-            self._group["sketches"].add_(sketch.sketches(terms, self._part))
+            assert self._part is not None
+            here.sketches.add_(sketch.sketches(terms, self._part))
 
     def finish(self) -> None:
-        """Write the group's metrics."""
+        """Write the group's metrics and sketches."""
+        parts = [sums.total(spread) for spread, sums in self._sums.items()]
+        first, *rest = parts or [_Sums(self._optimizer, self._group)]
+        for each in rest:
+            first.metrics.absorb(each.metrics)
+            first.numel += each.numel
         if self._optimizer.save_metrics:
-            self._group["metrics"].take(self._metrics.metrics(self._numel))
+            self._group["metrics"].take(first.metrics.metrics(first.numel))
+        if self._optimizer.save_sketches:
+            self._group["sketches"].zero_()
+            for each in parts:
+                assert each.sketches is not None
+                self._group["sketches"].add_(each.sketches)
+
+
+class _Sums:
+    """Sums over parameters."""
+
+    def __init__(self, optimizer: SamplingOptimizer, group: Group):
+        self.metrics = PartialMetrics()
+        self.numel = 0
+        self.sketches: SketchBuffer | None = None
+        self._is_kept = optimizer.save_metrics or optimizer.save_sketches
+        self._device = torch.device("cpu")
+        if group["params"]:
+            self._device = group["params"][0].device
+        if optimizer.save_sketches:
+            sketches: SketchBuffer = group["sketches"]
+            self.sketches = SketchBuffer.create(len(sketches.noise), sketches.device)
+
+    def total(self, spread: Spread | None) -> "_Sums":
+        """The sums over all parts: one exchange for each dimension of the mesh."""
+        if spread is None or not self._is_kept:
+            return self
+        values = [*self.metrics.values(), self.numel]
+        numbers = torch.stack(
+            [torch.as_tensor(v, dtype=torch.float64, device=self._device) for v in values]
+        )
+        buffers = [] if self.sketches is None else self.sketches.tensors()
+        total = spread.total(torch.cat([numbers, *(each.double() for each in buffers)]))
+        self.metrics.set_values(list(total[: len(values) - 1].unbind()))
+        self.numel = int(total[len(values) - 1])
+        if self.sketches is not None:
+            for buffer, each in zip(buffers, total[len(values) :].chunk(len(buffers)), strict=True):
+                buffer.copy_(each)
+        return self
 
 
 def evaluate(closure: Callable[[], Any] | None) -> Any:
@@ -78,21 +128,12 @@ def evaluate(closure: Callable[[], Any] | None) -> Any:
         return closure()
 
 
-def noise_like(param: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normals of a parameter's shape, in the default dtype."""
-    # Contiguous, in the default dtype, as torch.normal(size=…) of the published package draws it:
-    # in another layout or dtype the same seed gives other numbers.
-    empty = torch.empty_like(
-        param, dtype=torch.get_default_dtype(), memory_format=torch.contiguous_format
-    )
-    return empty.normal_(generator=generator)
-
-
 def dense_grad(param: Tensor) -> Tensor:
-    """A parameter's gradient, zeros if it has none."""
+    """A parameter's gradient, zeros if it has none: the part that is here."""
     grad = param.grad
     if grad is None:
-        return torch.zeros_like(param)
+        return torch.zeros_like(local(param))
+    grad = local(grad)
     # Embeddings with sparse=True: noise and pulls are dense anyway.
     return grad.to_dense() if grad.is_sparse else grad
 

@@ -118,6 +118,22 @@ class PartialMetrics:
         if self._entries_waiting > 4 * _SMALL:
             self._multiply_waiting()
 
+    def values(self) -> list[Scalar]:
+        """Sums of inner products of the parts' directions, which add up over processes too."""
+        self._multiply_waiting()
+        return self._values
+
+    def set_values(self, values: list[Scalar]) -> None:
+        """Replace these sums, by those over all processes."""
+        self._values = values
+
+    def absorb(self, other: "PartialMetrics") -> None:
+        """Take in the parts of another, of the same step."""
+        if not any(each is not None for each in self._coefficients):
+            self._coefficients = other._coefficients
+        pairs = zip(self.values(), other.values(), strict=True)
+        self._values = [float(one) + float(two) for one, two in pairs]
+
     def metrics(self, numel: int) -> Metrics:
         """The metrics of all parts together: numbers, or tensors on other devices than the CPU.
 

@@ -198,6 +198,73 @@ def normal_vectors(key: Tensor, size: int, dtype: torch.dtype) -> Iterator[Tenso
     return _vectors(key, size, _box_muller(dtype))
 
 
+def normal_range(key: Tensor, size: int, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """The values `start` to `stop` of `normal(key, (size,), dtype)`, without the others.
+
+    Args:
+        key: One key.
+        size: How many values it draws.
+        start: The first one.
+        stop: The one after the last.
+        dtype: As for `normal`.
+
+    Returns:
+        `[stop - start]`.
+    """
+    check_key(key)
+    transform, drawn = _box_muller(dtype), torch.empty(stop - start, dtype=dtype, device=key.device)
+    if start == stop:  # a part may be empty
+        return drawn
+    for first in range(start - start % (2 * _BLOCK), stop, 2 * _BLOCK):
+        # See `_vectors`: a block has the first values of its counters, and then the second.
+        num_values = min(2 * _BLOCK, size - first)
+        num_counters = (num_values + 1) // 2
+        low, high = max(start - first, 0), min(stop - first, num_values)
+        firsts = slice(min(low, num_counters), min(high, num_counters))
+        seconds = slice(max(low - num_counters, 0), max(high - num_counters, 0))
+        wanted = [each for each in (firsts, seconds) if each.start < each.stop]
+        lowest, highest = min(w.start for w in wanted), max(w.stop for w in wanted)
+        pair = _pairs(key, first // 2 + lowest, first // 2 + highest, transform)
+        at = first + low - start
+        for values, each in zip(pair, (firsts, seconds), strict=True):
+            number = each.stop - each.start
+            drawn[at : at + number] = (
+                values[each.start - lowest :][:number] if number else values[:0]
+            )
+            at += number
+    return drawn
+
+
+def normal_at(key: Tensor, size: int, places: Tensor, dtype: torch.dtype) -> Tensor:
+    """Some of the values of `normal(key, (size,), dtype)`, without the others.
+
+    Each takes the work of two, since a counter's other value may not be wanted.
+
+    Args:
+        key: One key.
+        size: How many values it draws.
+        places: Which of them, int64.
+        dtype: As for `normal`.
+
+    Returns:
+        Like `places`.
+    """
+    check_key(key)
+    transform = _box_muller(dtype)
+    drawn = torch.empty(places.numel(), dtype=dtype, device=key.device)
+    for at in range(0, len(drawn), _BLOCK):
+        here = places.reshape(-1)[at : at + _BLOCK]
+        # See `_vectors`: a block has the first values of its counters, and then the second.
+        block, place = here // (2 * _BLOCK), here % (2 * _BLOCK)
+        num_counters = ((size - block * 2 * _BLOCK).clamp(max=2 * _BLOCK) + 1) // 2
+        is_second = place >= num_counters
+        counter = block * _BLOCK + place - num_counters * is_second
+        first = counter.to(torch.int32)
+        pair = transform(*threefry2x32(key, first, torch.zeros_like(first)))
+        drawn[at : at + len(here)] = torch.where(is_second, pair[1], pair[0])
+    return drawn.reshape(places.shape)
+
+
 def _box_muller(dtype: torch.dtype) -> Transform:
     """Make the function from words to normals.
 

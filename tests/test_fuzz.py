@@ -161,6 +161,7 @@ SAMPLE = Target(
         "store": {"none"},
         "resume": SWITCH,
         "checkpoint_seconds": {"none"},
+        "mesh": {"none"},
     },
     {"loss_fn": "loss", "log_prior": "log_prior", "key": "key"},
 )

@@ -106,6 +106,16 @@ def _halves(size: int) -> tuple[range, range]:
     return range(middle), range(middle, size)
 
 
+@pytest.mark.parametrize("size", [1, 7, 2**19, 2**19 + 1, 3 * 2**18 + 5])
+def test_a_part_of_the_normals_is_drawn_without_the_rest(size):
+    drawn = fs.random.normal(fs.key(1), (size,), torch.float64)
+    for start, stop in ((0, size), (0, size // 2), (size // 3, size), (size - 1, size), (1, 1)):
+        part = fs.random.normal_range(fs.key(1), size, start, stop, torch.float64)
+        assert torch.equal(part, drawn[start:stop])
+    places = torch.arange(0, size, 3).flip(0)
+    assert torch.equal(fs.random.normal_at(fs.key(1), size, places, torch.float64), drawn[places])
+
+
 def test_compiled_words_are_the_eager_words():
     def draw(root, step):
         keys = fold_in(split(root, 2)[1], step)

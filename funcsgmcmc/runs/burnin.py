@@ -1,8 +1,8 @@
 """The end of a burn-in that lasts as long as drift is seen: `num_burnin_steps="auto"`.
 
 Looks come at steps that grow by a quarter each. A look at step t compares the second with the last
-third of the t steps made, in loss and in distance to the anchor. Burn-in is over when two looks
-in a row see no drift, or at its limit.
+third of the t steps made, in loss and in distance to the anchor. Burn-in is over when two looks in
+a row see no drift, or at its limit.
 """
 
 import math
@@ -21,62 +21,70 @@ _ENOUGH_CHAINS = 4
 _PARTS = 8
 
 
-def has_settled(recorder: Recorder, num_steps: int, healthy: Tensor) -> bool:
-    """Whether two looks in a row, of which the last one is due now, see no drift.
+def is_due(num_steps: int) -> bool:
+    """Whether a look is due after some steps, and one has been before."""
+    return num_steps > _FIRST_LOOK and num_steps == _step_of_look(_index(num_steps))
+
+
+def seen(recorder: Recorder, num_steps: int, healthy: Tensor) -> Tensor:
+    """What the look that is due, and the one before it, see.
 
     Args:
-        recorder: The run's record.
+        recorder: The record of some chains.
         num_steps: Steps made.
-        healthy: Which chains are not frozen, bool `[C]`.
+        healthy: Which of these chains are not frozen, bool `[C]`.
+
+    Returns:
+        Means of eight parts of the second and of the last third, of losses and distances of healthy
+        chains, `[2 looks, 2 quantities, c, 2 thirds, 8]`.
     """
-    before = _look_before(num_steps)
-    if before is None or not healthy.any():
+    both = torch.stack([recorder.losses(num_steps), recorder.distances(num_steps)])
+    values = both[:, healthy].double()
+    ends = (_step_of_look(_index(num_steps) - 1), num_steps)
+    return torch.stack([_means_of_parts(values[..., :end]) for end in ends])
+
+
+def has_settled(looks: Tensor) -> bool:
+    """Whether two looks in a row see no drift.
+
+    Args:
+        looks: What they see of all chains, as `seen` gives it.
+    """
+    if not looks.shape[2]:
         return False
-    losses = recorder.losses(num_steps)[healthy].double()
-    distances = recorder.distances(num_steps)[healthy].double()
     return all(
-        _is_steady(losses[:, :end]) and _is_steady(distances[:, :end], share=_SHARE)
-        for end in (before, num_steps)
+        _is_steady(losses) and _is_steady(distances, share=_SHARE) for losses, distances in looks
     )
 
 
-def _look_before(num_steps: int) -> int | None:
-    """The step of the look before one at this step; None if none is due, or this is the first."""
-    if num_steps <= _FIRST_LOOK:
-        return None
-    index = round(math.log(num_steps / _FIRST_LOOK, _GROWTH))
-    if num_steps != _step_of_look(index):
-        return None
-    return _step_of_look(index - 1)
+def _index(num_steps: int) -> int:
+    return round(math.log(num_steps / _FIRST_LOOK, _GROWTH))
 
 
 def _step_of_look(index: int) -> int:
     return math.ceil(_FIRST_LOOK * _GROWTH**index)
 
 
-def _is_steady(values: Tensor, share: float = 0.0) -> bool:
-    """Whether the last third of some steps is no higher or lower than the one before.
+def _means_of_parts(values: Tensor) -> Tensor:
+    """Means of the parts of the second and of the last third of steps `[…, t]`, `[…, 2, 8]`."""
+    length = values.shape[-1] // (3 * _PARTS)
+    return values[..., -2 * _PARTS * length :].unflatten(-1, (2, _PARTS, length)).mean(-1)
+
+
+def _is_steady(means: Tensor, share: float = 0.0) -> bool:
+    """Whether a quantity is no higher or lower in the last third than in the second.
 
     Args:
-        values: `[c, t]`, of healthy chains.
+        means: Of the parts of both, `[c, 2, 8]`.
         share: A difference below this share of the mean counts as none.
     """
-    third = values.shape[1] // 3
-    middle, last = values[:, -2 * third : -third], values[:, -third:]
-    difference = last.mean(1) - middle.mean(1)
-    size = float(difference.mean().abs())
+    middle, last = means.mean(-1).unbind(1)
+    size = float((last - middle).mean().abs())
     if size <= share * float(last.mean().abs()):
         return True
-    if len(values) >= _ENOUGH_CHAINS:
-        error = float(difference.std()) / math.sqrt(len(values))
+    if len(means) >= _ENOUGH_CHAINS:
+        error = float((last - middle).std()) / math.sqrt(len(means))
     else:
-        # The means of short parts: correlated, so that drift is seen rather too often.
-        parts = torch.stack([_means_of_parts(middle), _means_of_parts(last)])
-        error = float((parts.var(-1).sum(0) / _PARTS).sum().sqrt()) / len(values)
+        # Parts that follow one another are correlated: drift is seen rather too often.
+        error = float((means.var(-1) / _PARTS).sum().sqrt()) / len(means)
     return size <= _Z * error
-
-
-def _means_of_parts(values: Tensor) -> Tensor:
-    """Means of consecutive parts of the steps, `[c, 8]`."""
-    length = values.shape[1] // _PARTS
-    return values[:, : length * _PARTS].unflatten(1, (_PARTS, length)).mean(-1)

@@ -103,6 +103,10 @@ class TensorData:
         leaves = pytree.tree_leaves(self._data)
         return {f"data, tensor {i}": digest(leaf) for i, leaf in enumerate(leaves)}
 
+    def digests_of_batch(self) -> dict[str, str]:
+        """What else names the data: nothing."""
+        return {}
+
     def position(self, next_step: int) -> None:
         """Where the run is in the data: its step says so."""
 
@@ -188,6 +192,11 @@ class IterableData:
     def digests(self) -> dict[str, str]:
         """What names the data: its kind, and its length where that is known."""
         return {"data": digest((type(self._iterable).__name__, _length(self._iterable)))}
+
+    def digests_of_batch(self) -> dict[str, str]:
+        """What names the batch that was read last."""
+        step, batch = self._latest
+        return {f"data, the batch of step {step}": self._digest or _digest_of(batch)}
 
     def position(self, next_step: int) -> dict[str, Any]:
         """Where the run is in the data, as plain values.

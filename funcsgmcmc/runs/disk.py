@@ -19,12 +19,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
+from funcsgmcmc.runs.processes import Processes
 from funcsgmcmc.runs.store import Field, Rows
 
 if TYPE_CHECKING:
@@ -40,6 +41,20 @@ _GROUPS = ("posterior", "sample_stats", "trace", "constant_data", "full_data", "
 _TAKEN = {"loss", "llc", "chain", "draw", "step"}
 
 
+class Region(NamedTuple):
+    """The chains whose values one process writes into the file.
+
+    Attributes:
+        rows: Their places among all.
+        unit: Chains that no two processes share.
+        processes: Those that write into the file, each its own region.
+    """
+
+    rows: slice
+    unit: int
+    processes: Processes
+
+
 class DiskStore:
     """A store on disk.
 
@@ -48,7 +63,11 @@ class DiskStore:
         sizes: C, T and D, under the names of these dimensions.
         coordinates: The chains' indices, the steps and the draws, under the same names.
         draw_rows: Where the draws' steps stand among the steps of the run, `[D]`.
+        region: The chains that are written.
         mode: `"a"` to write, `"r"` to read.
+
+    Attributes:
+        unit: Chains that the files hold together.
     """
 
     def __init__(
@@ -57,20 +76,23 @@ class DiskStore:
         sizes: Mapping[str, int],
         coordinates: Mapping[str, Tensor],
         draw_rows: Tensor,
+        region: Region,
         mode: Literal["r", "a"] = "a",
     ) -> None:
         self._root = open_group(path, mode=mode)
+        self._rows, self.unit, self._processes = region
         self._sizes, self._coordinates = sizes, coordinates
         self.place_draws(draw_rows)
         self._arrays: dict[Field, Array[Any]] = {}
         self._dtypes: dict[Field, torch.dtype] = {}
-        # The block of each field that waits: its index, and its values `[C, block, …]`.
+        # The block of each field that waits: its index, and its values `[c, block, …]`.
         self._waiting: dict[Field, tuple[int, Tensor]] = {}
 
     @classmethod
     def opened(cls, path: Path, num_chains: int, plain: Mapping[str, Any]) -> "DiskStore":
         """The store of a run, to be read as it was at a checkpoint."""
-        store = cls(path, {"chain": num_chains}, {}, torch.empty(0), mode="r")
+        region = Region(slice(0, num_chains), num_chains, Processes())
+        store = cls(path, {"chain": num_chains}, {}, torch.empty(0), region, mode="r")
         store.restore(plain, torch.device("cpu"))
         return store
 
@@ -78,17 +100,21 @@ class DiskStore:
         """Say where the draws' steps stand among the steps of the run, `[D]`."""
         self._draw_at = {int(row): draw for draw, row in enumerate(rows.tolist())}
 
-    def clear(self) -> None:
-        """Delete what a run left that ended before its first checkpoint."""
-        for name in _GROUPS:
-            if name in self._root:
-                del self._root[name]
-
     @staticmethod
-    def sweep(path: Path) -> None:
-        """Delete files that a killed process was writing: zarr writes a file, then renames it."""
+    def tidy(path: Path, *, is_new: bool) -> None:
+        """Delete what a killed process was writing: zarr writes a file, then renames it.
+
+        Args:
+            path: The folder.
+            is_new: Whether a run begins: then what one left that ended before its first checkpoint
+                is deleted, too.
+        """
         for file in path.rglob("*.partial"):
             file.unlink()
+        root = open_group(path, mode="a")
+        for name in _GROUPS:
+            if is_new and name in root:
+                del root[name]
 
     def set_attributes(self, attributes: Mapping[str, Any]) -> None:
         """Write the settings of the run, plain values, into the file."""
@@ -109,7 +135,9 @@ class DiskStore:
         if draw is not None:
             self.write(field._replace(schedule="draw"), rows, draw, value)
         if field not in self._arrays:
-            self._arrays[field] = self._new_array(field, value, isinstance(rows, int))
+            # All processes come here with their first value of the field.
+            self._processes.lead(lambda: self._new_array(field, value, isinstance(rows, int)))
+            self._arrays[field] = self._array(field)
             self._dtypes[field] = value.dtype
         length = self._length_of_block(field)
         block, position = divmod(index, length)
@@ -125,12 +153,13 @@ class DiskStore:
         waiting[1][rows, position] = value
 
     def read(self, field: Field, start: int, stop: int) -> Tensor:
-        """Values of all chains at some steps or draws; `[C, 0]` of a field never written."""
+        """Values of this process's chains at some steps or draws; `[c, 0]` if there are none."""
         if field not in self._arrays:
-            return torch.empty(self._sizes["chain"], 0)
+            return torch.empty(self._num_chains, 0)
         block, waiting = self._waiting[field]
         first = block * self._length_of_block(field)
-        stored = torch.as_tensor(self._arrays[field][:, start : max(start, min(stop, first))])
+        stop_here = max(start, min(stop, first))
+        stored = torch.as_tensor(self._arrays[field][self._rows, start:stop_here])
         parts = [stored.to(self._dtypes[field])]
         if stop > first:
             parts.append(waiting[:, max(start - first, 0) : stop - first].cpu())
@@ -167,8 +196,7 @@ class DiskStore:
         """
         for listed, dtype in plain["fields"]:
             field = _field(listed)
-            array: Any = self._root["/".join(place_of(field))]
-            self._arrays[field] = array
+            self._arrays[field] = self._array(field)
             self._dtypes[field] = getattr(torch, dtype.removeprefix("torch."))
         for listed, block, values in plain["waiting"]:
             field = _field(listed)
@@ -176,9 +204,15 @@ class DiskStore:
             values = self._read_block(field, block) if values is None else values
             self._waiting[field] = (block, values.to(place))
 
-    def resize(self) -> None:
-        """Give arrays and coordinates the lengths of this run, which may be longer than before."""
-        for field, array in self._arrays.items():
+    def resize(self, plain: Mapping[str, Any]) -> None:
+        """Give arrays and coordinates the lengths of this run, which may be longer than before.
+
+        Args:
+            plain: As for `restore`, which comes after.
+        """
+        for listed, _ in plain["fields"]:
+            field = _field(listed)
+            array = self._array(field)
             self._group(place_of(field)[0], field.schedule)
             size = self._sizes[field.schedule]
             if array.shape[1] != size:
@@ -213,7 +247,7 @@ class DiskStore:
     def _read_block(self, field: Field, block: int) -> Tensor:
         """A block of a file, as it waits in memory: its last part may not be there yet."""
         array, length = self._arrays[field], self._length_of_block(field)
-        known = torch.as_tensor(array[:, block * length : (block + 1) * length])
+        known = torch.as_tensor(array[self._rows, block * length : (block + 1) * length])
         values = known.new_zeros((known.shape[0], length, *known.shape[2:]))
         values[:, : known.shape[1]] = known
         return values.to(self._dtypes[field])
@@ -222,7 +256,7 @@ class DiskStore:
         """Memory for a block of values like one of some chains."""
         shape = value.shape if isinstance(rows, int) else value.shape[1:]
         return torch.empty(
-            (self._sizes["chain"], self._length_of_block(field), *shape),
+            (self._num_chains, self._length_of_block(field), *shape),
             dtype=value.dtype,
             # No step waits for a copy from its device; draws are large.
             device=value.device if field.schedule == "step" else "cpu",
@@ -232,12 +266,22 @@ class DiskStore:
         array = self._arrays[field]
         first = block * values.shape[1]
         length = min(values.shape[1], self._sizes[field.schedule] - first)
-        array[:, first : first + length] = to_numpy(values[:, :length])
+        array[self._rows, first : first + length] = to_numpy(values[:, :length])
+
+    @property
+    def _num_chains(self) -> int:
+        """Chains of this process."""
+        return self._rows.stop - self._rows.start
+
+    def _array(self, field: Field) -> "Array[Any]":
+        """The array of a field, as it is on disk."""
+        array: Any = self._root["/".join(place_of(field))]
+        return array
 
     def _length_of_block(self, field: Field) -> int:
         return self._arrays[field].chunks[1]
 
-    def _new_array(self, field: Field, value: Tensor, is_one_chain: bool) -> "Array[Any]":
+    def _new_array(self, field: Field, value: Tensor, is_one_chain: bool) -> None:
         """Make the array of a field for values like this one."""
         group_name, name = place_of(field)
         group = self._group(group_name, field.schedule)
@@ -247,9 +291,16 @@ class DiskStore:
         bytes_each = max(1, math.prod(item) * kind.itemsize)
         # Long blocks of few chains, so that a chain and a draw are both read from few chunks.
         # Of even sizes: the last chunk takes the room of a whole one.
-        length = _even(size, min(LARGEST_BLOCK // (bytes_each * num_chains), _MOST_PER_BLOCK))
-        chains = _even(num_chains, _CHUNK // (bytes_each * length))
-        return group.create_array(
+        bytes_of_all = bytes_each * self._num_chains
+        length = _even(size, min(LARGEST_BLOCK // bytes_of_all, _MOST_PER_BLOCK))
+        chains = _CHUNK // (bytes_each * length)
+        if self.unit == num_chains:
+            chains = _even(num_chains, chains)
+        else:
+            chains = max(
+                n for n in range(1, min(self.unit, max(1, chains)) + 1) if self.unit % n == 0
+            )
+        group.create_array(
             name,
             shape=(num_chains, size, *item),
             chunks=(chains, length, *(max(1, each) for each in item)),

@@ -5,16 +5,19 @@ classes and runs no code. A class is found by its name among those that the prog
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorClass, TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
 from funcsgmcmc.gradients import ControlPoint
 
 _CLASS = "class of tensors"
+_ROWS = "rows"
 _TREE = "tree"
 _TUPLES = {"ControlPoint": ControlPoint}
 
@@ -68,6 +71,8 @@ def decode(value: Any, device: torch.device | None = None) -> Any:
         return value if device is None else value.to(device)
     if not isinstance(value, dict):
         return value
+    if _ROWS in value:
+        return joined([picked(decode(each, device), slice(*cut)) for each, cut in value[_ROWS]])
     if _CLASS in value:
         fields = {name: decode(each, device) for name, each in value["fields"].items()}
         made: Any = _class_of(value[_CLASS])
@@ -81,6 +86,47 @@ def decode(value: Any, device: torch.device | None = None) -> Any:
         values = [decode(each, device) for each in value["list"]]
         return tuple(values) if value["is_tuple"] else values
     return {key: decode(each, device) for key, each in value["dict"]}
+
+
+def rows_of(parts: Sequence[tuple[Any, slice]]) -> Any:
+    """The plain form of some rows of values, one after the other, which are cut when it is decoded.
+
+    Args:
+        parts: Plain forms, whose tensors have one first dimension, each with the rows of it.
+    """
+    return {_ROWS: [[form, [rows.start, rows.stop]] for form, rows in parts]}
+
+
+def picked(value: Any, rows: slice | int) -> Any:
+    """Rows of all tensors and trees in a value, along their first dimension."""
+
+    def of_leaf(leaf: Any) -> Any:
+        return leaf[rows] if _is_whole(leaf) else leaf
+
+    return pytree.tree_map(of_leaf, value, is_leaf=_is_whole)
+
+
+def with_chain(value: Any) -> Any:
+    """The value of one chain, with a dimension for it."""
+    return pytree.tree_map(
+        lambda leaf: leaf.unsqueeze(0) if _is_whole(leaf) else leaf, value, is_leaf=_is_whole
+    )
+
+
+def joined(values: list[Any]) -> Any:
+    """Values of some rows, as one."""
+    if len(values) == 1:
+        return values[0]
+
+    def of_leaves(*leaves: Any) -> Any:
+        return torch.cat(leaves) if _is_whole(leaves[0]) else leaves[0]
+
+    return pytree.tree_map(of_leaves, *values, is_leaf=_is_whole)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether a value is cut along its first dimension, as one."""
+    return isinstance(value, Tensor | TensorDictBase) or is_tensorclass(value)
 
 
 def digest(value: Any) -> str:

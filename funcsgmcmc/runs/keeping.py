@@ -11,16 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from funcsgmcmc import tree
-from funcsgmcmc.losses import ModuleLoss
 from funcsgmcmc.runs.attributes import attributes_of, constants_of, moments_of
-from funcsgmcmc.runs.checkpoint import Place, Timetable, check_same_run, major_version
+from funcsgmcmc.runs.checkpoint import Place, Timetable, check_same_run
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
-from funcsgmcmc.runs.disk import DiskStore
-from funcsgmcmc.runs.encoding import decode, digest, digests, encode
+from funcsgmcmc.runs.disk import DiskStore, Region
+from funcsgmcmc.runs.encoding import decode, encode
 from funcsgmcmc.runs.record import Samples
-from funcsgmcmc.runs.request import ChainMethod, Request
+from funcsgmcmc.runs.request import ChainMethod
+from funcsgmcmc.runs.shares import joined_losses, whole_sampler
 from funcsgmcmc.runs.start import Start
 from funcsgmcmc.runs.stored import open_run
 
@@ -45,11 +44,30 @@ class Keeper:
 
     def __init__(self, place: Place, timetable: Timetable, resume: bool) -> None:
         self._place, self._timetable, self._resume = place, timetable, resume
+        self._processes = place.processes
         self._fingerprint: dict[str, str] = {}
+        self._rows = slice(0, 0)
+        # The step at which processes meet for the next checkpoint.
+        self._next_step = 0
         self.path: Path = place.path
-        self.progress = place.progress
+        self.progress: dict[str, Any] | None = None
 
-    def check(self, request: Request, start: Start, batches: Batches) -> None:
+    def unit(self, num_chains: int) -> int:
+        """Chains that the store holds together, so that one process has them."""
+        if self._place.settings is not None:
+            unit: int = self._place.settings["unit"]
+        elif self._processes.size > 1:
+            unit = self._processes.unit(num_chains)
+        else:
+            unit = num_chains
+        return unit
+
+    def load(self, rows: slice) -> None:
+        """Read the checkpoint of this process's chains, if there is one."""
+        self._rows = rows
+        self.progress = self._place.load(rows)
+
+    def check(self, fingerprint: dict[str, str], batches: Batches) -> None:
         """Refuse to resume a run that is another, or whose data cannot be read again.
 
         Raises:
@@ -58,7 +76,7 @@ class Keeper:
         """
         if self._resume and (reason := batches.why_not_resumed()):
             raise ValueError(f"resume=True must be left out for this data: {reason}")
-        self._fingerprint = _fingerprint(request, start, batches)
+        self._fingerprint = fingerprint
         if self._place.settings is not None and self.progress is not None:
             check_same_run(self.path, self._place.settings["fingerprint"], self._fingerprint)
 
@@ -110,8 +128,11 @@ class Keeper:
 
     @property
     def initial_loss(self) -> Tensor | None:
-        """L(w₀), as the run knew it before."""
-        return None if self._place.settings is None else self._place.settings["initial_loss"]
+        """L(w₀) of this process's chains, as the run knew it before."""
+        loss: Tensor | None = None
+        if self._place.settings is not None:
+            loss = self._place.settings["initial_loss"]
+        return loss if loss is None or not loss.shape else loss[self._rows]
 
     def make_store(self, clock: Clock, start: Start, every: int) -> DiskStore:
         """Make the store of the record, or take up that of the checkpoint.
@@ -121,31 +142,27 @@ class Keeper:
             start: The run's.
             every: Of so many draws, the last is evaluated on all data.
         """
-        chains = start.keys.chains.cpu()
         num_draws = len(clock.draw_steps)
         full_draws = torch.arange(every - 1, num_draws, every)
-        DiskStore.sweep(self.path)
+        chains = torch.cat(self._processes.gather(start.keys.chains.cpu()))
+        coordinates = {
+            "chain": chains,
+            "step": clock.first_step + torch.arange(clock.num_steps),
+            "draw": torch.arange(num_draws),
+            "full_draw": full_draws,
+        }
+        self._processes.lead(lambda: DiskStore.tidy(self.path, is_new=self.progress is None))
         self.store = DiskStore(
             self.path,
-            {
-                "chain": len(chains),
-                "step": clock.num_steps,
-                "draw": num_draws,
-                "full_draw": len(full_draws),
-            },
-            {
-                "chain": chains,
-                "step": clock.first_step + torch.arange(clock.num_steps),
-                "draw": torch.arange(num_draws),
-                "full_draw": full_draws,
-            },
+            {name: len(values) for name, values in coordinates.items()},
+            coordinates,
             clock.draw_steps - clock.first_step,
+            Region(self._rows, self.unit(len(chains)), self._processes),
         )
-        if self.progress is None:
-            self.store.clear()
-        else:
-            self.store.restore(self.progress["record"], start.keys.chains.device)
-            self.store.resize()
+        if self.progress is not None:
+            record = self.progress["record"]
+            self._processes.lead(lambda: self.store.resize(record))
+            self.store.restore(record, start.keys.chains.device)
         return self.store
 
     def burnin(self) -> tuple[int, bool] | None:
@@ -157,10 +174,10 @@ class Keeper:
 
     def begin(self, run: "Run") -> None:
         """Write what does not change, and a first checkpoint."""
-        self._write_settings(run)
+        settings = self._settings(run)
+        self._begin(settings)
         self.write(run)
-        self.store.set_attributes(attributes_of(self.samples()))
-        self._write_constants(run)
+        self._processes.lead(lambda: self._describe(settings))
 
     def draws_begin(self, run: "Run") -> None:
         """Write which steps make draws, where burn-in has told it.
@@ -168,50 +185,76 @@ class Keeper:
         A checkpoint may be older: the run that is resumed from it makes the same draws.
         """
         self.store.place_draws(run.clock.draw_steps - run.clock.first_step)
-        self._write_settings(run)
-        self._write_constants(run)
+        settings = self._settings(run)
+        self._begin(settings)
+        self._processes.lead(lambda: self._describe(settings))
 
-    def _write_constants(self, run: "Run") -> None:
-        clock, number = run.clock, run.request.num_chains
-        constants = constants_of(run.sampler, clock.draw_steps, number, run.initial_loss)
-        self.store.write_variables("constant_data", constants)
+    def _begin(self, settings: dict[str, Any]) -> None:
+        if self._processes.rank == 0:
+            self._place.begin(settings)
 
-    def _write_settings(self, run: "Run") -> None:
-        self._place.begin(
-            {
-                "fingerprint": self._fingerprint,
-                "sampler": encode("the sampler", run.sampler),
-                "key": run.keys.key.cpu(),
-                "chains": run.keys.chains.cpu(),
-                "initial_loss": run.initial_loss,
-                "first_step": run.clock.first_step,
-                "draw_steps": run.clock.draw_steps,
-                "num_burnin_steps": run.clock.num_burnin_steps,
-                "is_open": run.clock.is_open,
-                "num_steps_between_draws": run.request.num_steps_between_draws,
-                "chain_method": run.chain_method,
-                "chunk_size": run.chunk_size,
-                "full_data": None if run.full_data is None else run.full_data.settings(),
-                "options": run.options(),
-            }
+    def _settings(self, run: "Run") -> dict[str, Any]:
+        """What does not change in a run, of all chains."""
+        sampler = whole_sampler(self._processes, run.sampler)
+        of_all = self._processes.gather((run.keys.chains.cpu(), run.initial_loss))
+        chains, losses = zip(*of_all, strict=True)
+        return {
+            "fingerprint": self._fingerprint,
+            "sampler": encode("the sampler", sampler),
+            "key": run.keys.key.cpu(),
+            "chains": torch.cat(chains),
+            "initial_loss": joined_losses(losses),
+            "first_step": run.clock.first_step,
+            "draw_steps": run.clock.draw_steps,
+            "num_burnin_steps": run.clock.num_burnin_steps,
+            "is_open": run.clock.is_open,
+            "num_steps_between_draws": run.request.num_steps_between_draws,
+            "chain_method": run.chain_method,
+            "chunk_size": run.chunk_size,
+            "unit": self.store.unit,
+            "full_data": None if run.full_data is None else run.full_data.settings(),
+            "options": run.options(),
+        }
+
+    def _describe(self, settings: dict[str, Any]) -> None:
+        """Write into the file what estimates take beside the draws."""
+        samples = self.samples()
+        self.store.set_attributes(attributes_of(samples))
+        constants = constants_of(
+            samples.sampler, settings["draw_steps"], samples.num_chains, samples.initial_loss
         )
+        self.store.write_variables("constant_data", constants)
 
     def step_done(self, run: "Run") -> None:
         """Write a checkpoint, if one is due."""
-        if self._timetable.is_due():
+        if self._processes.size == 1:
+            is_due = self._timetable.is_due()
+        else:
+            is_due = run.clock.next_step == self._next_step
+        if is_due:
             self.write(run)
 
     def write(self, run: "Run", *, is_written: bool = False) -> None:
-        """Write a checkpoint; `is_written` as for `DiskStore.plain`."""
-        with self._timetable.timed():
+        """Write a checkpoint, of all processes at one step; `is_written` as for `DiskStore.plain`.
+
+        Raises:
+            ProcessError: Another process has stopped: the checkpoint before stays.
+        """
+        with self._timetable.timed(run.clock.steps_done):
             record = self.store.plain(is_written=is_written)
-            self._place.write({**run.progress(), "record": record})
+            self._place.write(self._rows, {**run.progress(), "record": record})
+        # Processes that are at one step now agree on the step at which they are again.
+        steps = self._processes.meet(self._timetable.steps_until_due())[0]
+        self._next_step = run.clock.next_step + steps
 
     def end(self, run: "Run") -> None:
         """Write all that waits, and the last checkpoint; and cut the file to what was made."""
         self.store.write_waiting()
         # What some chains recorded of a step that others have not made is cut off the file.
         self.write(run, is_written=run.is_level)
+        self._processes.lead(lambda: self._finish(run))
+
+    def _finish(self, run: "Run") -> None:
         self.store.trim(run.clock.steps_done, run.clock.draws_done, run.num_looks)
         samples = self.samples()
         self.store.set_attributes(attributes_of(samples))
@@ -224,46 +267,6 @@ class Keeper:
     def samples(self) -> Samples:
         """The record as it was at the last checkpoint."""
         return open_run(self.path)
-
-
-def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, str]:
-    """Digests of all that makes a run the one that it is, by name."""
-    loss = request.estimator.loss_fn
-    named: dict[str, Any] = {
-        "the library's version": major_version(),
-        "loss_fn": getattr(loss, "__qualname__", type(loss).__qualname__),
-        "the gradient's estimator": type(request.estimator).__name__,
-        "log_prior": request.log_prior is not None,
-        "observables": sorted(request.observables),
-        "record": sorted(request.record),
-        "full_loss": request.full_loss,
-        **{
-            name: getattr(request, name)
-            for name in (
-                "num_chains",
-                "num_burnin_steps",
-                "num_steps_between_draws",
-                "batch_size",
-                "minibatches",
-                "chain_offset",
-                "chain_method",
-                "chunk_size",
-                "compile",
-                "on_divergence",
-                "max_loss",
-                "max_distance",
-            )
-        },
-    }
-    if isinstance(loss, ModuleLoss):
-        named |= loss.fixed({tree.dotted(name) for name in tree.names(start.state.params)})
-    return {
-        **{name: digest(value) for name, value in named.items()},
-        "key": digest(request.key),
-        **digests("sampler", start.sampler),
-        **digests("params", start.state),
-        **batches.digests(),
-    }
 
 
 @contextlib.contextmanager

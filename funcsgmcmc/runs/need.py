@@ -132,6 +132,7 @@ def need_of(
     step: StepBytes | None,
     chunk_size: int,
     store: Path | None,
+    num_processes: int,
 ) -> Need:
     """What a run needs.
 
@@ -143,6 +144,8 @@ def need_of(
         step: The memory of a step, if one was tried.
         chunk_size: Chains that step at once.
         store: Where the record goes; None for memory.
+        num_processes: Those that have as many chains each: without a store, each gets the record
+            and the last states of all.
     """
     params = states[0].params
     num_chains, chains_here = request.num_chains, max(1, params.batch_size.numel())
@@ -163,12 +166,15 @@ def need_of(
     else:
         of_draw += values
     steps, draws = of_step * number * clock.num_steps, of_draw * num_draws
-    record = num_chains * (steps + draws)
+    record = num_chains * (steps + draws) * num_processes
     waiting = record
     if store is not None:
         leaves = len(list(tree.leaves(params))) if "draws" in request.record else 0
         fields = of_step + len(observed) + leaves
         waiting = min(record, max(fields * LARGEST_BLOCK, num_chains * of_draw))
+    elif num_processes > 1:
+        waiting += sum(map(_bytes, states)) * num_processes
+        kept *= num_processes
     return Need(
         device=tree.device(params),
         # The states of all chains are made anew by a step, chunk by chunk.

@@ -20,15 +20,16 @@ from torch import Tensor
 from funcsgmcmc import tree
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
-from funcsgmcmc.runs.burnin import has_settled
+from funcsgmcmc.runs.burnin import has_settled, is_due, seen
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
-from funcsgmcmc.runs.encoding import decode, encode
+from funcsgmcmc.runs.encoding import decode, encode, joined, picked, with_chain
 from funcsgmcmc.runs.full_data import FullData
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.moments import with_draw
 from funcsgmcmc.runs.need import Need, StepBytes, largest_chunk, need_of
+from funcsgmcmc.runs.processes import InterruptedProcessError, ProcessError, Processes
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import (
     DivergenceError,
@@ -40,6 +41,7 @@ from funcsgmcmc.runs.record import (
 from funcsgmcmc.runs.reporting import Reporter
 from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
+from funcsgmcmc.runs.shares import whole_record
 from funcsgmcmc.runs.start import Lent, Start
 from funcsgmcmc.runs.store import Recorder, Rows
 from funcsgmcmc.samplers.base import Sampler
@@ -72,6 +74,7 @@ class Run:
         full_data: All data, and the draws at which it is evaluated, if it is.
         recorder: Its record.
         keeper: What keeps it on disk, if anything does.
+        processes: Those that make it, each some of its chains.
         step: The function that steps a chunk.
         chunks: Its chains.
         sampler: The sampler, with its anchor.
@@ -80,6 +83,7 @@ class Run:
         chunk_size: Chains that step at once.
         step_bytes: The memory of a step, if it was measured.
         has_warned: Whether it has warned of steps that are lost to rounding.
+        is_with_others: Whether other processes stop at its step.
     """
 
     request: Request
@@ -93,6 +97,7 @@ class Run:
     full_data: FullData | None
     recorder: Recorder
     keeper: Keeper | None
+    processes: Processes
     step: FreezingStep = field(init=False)
     chunks: list[Chunk] = field(init=False)
     sampler: Sampler = field(init=False)
@@ -101,6 +106,7 @@ class Run:
     chunk_size: int = field(init=False)
     step_bytes: StepBytes | None = field(init=False, default=None)
     has_warned: bool = False
+    is_with_others: bool = True
 
     def __post_init__(self, start: Start) -> None:
         # The state before the first step is not kept: chunks hold it until they have moved.
@@ -135,20 +141,24 @@ class Run:
                 keeper.begin(self)
             try:
                 while clock.steps_done < clock.num_steps:
-                    self.make_step_and_look_at_rounding()
-                    reporter.step_done()
+                    self.processes.check()
+                    # Before a step: a run that was interrupted after the last one looks now.
                     if clock.is_open:
                         self._end_burnin(progress)
+                    self.make_step_and_look_at_rounding()
+                    reporter.step_done()
                     if keeper is not None:
                         keeper.step_done(self)
                     # Reading health waits for the device: only if it is asked for.
                     if self.request.on_divergence == "raise":
                         self._check_health()
-            except KeyboardInterrupt as error:
+                self.processes.meet(None)
+            except (KeyboardInterrupt, InterruptedProcessError) as error:
                 # So that all chains have made the same steps, and can go on. Where that fails, or
                 # Ctrl-C is pressed again, the record is handed over as it is.
                 with contextlib.suppress(KeyboardInterrupt, Exception):
                     self.finish_step()
+                    self._catch_up()
                 message = f"interrupted after {clock.steps_done} of {clock.num_steps} steps"
                 raise SamplingInterrupt(message, self._end()) from error
             except SamplingError:  # a divergence has its record already
@@ -164,8 +174,11 @@ class Run:
 
     def _end_burnin(self, progress: Progress) -> None:
         """End a burn-in that lasts as long as drift is seen, if none is; or at its limit."""
-        clock, healthy = self.clock, gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0
-        settled = has_settled(self.recorder, clock.steps_done, healthy)
+        clock, settled = self.clock, False
+        if is_due(clock.steps_done):
+            healthy = gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0
+            here = seen(self.recorder, clock.steps_done, healthy)
+            settled = has_settled(torch.cat(self.processes.meet(here), 2))
         if not settled and clock.steps_done < clock.num_burnin_steps:
             return
         if not settled:
@@ -188,21 +201,54 @@ class Run:
             DivergenceError: One has.
         """
         if self.num_healthy < self.request.num_chains:
+            self.is_with_others = False
             samples = self._end()
-            raise DivergenceError("; ".join(map(str, samples.frozen)), samples)
+            raise DivergenceError("; ".join(map(str, samples.frozen)) or self._frozen(), samples)
+
+    def _frozen(self) -> str:
+        """The chains of this process that have failed, if the last checkpoint has none."""
+        frozen_at = gather([chunk.frozen_at for chunk in self.chunks]).tolist()
+        both = zip(self.keys.chains.tolist(), frozen_at, strict=True)
+        return "; ".join(
+            f"chain {chain} frozen at step {step}" for chain, step in both if step >= 0
+        )
+
+    def _catch_up(self) -> None:
+        """Make the steps that other processes have made, when a run is interrupted.
+
+        Raises:
+            ProcessError: They do not answer.
+        """
+        self.is_with_others = False
+        last = self.processes.level(self.clock.next_step)
+        while self.clock.next_step < last:
+            self.make_step()
+        self.is_with_others = True
 
     def _end(self, error: Exception | None = None) -> Samples:
-        """The record; before, what is on disk is made complete."""
-        if self.keeper is None:
-            return self.samples()
+        """The record; before, what is on disk is made complete.
+
+        A process that cannot meet the others hands over the record of its own chains; on disk the
+        run is then as it was at the last checkpoint.
+        """
+        if self.processes.size > 1 and (error is not None or not self.is_with_others):
+            return self._own_samples()
         try:
+            if self.keeper is None:
+                return whole_record(self.processes, self.samples())
             self.keeper.end(self)
+        except ProcessError as failure:
+            raise SamplingError(str(failure), self._own_samples()) from failure
         except Exception as failure:
             # The disk may be what failed: the checkpoint before is still there.
             if error is None:
                 raise
             error.add_note(f"The store could not be brought up to date either: {failure}")
-        return self.keeper.samples()
+        return self._own_samples()
+
+    def _own_samples(self) -> Samples:
+        """The record of this process's chains; of all as they are on disk, if they are."""
+        return self.samples() if self.keeper is None else self.keeper.samples()
 
     def make_step(self) -> None:
         """Make one step of every chunk that has not made it yet, and record it."""
@@ -298,7 +344,6 @@ class Run:
 
     def progress(self) -> dict[str, Any]:
         """All that changes, as plain values from which another process goes on."""
-        memories = [] if self.shared_memory is not None else [each.memory for each in self.chunks]
         # A run that stops within a step has chains that have made it.
         next_steps = [
             torch.full_like(chunk.frozen_at, chunk.next_step).reshape(-1) for chunk in self.chunks
@@ -309,7 +354,7 @@ class Run:
             "state": encode("the state", gather([chunk.state for chunk in self.chunks])),
             "frozen_at": gather([chunk.frozen_at for chunk in self.chunks]).cpu(),
             "moments": encode("the moments of draws", self._moments()),
-            "memories": encode("the memory of the gradient's estimator", memories),
+            "memory": encode("the memory of the gradient's estimator", self._memory()),
             "data": encode("the position in the data", self.batches.position(self.clock.next_step)),
         }
 
@@ -321,10 +366,19 @@ class Run:
         for chunk in self.chunks:
             chunk.next_step = int(progress["next_steps"][chunk.rows].reshape(-1)[0])
             chunk.moments = {name: each[chunk.rows] for name, each in moments.items()}
-        memories = decode(progress["memories"], device)
-        if len(memories) == len(self.chunks):
-            for chunk, memory in zip(self.chunks, memories, strict=True):
-                chunk.memory = memory
+        memory = decode(progress["memory"], device)
+        if memory is not None:
+            for chunk in self.chunks:
+                chunk.memory = picked(memory, chunk.rows)
+
+    def _memory(self) -> Any:
+        """The memory of the estimator of all chains; None if all share it, or it is not due yet."""
+        memories = [chunk.memory for chunk in self.chunks]
+        if self.shared_memory is not None or any(memory is None for memory in memories):
+            return None
+        if self.chain_method == "loop":
+            memories = [with_chain(memory) for memory in memories]
+        return joined(memories)
 
     def _moments(self) -> dict[str, Any]:
         """The moments of all chains' draws, by the name under which they are recorded."""
@@ -446,6 +500,7 @@ class Run:
             self.step_bytes,
             self.chunk_size,
             None if self.keeper is None else self.keeper.path,
+            self.processes.size,
         )
 
     def _dims(self) -> tuple[int | None, int | None]:
@@ -500,6 +555,7 @@ def fastest(runs: Sequence[Run], progress: Progress) -> Run:
     One that cannot make the step is left out, with a warning. If none can, it is the first: going
     on with it raises its error.
     """
+    processes = runs[0].processes
     if len(runs) == 1:
         runs[0].note_compilation(progress)
         return runs[0]
@@ -510,4 +566,6 @@ def fastest(runs: Sequence[Run], progress: Progress) -> Run:
             seconds[index] = run.seconds_per_chain()
         except Exception as error:
             warnings.warn(f"chain_method {run.chain_method!r} fails: {error}", stacklevel=3)
-    return runs[min(seconds, key=lambda index: seconds[index], default=0)]
+    # What is faster on the first process is taken by all.
+    index = processes.meet(min(seconds, key=lambda index: seconds[index], default=0))[0]
+    return runs[index]

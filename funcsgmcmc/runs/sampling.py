@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from funcsgmcmc import checks, tree
 from funcsgmcmc.gradients import LossFn, mean_loss
@@ -16,12 +17,16 @@ from funcsgmcmc.runs.checkpoint import Timetable, held
 from funcsgmcmc.runs.chunks import make_shared_memory
 from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
+from funcsgmcmc.runs.encoding import digest
+from funcsgmcmc.runs.fingerprint import fingerprint
 from funcsgmcmc.runs.full_data import FullData, as_before, full_data_of
 from funcsgmcmc.runs.keeping import Keeper
+from funcsgmcmc.runs.processes import Processes, processes_of
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Recorded, Request
 from funcsgmcmc.runs.run import Run, fastest
+from funcsgmcmc.runs.shares import share_of
 from funcsgmcmc.runs.start import Start, start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
 from funcsgmcmc.runs.trial import Trial, try_functions
@@ -63,6 +68,7 @@ def sample(
     store: str | Path | None = None,
     resume: bool = False,
     checkpoint_seconds: float | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Samples:
     """Run many chains of a sampler.
 
@@ -149,6 +155,10 @@ def sample(
             returned. All other arguments must be those of the run; `num_draws` may be larger.
         checkpoint_seconds: Seconds between checkpoints. Default: as many as let them take 2 % of
             the time, and a second at least.
+        mesh: The processes that run the chains together, each some of them: a mesh of one dimension
+            (`torch.distributed.device_mesh.init_device_mesh`). All of them call `sample`, with the
+            same arguments, and get the same record. Default: all ranks, where a process group of
+            more than one is initialized; a mesh of one rank runs alone.
 
     Returns:
         The record of the run.
@@ -162,42 +172,64 @@ def sample(
         FileExistsError, ValueError: The store holds something else, another run, or one that is not
             to be resumed; or the data cannot be read again from where it was.
         RuntimeError: Another process runs in the store.
+        ProcessError: Before the first step, another process of `mesh` has stopped. During the run
+            it is a `SamplingError`, with this process's chains in `samples`.
     """
-    request = Request(
-        loss_fn=loss_fn,
-        log_prior=log_prior,
-        observables={} if observables is None else observables,
-        key=key,
-        num_chains=num_chains,
-        num_draws=num_draws,
-        num_burnin_steps=num_burnin_steps,
-        num_steps_between_draws=num_steps_between_draws,
-        batch_size=batch_size,
-        minibatches=minibatches,
-        chain_offset=chain_offset,
-        init_noise=init_noise,
-        record=record,
-        full_loss=full_loss,
-        on_draw=on_draw,
-        chain_method=chain_method,
-        chunk_size=chunk_size,
-        compile=compile,
-        on_divergence=on_divergence,
-        max_loss=max_loss,
-        max_distance=max_distance,
-        initial_loss=initial_loss,
-    )
-    check_sampler(sampler)
-    checks.switch("resume", resume)
-    if checkpoint_seconds is not None:
-        checks.number("checkpoint_seconds", checkpoint_seconds)
-    if store is None:
-        _refuse_without_store(resume, checkpoint_seconds)
-        return _run(request, params, data, sampler, None, progress)
-    checks.instance("store", store, str | Path)
-    timetable = Timetable(checkpoint_seconds)
-    with held(store, resume=resume) as place:
-        return _run(request, params, data, sampler, Keeper(place, timetable, resume), progress)
+    with processes_of(mesh) as processes:
+        request = Request(
+            loss_fn=loss_fn,
+            log_prior=log_prior,
+            observables={} if observables is None else observables,
+            key=key,
+            num_chains=num_chains,
+            num_draws=num_draws,
+            num_burnin_steps=num_burnin_steps,
+            num_steps_between_draws=num_steps_between_draws,
+            batch_size=batch_size,
+            minibatches=minibatches,
+            chain_offset=chain_offset,
+            init_noise=init_noise,
+            record=record,
+            full_loss=full_loss,
+            on_draw=on_draw,
+            chain_method=chain_method,
+            chunk_size=chunk_size,
+            compile=compile,
+            on_divergence=on_divergence,
+            max_loss=max_loss,
+            max_distance=max_distance,
+            initial_loss=initial_loss,
+        )
+        check_sampler(sampler)
+        checks.switch("resume", resume)
+        if checkpoint_seconds is not None:
+            checks.number("checkpoint_seconds", checkpoint_seconds)
+        processes.check_agreement(
+            {
+                "store": str(store),
+                "resume": str(resume),
+                "num_draws": str(request.num_draws),
+                "initial_loss": digest(request.initial_loss),
+            }
+        )
+        asked = _Asked(request, params, data, sampler, processes)
+        if store is None:
+            _refuse_without_store(resume, checkpoint_seconds)
+            return _run(asked, None, progress)
+        checks.instance("store", store, str | Path)
+        timetable = Timetable(checkpoint_seconds)
+        with held(store, processes, resume=resume) as place:
+            return _run(asked, Keeper(place, timetable, resume), progress)
+
+
+class _Asked(NamedTuple):
+    """What is asked of all processes; each field is the argument of `sample`."""
+
+    request: Request
+    params: Any
+    data: Any
+    sampler: Sampler
+    processes: Processes
 
 
 def _refuse_without_store(resume: bool, checkpoint_seconds: float | None) -> None:
@@ -211,16 +243,16 @@ def _refuse_without_store(resume: bool, checkpoint_seconds: float | None) -> Non
         raise ValueError(f"{name} must be left out without store, the folder of the run")
 
 
-def _run(
-    request: Request, given: Any, data: Any, sampler: Sampler, keeper: Keeper | None, progress: bool
-) -> Samples:
+def _run(asked: _Asked, keeper: Keeper | None, progress: bool) -> Samples:
     """Make the run and let it go."""
     # With `chain_method="auto"` the run is made twice, and the faster one goes: steps are pure, so
     # that timing them changes nothing.
-    runs = _make_runs(request, given, data, sampler, keeper)
+    runs = _make_runs(asked, keeper)
     if keeper is not None and not runs:  # it is complete
         return keeper.samples()
     clock = runs[0].clock
+    checks.switch("progress", progress)
+    progress = progress and asked.processes.rank == 0
     with progress_of(clock.num_steps, done=clock.steps_done, enabled=progress) as shown:
         run = fastest(runs, shown)
         runs.clear()  # the memory of one that does not go is free
@@ -237,18 +269,22 @@ def _run(
         return run.go(shown)
 
 
-def _make_runs(
-    request: Request, given: Any, data: Any, sampler: Sampler, keeper: Keeper | None
-) -> list[Run]:
-    """Make the run that is asked for, once for each chain method that may be taken."""
+def _make_runs(asked: _Asked, keeper: Keeper | None) -> list[Run]:
+    """Make the run of this process, once for each chain method that may be taken."""
     keep_freed_memory()
+    processes, num_chains = asked.processes, asked.request.num_chains
+    unit = 1 if keeper is None else keeper.unit(num_chains)
+    rows = processes.share(num_chains, unit)
+    request, given, sampler = share_of(asked.request, asked.params, asked.sampler, rows)
     start = start_of(request, given, sampler)
     _check_names(request, start.state.params)
     clock = _clock_of(request, sampler, start)
     if clock.is_open and keeper is not None and (known := keeper.burnin()) is not None:
         clock.end_burnin(*known)
+    if keeper is not None:
+        keeper.load(rows)
     batches = stream(
-        data,
+        asked.data,
         batch_size=request.batch_size,
         minibatches=request.minibatches,
         keys=start.keys.minibatches,
@@ -256,14 +292,19 @@ def _make_runs(
         device=tree.device(start.state.params),
         position=None if keeper is None else keeper.position(),
     )
+    if keeper is not None or processes.size > 1:
+        sampled = {tree.dotted(name) for name in tree.names(start.state.params)}
+        named = fingerprint(asked.request, asked.params, asked.sampler, batches, sampled)
+        processes.check_agreement(named)
     if keeper is not None:
-        keeper.check(request, start, batches)
+        keeper.check(named, batches)
         if keeper.is_complete(clock.num_steps):
             return []
     if keeper is not None and keeper.is_resumed:
         plan = _resumed(start, batches, keeper)
     else:
         plan = _begun(request, start, batches, clock)
+    processes.check_agreement(batches.digests_of_batch())
     every = request.num_draws + 1 if plan.full_data is None else plan.full_data.every
     store: Store
     if keeper is None:
@@ -282,6 +323,7 @@ def _make_runs(
         "full_data": plan.full_data,
         "recorder": Recorder(store, request.observables, request.record),
         "keeper": keeper,
+        "processes": processes,
     }
     return [Run(chain_method=method, **common) for method in plan.trial.methods]
 

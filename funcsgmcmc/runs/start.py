@@ -93,8 +93,8 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
                 f"params[{tree.dotted(key)!r}] must have values and gradients, is {kind}"
             )
     tree.check_finite("params", params)
-    _check_chains("params", params.batch_size, request)
-    _check_chains("sampler", sampler.shape, request)
+    check_chains("params", params.batch_size, request)
+    check_chains("sampler", sampler.shape, request)
     device = tree.device(params)
     _check_room(params, request.num_chains)
     first, stop = request.chain_offset, request.chain_offset + request.num_chains
@@ -122,8 +122,8 @@ def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
         TypeError, ValueError: The other run's chains do not fit this one.
     """
     state, frozen_at, chains, anchor = _chains_of(given, request)
-    _check_chains("params", state.shape, request, shared=False)
-    _check_chains("sampler", sampler.shape, request)
+    check_chains("params", state.shape, request, shared=False)
+    check_chains("sampler", sampler.shape, request)
     if checks.number("init_noise", request.init_noise) > 0:
         raise ValueError(
             f"init_noise must be 0 where chains go on, got {request.init_noise}: give parameters "
@@ -194,7 +194,7 @@ def _check_room(params: TensorDict, num_chains: int) -> None:
         )
 
 
-def _check_chains(name: str, batch_size: Any, request: Request, *, shared: bool = True) -> None:
+def check_chains(name: str, batch_size: Any, request: Request, *, shared: bool = True) -> None:
     """Check a batch size against the number of chains.
 
     Raises:

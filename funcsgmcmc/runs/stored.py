@@ -111,9 +111,9 @@ def open_run(path: str | Path) -> Samples:
     """
     checks.instance("path", path, str | Path)
     place = Place(Path(path))
-    if place.settings is None or place.progress is None:
+    settings, progress = place.settings, place.load()
+    if settings is None or progress is None:
         raise FileNotFoundError(f"there is no run at {path}, or it has made no checkpoint yet")
-    settings, progress = place.settings, place.progress
     draw_steps: Tensor = settings["draw_steps"]
     first_step: int = settings["first_step"]
     num_steps: int = progress["num_steps"]
