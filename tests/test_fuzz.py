@@ -145,7 +145,7 @@ SAMPLE = Target(
         "num_steps_between_draws": COUNTS,
         "batch_size": {"none", *COUNTS},
         "key": {"key"},
-        "chain_offset": {"zero", *COUNTS},
+        "chain_offset": {"zero", "key", *COUNTS},
         "init_noise": SHARED,
         "log_prior": {"none"},
         "observables": {"none", "empty dict"},

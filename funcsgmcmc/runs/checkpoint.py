@@ -40,7 +40,7 @@ class Place:
         self._folder = path / "checkpoint"
         self.settings: dict[str, Any] | None = None
         self.progress: dict[str, Any] | None = None
-        if (self._folder / "progress.pt").exists():
+        if has_checkpoint(path):
             self.settings = self._load("settings.pt")
             self.progress = self._load("progress.pt")
 
@@ -73,6 +73,11 @@ class Place:
                 f"resumed; what it recorded can be read with xarray: {error}"
             ) from error
         return loaded
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run in a folder has made a checkpoint, its first before its first step."""
+    return (path / "checkpoint" / "progress.pt").exists()
 
 
 @contextmanager

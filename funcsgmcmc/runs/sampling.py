@@ -1,6 +1,8 @@
 """`sample`: check what is asked, make the run, let it go."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +20,7 @@ from funcsgmcmc.runs.clock import Clock, steps_of_draws
 from funcsgmcmc.runs.data import Batches, announced, stream
 from funcsgmcmc.runs.full_data import FullData, as_before, full_data_of
 from funcsgmcmc.runs.keeping import Keeper
+from funcsgmcmc.runs.need import Cost
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Recorded, Request
@@ -44,7 +47,7 @@ def sample(
     batch_size: int | None = None,
     minibatches: Literal["replacement", "epochs"] = "replacement",
     key: Tensor,
-    chain_offset: int = 0,
+    chain_offset: int | Tensor = 0,
     init_noise: float = 0.0,
     log_prior: LogPrior | None = None,
     observables: Mapping[str, Observable] | None = None,
@@ -100,6 +103,8 @@ def sample(
             (see `llc_draws`).
         key: `funcsgmcmc.key(seed)`.
         chain_offset: Index of the first chain: `num_chains=1, chain_offset=17` runs chain 17 alone.
+            Or the index of each, `[C]`: chains with one index have the same noise and minibatches,
+            so that what they differ in is due to their settings, as in the cells of `sweep`.
         init_noise: Standard deviation of normal noise added to each chain's start, in units of w;
             masked and clamped as the sampler's steps are. The anchor stays at `params`.
         log_prior: log p(w) of one chain's parameters, up to a constant: a further pull.
@@ -197,6 +202,30 @@ def sample(
         return _run(request, params, data, sampler, Keeper(place, timetable, resume), progress)
 
 
+def expected_cost(
+    loss_fn: LossFn, params: TensorDictBase, data: Any, sampler: Sampler, **settings: Any
+) -> Cost:
+    """Tell what a run would cost, from a few steps that are timed.
+
+    Args:
+        loss_fn: As for `sample`, like the other arguments.
+        params: Where chains start.
+        data: The data.
+        sampler: The sampler.
+        **settings: Those of `sample` that say what is run; not where it is kept, or shown.
+
+    Raises:
+        TypeError, ValueError: As `sample`.
+    """
+    bound = inspect.signature(sample).bind(loss_fn, params, data, sampler, **settings)
+    bound.apply_defaults()
+    given = bound.arguments | {"observables": bound.arguments["observables"] or {}}
+    request = Request(**{each.name: given[each.name] for each in fields(Request)})
+    check_sampler(sampler)
+    with progress_of(1, enabled=False) as shown:
+        return fastest(_make_runs(request, params, data, sampler, None), shown).cost()
+
+
 def _refuse_without_store(resume: bool, checkpoint_seconds: float | None) -> None:
     """Refuse settings of a store where there is none.
 
@@ -231,6 +260,8 @@ def _run(
             need = run.need()
             shown.tell(str(need))
             need.check()
+            if progress:
+                shown.tell(str(run.cost()))
         return run.go(shown)
 
 

@@ -1,0 +1,555 @@
+"""Sweeps over settings: the grid in one run, an estimate and a verdict for each cell.
+
+The rules of the verdicts stand in `estimates/verdicts.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from funcsgmcmc import checks
+from funcsgmcmc.estimates.convergence import needs_arviz
+from funcsgmcmc.estimates.llc import LLC
+from funcsgmcmc.estimates.verdicts import Findings, Verdict, find, judge, on_plateau
+from funcsgmcmc.gradients import LossFn
+from funcsgmcmc.runs.attributes import settings_of_draws
+from funcsgmcmc.runs.grid import Axis, Cell, Label, axes_of, cells_of, name_of
+from funcsgmcmc.runs.need import Cost
+from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.runs.sweep import (
+    Part,
+    Runs,
+    SweepRequest,
+    options_of,
+    parameters_of,
+    run_cells,
+    run_grid,
+)
+from funcsgmcmc.samplers.base import Sampler
+
+if TYPE_CHECKING:
+    from xarray import Dataset
+
+# Verdicts that a smaller lr may mend, and a larger one.
+_TOO_LARGE = ("diverged", "left the neighbourhood", "step too large", "noise-dominated")
+_TOO_SMALL = ("not burnt in", "too few draws")
+
+
+@dataclass(frozen=True, eq=False)
+class SweepCell:
+    """A cell of a sweep: what was run there, and what came of it.
+
+    Attributes:
+        labels: Its label on each axis of the grid: a number, or a name.
+        samples: The record of its chains.
+        findings: What the record says.
+        verdict: The judgement, with its reason.
+        control: λ̂ as chains would give it that only localization holds: nβ/T times E L − L(w₀) of
+            the cell of nβ = 0 with the same other labels; NaN if the grid has none. Where λ̂ is near
+            it, the estimate tells of localization, not of the loss.
+    """
+
+    labels: Cell
+    samples: Samples
+    findings: Findings
+    verdict: Verdict
+    control: float
+
+    @property
+    def name(self) -> str:
+        """Its labels in one line, such as `lr=0.001, nbeta=240`."""
+        return name_of(self.labels)
+
+    @property
+    def llc(self) -> LLC | None:
+        """The estimate; None at nβ = 0, or if no chain is healthy."""
+        return self.findings.estimate
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The settings to go on with.
+
+    Attributes:
+        labels: Those of the axes that are numbers.
+        cells: The cells with these labels, one for each combination of names of the other axes.
+        reason: Why these.
+    """
+
+    labels: dict[str, Label]
+    cells: list[SweepCell]
+    reason: str
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """The labels as arguments of the sampler's factory."""
+        return {name: float(label) for name, label in self.labels.items()}
+
+    def __str__(self) -> str:
+        return f"{name_of(self.labels)}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The cells to run next.
+
+    Attributes:
+        grid: For `Sweep.refine`.
+        reason: Why these.
+    """
+
+    grid: dict[str, list[float]]
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.grid}: {self.reason}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Sweep:
+    """The cells of a grid, with an estimate and a verdict for each; made by `sweep`.
+
+    `print(sweep)` shows a table. Estimates are made when they are first asked for.
+
+    Attributes:
+        request: What was asked.
+        parts: The runs: one of the grid, and one of each refinement.
+    """
+
+    request: SweepRequest
+    parts: tuple[Part, ...]
+
+    def __repr__(self) -> str:
+        number = sum(len(part.cells) for part in self.parts)
+        return f"Sweep({number} cells over {', '.join(self.axes)})"
+
+    def __str__(self) -> str:
+        return _table(self)
+
+    @property
+    def axes(self) -> dict[str, list[Label]]:
+        """The labels of each axis: numbers in rising order, names in theirs."""
+        return {
+            name: list(axis.settings) if axis.is_named else sorted(axis.settings)
+            for name, axis in self.request.axes.items()
+        }
+
+    @cached_property
+    def samples(self) -> dict[str, Samples]:
+        """The record of each cell by its name, in the order of the grid."""
+        number = self.request.chains_per_cell
+        found = {
+            name_of(cell): part.samples[slice(row * number, (row + 1) * number)]
+            for part in self.parts
+            for row, cell in enumerate(part.cells)
+        }
+        return {
+            name: found[name] for name in map(name_of, cells_of(self._sorted())) if name in found
+        }
+
+    @cached_property
+    def cells(self) -> list[SweepCell]:
+        """All cells with their estimates and verdicts, in the order of the grid.
+
+        Raises:
+            ImportError: The extra `diagnostics` is not installed.
+            ValueError: L(w₀) is not known, since the data cannot be passed over twice; or draws
+                have weights.
+        """
+        labels = [cell for cell in cells_of(self._sorted()) if name_of(cell) in self.samples]
+        records = [self.samples[name_of(cell)] for cell in labels]
+        found = [find(samples) for samples in records]
+        verdicts = [judge(*both) for both in zip(found, records, strict=True)]
+        for rows in _lines(labels, self.request.axes):
+            lrs = [float(labels[row]["lr"]) for row in rows]
+            judged = on_plateau(lrs, [found[r] for r in rows], [verdicts[r] for r in rows])
+            for row, verdict in zip(rows, judged, strict=True):
+                verdicts[row] = verdict
+        controls = [_control(cell, labels, found, records) for cell in labels]
+        return [
+            SweepCell(*each)
+            for each in zip(labels, records, found, verdicts, controls, strict=True)
+        ]
+
+    @property
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdict on each cell by its name."""
+        return {cell.name: cell.verdict for cell in self.cells}
+
+    def cell(self, **labels: Label) -> SweepCell:
+        """The one cell with some labels: `sweep.cell(lr=1e-3, checkpoint="last")`.
+
+        Raises:
+            ValueError: There is none, or there are several.
+        """
+        for name in labels:
+            checks.choice("an axis", name, tuple(self.request.axes))
+        chosen = [
+            cell
+            for cell in self.cells
+            if all(cell.labels[name] == label for name, label in labels.items())
+        ]
+        if len(chosen) != 1:
+            raise ValueError(
+                f"labels must pick one cell, got {name_of(labels) or 'none'}, which {len(chosen)} "
+                f"cells have, of {', '.join(self.samples)}"
+            )
+        return chosen[0]
+
+    def dataset(self) -> "Dataset":
+        """The table of all cells, labelled by the axes of the grid.
+
+        Returns:
+            Variables over the axes, NaN or `""` where the grid has no cell: `llc`, `error`, `mcse`,
+            `bias`, `drift`, `corrected` as in `LLC`; `r_hat`, `ess`, `distance`, `reach`,
+            `signal_to_noise`, `frozen` as in `Findings`; `control` as in `SweepCell`; `verdict` and
+            `reason`.
+
+        Raises:
+            ImportError: The extra `diagnostics` is not installed.
+            ValueError: As `cells`.
+        """
+        with needs_arviz():
+            import numpy
+            import xarray
+        shape = tuple(len(labels) for labels in self.axes.values())
+        figures = {name: numpy.full(shape, math.nan) for name in _FIGURES}
+        texts = {name: numpy.full(shape, "", dtype=object) for name in ("verdict", "reason")}
+        for cell in self.cells:
+            place = tuple(labels.index(cell.labels[name]) for name, labels in self.axes.items())
+            for name, figure in _FIGURES.items():
+                figures[name][place] = figure(cell)
+            texts["verdict"][place] = cell.verdict.name
+            texts["reason"][place] = cell.verdict.reason
+        dimensions = list(self.axes)
+        return xarray.Dataset(
+            {name: (dimensions, values) for name, values in (figures | texts).items()},
+            coords=dict(self.axes),
+            attrs={"chains_per_cell": self.request.chains_per_cell},
+        )
+
+    def recommend(self) -> Recommendation:
+        """Choose settings: of those that are fine in most cells, the ones with the smallest error.
+
+        Where the grid has axes of names (checkpoints, layers, masks), settings are chosen for all
+        of them alike, so that their estimates can be compared: first by the number of cells that
+        are fine, then by the largest total error of one of these, in units of its estimate.
+
+        Raises:
+            ValueError: No cell is fine; the message counts the verdicts, and says what to do.
+        """
+        groups: dict[str, list[SweepCell]] = {}
+        for cell in self.cells:
+            groups.setdefault(name_of(self._numbers(cell)), []).append(cell)
+        fine = {name: _fine(cells) for name, cells in groups.items() if _fine(cells)}
+        if not fine:
+            raise ValueError(f"no cell is fine ({self._count()}): {self.propose().reason}")
+        most = max(map(len, fine.values()))
+        errors = {
+            name: max(map(_share, cells)) for name, cells in fine.items() if len(cells) == most
+        }
+        best = min(errors, key=lambda name: errors[name])
+        cells = groups[best]
+        some = "it is" if len(cells) == 1 else f"{most} of its {len(cells)} cells are"
+        reason = f"{some} fine, with a total error of {errors[best]:.1%}" + (
+            " at most" if len(cells) > 1 else ""
+        )
+        if len(fine) > 1:
+            reason += f", the smallest of {len(errors)} settings that are fine"
+        return Recommendation(self._numbers(cells[0]), cells, reason)
+
+    def propose(self) -> Proposal:
+        """Propose the cells to run next: step sizes around those that are fine, or towards them.
+
+        Raises:
+            ValueError: The grid has no axis of step sizes, `lr`.
+        """
+        if "lr" not in self.request.axes or self.request.axes["lr"].is_named:
+            raise ValueError("propose needs an axis of step sizes, lr, in the grid")
+        lrs = [float(label) for label in self.axes["lr"]]
+        kinds = {lr: {c.verdict.name for c in self.cells if c.labels["lr"] == lr} for lr in lrs}
+        fine = [lr for lr in lrs if "fine" in kinds[lr]]
+        small = [lr for lr in lrs if kinds[lr] & set(_TOO_SMALL)]
+        large = [lr for lr in lrs if kinds[lr] & set(_TOO_LARGE)]
+        if fine:
+            best = float(self.recommend().labels["lr"])
+            new, reason = _between(best, lrs), f"step sizes around {best:g}, which is fine"
+        elif large and not small:
+            new = [min(lrs) / factor for factor in (2, 4, 8)]
+            reason = "all steps are too large: smaller ones"
+        elif small and not large:
+            new = [max(lrs) * factor for factor in (2, 4, 8)]
+            reason = "no chain has forgotten its start: larger steps, or more burn-in and draws"
+        elif small and large and max(small) < min(large):
+            low, high = max(small), min(large)
+            new = [low * (high / low) ** (part / 4) for part in (1, 2, 3)]
+            reason = f"steps between {low:g}, too small for so short a run, and {high:g}, too large"
+        else:
+            new = [lr / 2 for lr in lrs]
+            reason = (
+                "steps are too large before chains have forgotten their start: smaller ones, and "
+                "a longer run (num_burnin_steps, num_draws), larger batches, or more localization"
+            )
+        return Proposal({"lr": [lr for lr in new if lr not in lrs]}, reason)
+
+    def refine(self, grid: Mapping[str, Any] | None = None) -> "Sweep":
+        """Run further cells, from the same arguments; those that were run before are kept.
+
+        A store takes them, too.
+
+        Args:
+            grid: Further labels of some axes, as for `sweep`: the cells are those of the grid with
+                these labels on these axes, and all labels on the others. Default: what `propose`
+                gives.
+
+        Returns:
+            The sweep of all cells.
+
+        Raises:
+            ValueError: An axis is no axis of the grid. Else as `sweep`.
+        """
+        given = self.propose().grid if grid is None else grid
+        further = axes_of(given, self.request.factory)
+        for name, axis in further.items():
+            checks.choice("an axis of grid", name, tuple(self.request.axes))
+            if axis.is_named != self.request.axes[name].is_named:
+                raise ValueError(
+                    f"grid[{name!r}] must have names where the sweep has, else numbers"
+                )
+        request = self.request.with_axes(further)
+        cells = cells_of({**request.axes, **further})
+        return Sweep(*run_cells(Runs(request, self.parts), cells))
+
+    def _sorted(self) -> dict[str, Axis]:
+        axes = self.request.axes
+        return {
+            name: Axis(name, {label: {} for label in labels}, axes[name].is_named)
+            for name, labels in self.axes.items()
+        }
+
+    def _numbers(self, cell: SweepCell) -> dict[str, Label]:
+        """A cell's labels on axes of numbers."""
+        return {
+            name: label
+            for name, label in cell.labels.items()
+            if not self.request.axes[name].is_named
+        }
+
+    def _count(self) -> str:
+        names = [cell.verdict.name for cell in self.cells]
+        return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+
+
+@overload
+def sweep(
+    loss_fn: LossFn,
+    params: TensorDictBase | Mapping[str, Tensor],
+    data: Any,
+    factory: Callable[..., Sampler],
+    *,
+    grid: Mapping[str, Any],
+    chains_per_cell: int,
+    shared_noise: bool = True,
+    store: str | Path | None = None,
+    resume: bool = False,
+    dry_run: Literal[False] = False,
+    **run: Any,
+) -> Sweep: ...
+@overload
+def sweep(
+    loss_fn: LossFn,
+    params: TensorDictBase | Mapping[str, Tensor],
+    data: Any,
+    factory: Callable[..., Sampler],
+    *,
+    grid: Mapping[str, Any],
+    chains_per_cell: int,
+    shared_noise: bool = True,
+    store: str | Path | None = None,
+    resume: bool = False,
+    dry_run: Literal[True],
+    **run: Any,
+) -> Cost: ...
+def sweep(
+    loss_fn: LossFn,
+    params: TensorDictBase | Mapping[str, Tensor],
+    data: Any,
+    factory: Callable[..., Sampler],
+    *,
+    grid: Mapping[str, Any],
+    chains_per_cell: int,
+    shared_noise: bool = True,
+    store: str | Path | None = None,
+    resume: bool = False,
+    dry_run: bool = False,
+    **run: Any,
+) -> Sweep | Cost:
+    """Sample all cells of a grid of settings in one run, and judge each.
+
+        sweep(loss_fn, params, data, fs.sgld, grid={"lr": [1e-4, 1e-3], "nbeta": [100.0, 240.0]},
+              chains_per_cell=4, num_draws=200, num_burnin_steps=200, batch_size=64, key=fs.key(0))
+
+    All chains step together. Those that diverge freeze, and the others go on as if they had not
+    been there, bit for bit. Chain k of every cell has the index k, and with it the noise and the
+    minibatches of chain k of a run of that cell alone, by `sample` with the same key: cells differ
+    by their settings, and not by chance.
+
+    Args:
+        loss_fn: As for `sample`.
+        params: Where chains start, and their anchor: one tree. `grid` may give cells others.
+        data: As for `sample`.
+        factory: The sampler's, such as `sgld`, or `functools.partial(sgld, weight_decay=1.0)`.
+        grid: The axes, name to values. A name is a setting of the factory, with numbers: one, a
+            list, or a tensor (`"lr": [1e-4, 1e-3]`); or with named values
+            (`"mask": {"first": {"2.weight": False}, …}`). Besides the factory's settings there are
+            `params`, where a cell starts, `initial_loss`, L(w₀) there, and `only`, the parameters
+            that are sampled, as `params_of` takes them (`"only": ["0.*", "2.*"]`). Any other name
+            is yours, with names of settings that go together
+            (`"checkpoint": {"step 100": {"params": tree, "nbeta": 50.0}, …}`).
+        chains_per_cell: K ≥ 1.
+        shared_noise: Whether chain k has the same noise and minibatches in every cell, so that
+            differences between cells have less noise than each has. If not, chains of the i-th cell
+            have the indices from i K.
+        store: A folder for the records, as for `sample`: it has one of them for the grid and one
+            for each refinement (`run-0`, `run-1`, …), each of which `open_run` reads.
+        resume: Whether to go on with the sweep in `store`: cells that are complete are read, those
+            that are not go on, and those that the store lacks are run.
+        dry_run: Whether to tell the cost, from a few steps that are timed, in place of the sweep.
+        **run: Other arguments of `sample`, for all cells: `num_draws`, `num_burnin_steps`,
+            `num_steps_between_draws`, `batch_size`, `key`, `compile`, `full_loss`, `progress`, ….
+
+    Returns:
+        The sweep; its cost if `dry_run`.
+
+    Raises:
+        TypeError, ValueError: An argument breaks a rule; nothing has run yet.
+        FileExistsError: The store holds a sweep that is not to be resumed, or something else.
+        SamplingError, SamplingInterrupt: As `sample`; their `samples` are the chains of all cells
+            of the run, K of each, in the order of the grid.
+    """
+    checks.switch("dry_run", dry_run)
+    checks.switch("resume", resume)
+    if store is not None:
+        checks.instance("store", store, str | Path)
+    elif resume:
+        raise ValueError("resume must be left out without store, the folder of the sweep")
+    request = SweepRequest(
+        loss_fn=loss_fn,
+        params=parameters_of(params),
+        data=data,
+        factory=factory,
+        axes=axes_of(grid, factory),
+        chains_per_cell=chains_per_cell,
+        shared_noise=shared_noise,
+        options=options_of(run),
+        store=None if store is None else Path(store),
+    )
+    if dry_run:
+        return request.cost()
+    return Sweep(*run_grid(request, resume=resume))
+
+
+def _of_llc(name: str) -> Callable[[SweepCell], float]:
+    return lambda cell: math.nan if cell.llc is None else float(getattr(cell.llc, name))
+
+
+def _of_findings(name: str) -> Callable[[SweepCell], float]:
+    return lambda cell: float(getattr(cell.findings, name))
+
+
+_FIGURES: dict[str, Callable[[SweepCell], float]] = {
+    "llc": _of_llc("mean"),
+    **{name: _of_llc(name) for name in ("error", "mcse", "bias", "drift", "corrected")},
+    **{
+        name: _of_findings(name)
+        for name in ("r_hat", "ess", "distance", "reach", "signal_to_noise", "frozen")
+    },
+    "control": lambda cell: cell.control,
+}
+
+
+def _lines(labels: list[Cell], axes: Mapping[str, Axis]) -> list[list[int]]:
+    """Rows of the cells that differ in lr alone, in rising order of it."""
+    if "lr" not in axes or axes["lr"].is_named:
+        return []
+    lines: dict[str, list[int]] = {}
+    for row, cell in enumerate(labels):
+        lines.setdefault(name_of({**cell, "lr": "any"}), []).append(row)
+    return [sorted(rows, key=lambda row: labels[row]["lr"]) for rows in lines.values()]
+
+
+def _control(
+    cell: Cell, labels: list[Cell], found: list[Findings], records: list[Samples]
+) -> float:
+    """λ̂ of a cell as chains would give it that localization alone holds; NaN if it is not known."""
+    other = {**cell, "nbeta": 0.0}
+    if "nbeta" not in cell or other not in labels:
+        return math.nan
+    nbeta, temperature = settings_of_draws(records[labels.index(cell)])
+    return float((nbeta / temperature).mean()) * found[labels.index(other)].rise
+
+
+def _fine(cells: list[SweepCell]) -> list[SweepCell]:
+    return [cell for cell in cells if cell.verdict.name == "fine"]
+
+
+def _share(cell: SweepCell) -> float:
+    """The total error of a cell in units of its estimate."""
+    assert cell.llc is not None  # it is fine
+    return cell.llc.error / abs(cell.llc.mean)
+
+
+def _between(best: float, lrs: list[float]) -> list[float]:
+    """Step sizes on both sides of one, half way to its neighbours, or a factor 2 beyond."""
+    below = [lr for lr in lrs if lr < best]
+    above = [lr for lr in lrs if lr > best]
+    low = math.sqrt(below[-1] * best) if below and below[-1] > 0 else best / 2
+    high = math.sqrt(above[0] * best) if above else best * 2
+    return [low, high]
+
+
+def _table(swept: Sweep) -> str:
+    """A line for each cell, under a line that says what all share."""
+    varied = [name for name, labels in swept.axes.items() if len(labels) > 1]
+    shared = {name: labels[0] for name, labels in swept.axes.items() if len(labels) == 1}
+    header = [*varied, "LLC ± error", "MCSE", "bias", "drift", "R-hat", "distance", "control"]
+    rows = [[*header, "verdict"], *(_row(cell, varied) for cell in swept.cells)]
+    if not any(row[-2] for row in rows[1:]):
+        rows = [[*row[:-2], row[-1]] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    number = swept.request.chains_per_cell
+    title = f"{len(swept.cells)} cells of {number} chains, {swept._count()}"
+    if shared:
+        title += f"; {name_of(shared)}"
+    return "\n".join([title, *lines])
+
+
+def _row(cell: SweepCell, varied: list[str]) -> list[str]:
+    names = [
+        label if isinstance(label, str) else f"{label:.3g}"
+        for label in (cell.labels[name] for name in varied)
+    ]
+    found, estimate = cell.findings, cell.llc
+    figures = ["", "", "", ""]
+    if estimate is not None:
+        figures = [
+            f"{estimate.mean:.4g} ± {estimate.error:.2g}",
+            f"{estimate.mcse:.2g}",
+            "?" if math.isnan(estimate.bias) else f"{estimate.bias:.2g}",
+            f"{estimate.drift:.2g}" if estimate.drift else "",
+        ]
+    more = [
+        "" if math.isnan(value) else f"{value:.3g}"
+        for value in (found.r_hat, found.distance, cell.control if estimate else math.nan)
+    ]
+    return [*names, *figures, *more, str(cell.verdict)]
