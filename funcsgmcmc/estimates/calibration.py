@@ -16,7 +16,7 @@ from torch import Tensor
 from funcsgmcmc import checks
 from funcsgmcmc.estimates.convergence import needs_arviz
 from funcsgmcmc.estimates.llc import LLC
-from funcsgmcmc.estimates.verdicts import Findings, Verdict, find, judge, on_plateau
+from funcsgmcmc.estimates.verdicts import Findings, Verdict, find, judge, on_plateau, size_of
 from funcsgmcmc.gradients import LossFn
 from funcsgmcmc.runs.attributes import settings_of_draws
 from funcsgmcmc.runs.grid import Axis, Cell, Label, axes_of, cells_of, name_of
@@ -500,9 +500,9 @@ def _fine(cells: list[SweepCell]) -> list[SweepCell]:
 
 
 def _share(cell: SweepCell) -> float:
-    """The total error of a cell in units of its estimate."""
+    """The total error of a cell as a share of its estimate."""
     assert cell.llc is not None  # it is fine
-    return cell.llc.error / abs(cell.llc.mean)
+    return cell.llc.error / size_of(cell.llc)
 
 
 def _between(best: float, lrs: list[float]) -> list[float]:

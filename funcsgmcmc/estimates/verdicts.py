@@ -1,7 +1,7 @@
 """The judgement of a sweep's cells: what is found in a cell's record, and the verdict on it.
 
 The rules, in the order in which they are asked; the first that holds is the verdict. λ̂ ± error is
-the cell's estimate, as `llc` gives it.
+the cell's estimate, as `llc` gives it; shares of λ̂ are of ½ where it is smaller.
 
 | verdict | rule |
 |---|---|
@@ -11,12 +11,12 @@ the cell's estimate, as `llc` gives it.
 | left the neighbourhood | a chain exceeded `max_distance`; or, where step and gradient noise do |
 | | not explain it, E‖w − w₀‖² > 1.5 T d/γ, or λ̂ − 3 MCSE > 1.5 d/2 |
 | negative | λ̂ + 3 MCSE < 0 |
-| not burnt in | the halves of the draws differ by more than 10 % of λ̂ and 2.5 standard errors, or |
-| | `llc` finds drift of more than 5 % |
 | noise-dominated | the bias of step and gradient noise is more than 5 % of λ̂, mostly by the noise |
 | step too large | that bias is more than 5 % of λ̂, mostly by the step |
+| not burnt in | the halves of the draws differ by more than 10 % of λ̂ and 2.5 standard errors, or |
+| | `llc` finds drift of more than 5 % |
 | not burnt in | R-hat > 1.1, and > √(1 + 6/K) of K draws, which few draws exceed by chance |
-| too few draws | MCSE of more than 5 % of λ̂, or a total error of more than 10 % |
+| too few draws | MCSE of more than 3 % of λ̂, or a total error of more than 10 % |
 | step too large, not burnt in | λ̂ agrees with none of its neighbours in lr (`on_plateau`) |
 | step not checked | the sampler's bias is not known, and no neighbour in lr can be compared |
 | fine | none of these |
@@ -58,9 +58,11 @@ Name = Literal[
 
 _FAR, _RUN_AWAY = 1.5, 100.0
 _LARGEST_R_HAT = 1.1
+# The coefficient of one regular parameter: shares of less would ask for what nobody needs.
+_SMALLEST = 0.5
 _LARGEST_DRIFT, _Z_OF_DRIFT = 0.1, 2.5
 # Shares of λ̂: bias and Monte Carlo error of a cell that is fine; its total error; steps in lr.
-_LARGEST_BIAS, _LARGEST_MCSE, _LARGEST_ERROR, _LARGEST_STEP = 0.05, 0.05, 0.1, 0.1
+_LARGEST_BIAS, _LARGEST_MCSE, _LARGEST_ERROR, _LARGEST_STEP = 0.05, 0.03, 0.1, 0.1
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Findings:
     """What the record of a cell's chains says; NaN where it does not.
 
     Attributes:
-        estimate: The learning coefficient; None at nβ = 0, or if no chain is healthy.
+        estimate: The learning coefficient; None at nβ = 0, or if no chain is healthy, or chains
+            have run away.
         r_hat: Of the loss, on all data or a part where it was evaluated.
         ess: Effective number of draws of the same.
         num_traced: How many draws of a chain it is of.
@@ -97,6 +100,7 @@ class Findings:
         frozen: The share of chains that were frozen.
         rise: E L − L(w₀).
         most: d/2, with d the number of entries that are sampled.
+        has_run_away: Whether `reach`, or λ̂ in units of d/2, is beyond 100: then the step is unstable.
     """
 
     estimate: LLC | None
@@ -111,6 +115,7 @@ class Findings:
     frozen: float
     rise: float
     most: float
+    has_run_away: bool
 
 
 def find(samples: Samples) -> Findings:
@@ -125,7 +130,7 @@ def find(samples: Samples) -> Findings:
     sampled = tree.count(samples.state.params, samples.sampler.mask)
     most = float(torch.as_tensor(sampled, dtype=torch.float64).max()) / 2
     if not samples.healthy.any() or not samples.num_draws:
-        return Findings(None, nan, nan, 0, nan, nan, nan, nan, nan, frozen, nan, most)
+        return Findings(None, nan, nan, 0, nan, nan, nan, nan, nan, frozen, nan, most, False)
     healthy = samples.healthy
     distances = samples.distances[:, samples.draw_rows][healthy].double()
     late = float(distances[:, distances.shape[1] // 2 :].square().mean())
@@ -134,7 +139,11 @@ def find(samples: Samples) -> Findings:
         force, noise = (float(each[healthy].mean()) for each in forces_and_noises(samples))
         ratio = force / noise if noise > 0 else math.inf
     estimate, r_hat, ess, number, change, error = None, nan, nan, 0, nan, nan
-    if _is_pulled(samples):
+    reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
+    height = rise * _scale(samples) / most
+    has_run_away = max(reach, height) > _RUN_AWAY
+    # Squares of its losses may overflow.
+    if _is_pulled(samples) and not has_run_away:
         estimate = llc(samples)
         trace = best_of(samples, llc_draws(samples), None).trace
         found = diagnostics(trace)
@@ -148,17 +157,24 @@ def find(samples: Samples) -> Findings:
         change,
         error,
         float(distances.square().mean().sqrt()),
-        late / _free_square(samples, 2 * most),
+        reach,
         ratio,
         frozen,
-        _rise(samples),
+        rise,
         most,
+        has_run_away,
     )
 
 
 def _is_pulled(samples: Samples) -> bool:
     """Whether the loss pulls: nβ > 0."""
     return bool((settings_of_draws(samples)[0] > 0).any())
+
+
+def _scale(samples: Samples) -> float:
+    """The factor nβ/T of λ̂."""
+    nbeta, temperature = settings_of_draws(samples)
+    return float((nbeta / temperature).mean())
 
 
 def _rise(samples: Samples) -> float:
@@ -200,12 +216,18 @@ def judge(found: Findings, samples: Samples) -> Verdict:
     """Judge a cell by itself."""
     if found.frozen:
         return _of_frozen(samples)
+    if found.has_run_away:
+        return Verdict(
+            "diverged",
+            f"chains run away, to ‖w − w₀‖ = {found.distance:.2g} and a loss {found.rise:.2g} above "
+            "that of the anchor; lower lr",
+        )
     estimate = found.estimate
     if estimate is None:
         if not samples.num_draws:
             return Verdict("too few draws", "the run stopped in burn-in")
         return Verdict("control", "nβ = 0: the loss does not pull")
-    rules = (_run_away, _left, _negative, _not_burnt_in, _biased, _unmixed, _imprecise)
+    rules = (_left, _negative, _biased, _not_burnt_in, _unmixed, _imprecise)
     for rule in rules:
         verdict = rule(found, estimate)
         if verdict is not None:
@@ -225,17 +247,6 @@ def _of_frozen(samples: Samples) -> Verdict:
     if is_far:
         return Verdict("left the neighbourhood", f"{count}; raise localization, or lower lr")
     return Verdict("diverged", f"{count}; lower lr")
-
-
-def _run_away(found: Findings, estimate: LLC) -> Verdict | None:
-    """Chains whose step is unstable, and which have not reached infinity yet."""
-    if not (found.reach > _RUN_AWAY or estimate.mean > _RUN_AWAY * found.most):
-        return None
-    return Verdict(
-        "diverged",
-        f"chains run away, to ‖w − w₀‖ = {found.distance:.2g} and an estimate of "
-        f"{estimate.mean:.2g}, where d/2 = {found.most:.4g}; lower lr",
-    )
 
 
 def _left(found: Findings, estimate: LLC) -> Verdict | None:
@@ -263,7 +274,7 @@ def _negative(found: Findings, estimate: LLC) -> Verdict | None:
 
 
 def _not_burnt_in(found: Findings, estimate: LLC) -> Verdict | None:
-    size = abs(estimate.mean)
+    size = size_of(estimate)
     change, limit = abs(found.change), max(_LARGEST_DRIFT * size, _Z_OF_DRIFT * found.change_error)
     if change > limit or abs(estimate.drift) > _LARGEST_BIAS * size:
         return Verdict(
@@ -300,11 +311,16 @@ def _biased(found: Findings, estimate: LLC) -> Verdict | None:
 
 def _share_of_bias(estimate: LLC) -> float:
     """The bias in units of the estimate; NaN if it is not known."""
-    return estimate.bias / max(abs(estimate.mean), 1e-300)
+    return estimate.bias / size_of(estimate)
+
+
+def size_of(estimate: LLC) -> float:
+    """What shares of an estimate are taken of."""
+    return max(abs(estimate.mean), _SMALLEST)
 
 
 def _imprecise(found: Findings, estimate: LLC) -> Verdict | None:
-    size = abs(estimate.mean)
+    size = size_of(estimate)
     if math.isnan(estimate.mcse):
         return Verdict("too few draws", "there are too few draws for an error")
     if estimate.mcse > _LARGEST_MCSE * size:
@@ -321,8 +337,7 @@ def _imprecise(found: Findings, estimate: LLC) -> Verdict | None:
 
 
 def _praise(found: Findings, estimate: LLC) -> str:
-    share = estimate.error / abs(estimate.mean) if estimate.mean else math.nan
-    return f"total error {share:.1%}, R-hat {found.r_hat:.3g}"
+    return f"total error {estimate.error / size_of(estimate):.1%}, R-hat {found.r_hat:.3g}"
 
 
 def on_plateau(
@@ -369,7 +384,7 @@ class _Excess:
 
     @property
     def is_large(self) -> bool:
-        return abs(self.size) > max(_LARGEST_STEP * abs(self.mean), 3 * self.error)
+        return abs(self.size) > max(_LARGEST_STEP * max(abs(self.mean), _SMALLEST), 3 * self.error)
 
     def verdict(self, lr: float) -> Verdict:
         beside = f"{self.mean:.4g}, but {self.other_mean:.4g} at lr={self.other_lr:g}"
