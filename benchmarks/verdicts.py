@@ -96,7 +96,7 @@ def regression(batch_size: int | None) -> Problem:
 
 
 def linear_network(widths: list[int], rank: int) -> Problem:
-    """y = W x + noise with n = 10⁴, and all data in a step: its loss is that of its moments."""
+    """Targets W x with n = 10⁴, and all data in a step: the loss is that of the moments."""
     torch.manual_seed(0)
     number = 10_000
     inputs = torch.randn(number, widths[0], dtype=torch.float64)

@@ -14,12 +14,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from funcsgmcmc import checks
+from funcsgmcmc.estimates.advice import Proposal, Recommendation, propose, recommend
+from funcsgmcmc.estimates.cells import FIGURES, SweepCell, judged, table
 from funcsgmcmc.estimates.convergence import needs_arviz
-from funcsgmcmc.estimates.llc import LLC
-from funcsgmcmc.estimates.verdicts import Findings, Verdict, find, judge, on_plateau, size_of
+from funcsgmcmc.estimates.verdicts import Verdict
 from funcsgmcmc.gradients import LossFn
-from funcsgmcmc.runs.attributes import settings_of_draws
-from funcsgmcmc.runs.grid import Axis, Cell, Label, axes_of, cells_of, name_of
+from funcsgmcmc.runs.grid import Axis, Label, axes_of, cells_of, name_of
 from funcsgmcmc.runs.need import Cost
 from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.sweep import (
@@ -35,80 +35,6 @@ from funcsgmcmc.samplers.base import Sampler
 
 if TYPE_CHECKING:
     from xarray import Dataset
-
-# Verdicts that a smaller lr may mend, and a larger one.
-_TOO_LARGE = ("diverged", "left the neighbourhood", "step too large", "noise-dominated")
-_TOO_SMALL = ("not burnt in", "too few draws")
-
-
-@dataclass(frozen=True, eq=False)
-class SweepCell:
-    """A cell of a sweep: what was run there, and what came of it.
-
-    Attributes:
-        labels: Its label on each axis of the grid: a number, or a name.
-        samples: The record of its chains.
-        findings: What the record says.
-        verdict: The judgement, with its reason.
-        control: λ̂ as chains would give it that only localization holds: nβ/T times E L − L(w₀) of
-            the cell of nβ = 0 with the same other labels; NaN if the grid has none. Where λ̂ is near
-            it, the estimate tells of localization, not of the loss.
-    """
-
-    labels: Cell
-    samples: Samples
-    findings: Findings
-    verdict: Verdict
-    control: float
-
-    @property
-    def name(self) -> str:
-        """Its labels in one line, such as `lr=0.001, nbeta=240`."""
-        return name_of(self.labels)
-
-    @property
-    def llc(self) -> LLC | None:
-        """The estimate; None at nβ = 0, or if no chain is healthy."""
-        return self.findings.estimate
-
-
-@dataclass(frozen=True)
-class Recommendation:
-    """The settings to go on with.
-
-    Attributes:
-        labels: Those of the axes that are numbers.
-        cells: The cells with these labels, one for each combination of names of the other axes.
-        reason: Why these.
-    """
-
-    labels: dict[str, Label]
-    cells: list[SweepCell]
-    reason: str
-
-    @property
-    def settings(self) -> dict[str, float]:
-        """The labels as arguments of the sampler's factory."""
-        return {name: float(label) for name, label in self.labels.items()}
-
-    def __str__(self) -> str:
-        return f"{name_of(self.labels)}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The cells to run next.
-
-    Attributes:
-        grid: For `Sweep.refine`.
-        reason: Why these.
-    """
-
-    grid: dict[str, list[float]]
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.grid}: {self.reason}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -130,7 +56,7 @@ class Sweep:
         return f"Sweep({number} cells over {', '.join(self.axes)})"
 
     def __str__(self) -> str:
-        return _table(self)
+        return table(self.cells)
 
     @property
     def axes(self) -> dict[str, list[Label]]:
@@ -163,19 +89,7 @@ class Sweep:
                 have weights.
         """
         labels = [cell for cell in cells_of(self._sorted()) if name_of(cell) in self.samples]
-        records = [self.samples[name_of(cell)] for cell in labels]
-        found = [find(samples) for samples in records]
-        verdicts = [judge(*both) for both in zip(found, records, strict=True)]
-        for rows in _lines(labels, self.request.axes):
-            lrs = [float(labels[row]["lr"]) for row in rows]
-            judged = on_plateau(lrs, [found[r] for r in rows], [verdicts[r] for r in rows])
-            for row, verdict in zip(rows, judged, strict=True):
-                verdicts[row] = verdict
-        controls = [_control(cell, labels, found, records) for cell in labels]
-        return [
-            SweepCell(*each)
-            for each in zip(labels, records, found, verdicts, controls, strict=True)
-        ]
+        return judged(labels, [self.samples[name_of(cell)] for cell in labels])
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
@@ -219,11 +133,11 @@ class Sweep:
             import numpy
             import xarray
         shape = tuple(len(labels) for labels in self.axes.values())
-        figures = {name: numpy.full(shape, math.nan) for name in _FIGURES}
+        figures = {name: numpy.full(shape, math.nan) for name in FIGURES}
         texts = {name: numpy.full(shape, "", dtype=object) for name in ("verdict", "reason")}
         for cell in self.cells:
             place = tuple(labels.index(cell.labels[name]) for name, labels in self.axes.items())
-            for name, figure in _FIGURES.items():
+            for name, figure in FIGURES.items():
                 figures[name][place] = figure(cell)
             texts["verdict"][place] = cell.verdict.name
             texts["reason"][place] = cell.verdict.reason
@@ -244,25 +158,7 @@ class Sweep:
         Raises:
             ValueError: No cell is fine; the message counts the verdicts, and says what to do.
         """
-        groups: dict[str, list[SweepCell]] = {}
-        for cell in self.cells:
-            groups.setdefault(name_of(self._numbers(cell)), []).append(cell)
-        fine = {name: _fine(cells) for name, cells in groups.items() if _fine(cells)}
-        if not fine:
-            raise ValueError(f"no cell is fine ({self._count()}): {self.propose().reason}")
-        most = max(map(len, fine.values()))
-        errors = {
-            name: max(map(_share, cells)) for name, cells in fine.items() if len(cells) == most
-        }
-        best = min(errors, key=lambda name: errors[name])
-        cells = groups[best]
-        some = "it is" if len(cells) == 1 else f"{most} of its {len(cells)} cells are"
-        reason = f"{some} fine, with a total error of {errors[best]:.1%}" + (
-            " at most" if len(cells) > 1 else ""
-        )
-        if len(fine) > 1:
-            reason += f", the smallest of {len(errors)} settings that are fine"
-        return Recommendation(self._numbers(cells[0]), cells, reason)
+        return recommend(self.cells)
 
     def propose(self) -> Proposal:
         """Propose the cells to run next: step sizes around those that are fine, or towards them.
@@ -270,33 +166,7 @@ class Sweep:
         Raises:
             ValueError: The grid has no axis of step sizes, `lr`.
         """
-        if "lr" not in self.request.axes or self.request.axes["lr"].is_named:
-            raise ValueError("propose needs an axis of step sizes, lr, in the grid")
-        lrs = [float(label) for label in self.axes["lr"]]
-        kinds = {lr: {c.verdict.name for c in self.cells if c.labels["lr"] == lr} for lr in lrs}
-        fine = [lr for lr in lrs if "fine" in kinds[lr]]
-        small = [lr for lr in lrs if kinds[lr] & set(_TOO_SMALL)]
-        large = [lr for lr in lrs if kinds[lr] & set(_TOO_LARGE)]
-        if fine:
-            best = float(self.recommend().labels["lr"])
-            new, reason = _between(best, lrs), f"step sizes around {best:g}, which is fine"
-        elif large and not small:
-            new = [min(lrs) / factor for factor in (2, 4, 8)]
-            reason = "all steps are too large: smaller ones"
-        elif small and not large:
-            new = [max(lrs) * factor for factor in (2, 4, 8)]
-            reason = "no chain has forgotten its start: larger steps, or more burn-in and draws"
-        elif small and large and max(small) < min(large):
-            low, high = max(small), min(large)
-            new = [low * (high / low) ** (part / 4) for part in (1, 2, 3)]
-            reason = f"steps between {low:g}, too small for so short a run, and {high:g}, too large"
-        else:
-            new = [lr / 2 for lr in lrs]
-            reason = (
-                "steps are too large before chains have forgotten their start: smaller ones, and "
-                "a longer run (num_burnin_steps, num_draws), larger batches, or more localization"
-            )
-        return Proposal({"lr": [lr for lr in new if lr not in lrs]}, reason)
+        return propose(self.cells)
 
     def refine(self, grid: Mapping[str, Any] | None = None) -> "Sweep":
         """Run further cells, from the same arguments; those that were run before are kept.
@@ -332,18 +202,6 @@ class Sweep:
             name: Axis(name, {label: {} for label in labels}, axes[name].is_named)
             for name, labels in self.axes.items()
         }
-
-    def _numbers(self, cell: SweepCell) -> dict[str, Label]:
-        """A cell's labels on axes of numbers."""
-        return {
-            name: label
-            for name, label in cell.labels.items()
-            if not self.request.axes[name].is_named
-        }
-
-    def _count(self) -> str:
-        names = [cell.verdict.name for cell in self.cells]
-        return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
 
 
 @overload
@@ -453,103 +311,3 @@ def sweep(
     if dry_run:
         return request.cost()
     return Sweep(*run_grid(request, resume=resume))
-
-
-def _of_llc(name: str) -> Callable[[SweepCell], float]:
-    return lambda cell: math.nan if cell.llc is None else float(getattr(cell.llc, name))
-
-
-def _of_findings(name: str) -> Callable[[SweepCell], float]:
-    return lambda cell: float(getattr(cell.findings, name))
-
-
-_FIGURES: dict[str, Callable[[SweepCell], float]] = {
-    "llc": _of_llc("mean"),
-    **{name: _of_llc(name) for name in ("error", "mcse", "bias", "drift", "corrected")},
-    **{
-        name: _of_findings(name)
-        for name in ("r_hat", "ess", "distance", "reach", "signal_to_noise", "frozen")
-    },
-    "control": lambda cell: cell.control,
-}
-
-
-def _lines(labels: list[Cell], axes: Mapping[str, Axis]) -> list[list[int]]:
-    """Rows of the cells that differ in lr alone, in rising order of it."""
-    if "lr" not in axes or axes["lr"].is_named:
-        return []
-    lines: dict[str, list[int]] = {}
-    for row, cell in enumerate(labels):
-        lines.setdefault(name_of({**cell, "lr": "any"}), []).append(row)
-    return [sorted(rows, key=lambda row: labels[row]["lr"]) for rows in lines.values()]
-
-
-def _control(
-    cell: Cell, labels: list[Cell], found: list[Findings], records: list[Samples]
-) -> float:
-    """λ̂ of a cell as chains would give it that localization alone holds; NaN if it is not known."""
-    other = {**cell, "nbeta": 0.0}
-    if "nbeta" not in cell or other not in labels:
-        return math.nan
-    nbeta, temperature = settings_of_draws(records[labels.index(cell)])
-    return float((nbeta / temperature).mean()) * found[labels.index(other)].rise
-
-
-def _fine(cells: list[SweepCell]) -> list[SweepCell]:
-    return [cell for cell in cells if cell.verdict.name == "fine"]
-
-
-def _share(cell: SweepCell) -> float:
-    """The total error of a cell as a share of its estimate."""
-    assert cell.llc is not None  # it is fine
-    return cell.llc.error / size_of(cell.llc)
-
-
-def _between(best: float, lrs: list[float]) -> list[float]:
-    """Step sizes on both sides of one, half way to its neighbours, or a factor 2 beyond."""
-    below = [lr for lr in lrs if lr < best]
-    above = [lr for lr in lrs if lr > best]
-    low = math.sqrt(below[-1] * best) if below and below[-1] > 0 else best / 2
-    high = math.sqrt(above[0] * best) if above else best * 2
-    return [low, high]
-
-
-def _table(swept: Sweep) -> str:
-    """A line for each cell, under a line that says what all share."""
-    varied = [name for name, labels in swept.axes.items() if len(labels) > 1]
-    shared = {name: labels[0] for name, labels in swept.axes.items() if len(labels) == 1}
-    header = [*varied, "LLC ± error", "MCSE", "bias", "drift", "R-hat", "distance", "control"]
-    rows = [[*header, "verdict"], *(_row(cell, varied) for cell in swept.cells)]
-    if not any(row[-2] for row in rows[1:]):
-        rows = [[*row[:-2], row[-1]] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    number = swept.request.chains_per_cell
-    title = f"{len(swept.cells)} cells of {number} chains, {swept._count()}"
-    if shared:
-        title += f"; {name_of(shared)}"
-    return "\n".join([title, *lines])
-
-
-def _row(cell: SweepCell, varied: list[str]) -> list[str]:
-    names = [
-        label if isinstance(label, str) else f"{label:.3g}"
-        for label in (cell.labels[name] for name in varied)
-    ]
-    found, estimate = cell.findings, cell.llc
-    figures = ["", "", "", ""]
-    if estimate is not None:
-        figures = [
-            f"{estimate.mean:.4g} ± {estimate.error:.2g}",
-            f"{estimate.mcse:.2g}",
-            "?" if math.isnan(estimate.bias) else f"{estimate.bias:.2g}",
-            f"{estimate.drift:.2g}" if estimate.drift else "",
-        ]
-    more = [
-        "" if math.isnan(value) else f"{value:.3g}"
-        for value in (found.r_hat, found.distance, cell.control if estimate else math.nan)
-    ]
-    return [*names, *figures, *more, str(cell.verdict)]

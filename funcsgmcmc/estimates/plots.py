@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from funcsgmcmc import checks
-from funcsgmcmc.estimates.calibration import Sweep, SweepCell
+from funcsgmcmc.estimates.calibration import Sweep
+from funcsgmcmc.estimates.cells import SweepCell
 from funcsgmcmc.estimates.llc import LLC, RunningLLC, llc, running_llc
 from funcsgmcmc.runs.grid import Label, name_of
 from funcsgmcmc.runs.record import Samples
@@ -75,8 +76,8 @@ def plot_sweep(sweep: Sweep) -> "Figure":
     localization alone holds, where the grid has nβ = 0.
 
     Args:
-        sweep: A sweep. One without step sizes is plotted over its first axis of numbers, else over
-            names.
+        sweep: A sweep. One of a single step size is plotted over its first axis of names, else of
+            numbers.
 
     Returns:
         A figure; `figure.savefig("sweep.png")` writes it.
@@ -138,7 +139,7 @@ def _layout_of(sweep: Sweep) -> _Layout:
     varied = {name: labels for name, labels in sweep.axes.items() if len(labels) > 1}
     numbers = [name for name in varied if not isinstance(varied[name][0], str)]
     names = [name for name in varied if name not in numbers]
-    x = next(iter([*(n for n in ("lr",) if n in numbers), *numbers, *names, *sweep.axes]))
+    x = next(iter([*(n for n in ("lr",) if n in numbers), *names, *numbers, *sweep.axes]))
     others = [name for name in varied if name != x]
     line = next(iter([*(n for n in ("nbeta",) if n in others), *others]), None)
     rest = {name: varied[name] for name in others if name != line}
@@ -210,12 +211,9 @@ def _label_panels(panels: Any, columns: int, sweep: Sweep, layout: _Layout, high
     """Scales, limits and names of axes."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    means = [
-        cell.llc.mean
-        for cell in sweep.cells
-        if cell.llc is not None and cell.llc.mean <= highest and cell.verdict.name != "control"
-    ]
-    is_log = bool(means) and min(means) > 0 and max(means) / min(means) > 4
+    estimates = [cell.llc for cell in sweep.cells if cell.llc and cell.llc.mean <= highest]
+    lowest = min((each.mean - each.error for each in estimates), default=0.0)
+    is_log = lowest > 0 and highest / lowest > 10
     for index, axes in enumerate(panels):
         if layout.is_log:
             axes.set_xscale("log")

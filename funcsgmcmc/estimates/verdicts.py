@@ -60,6 +60,7 @@ _FAR, _RUN_AWAY = 1.5, 100.0
 _LARGEST_R_HAT = 1.1
 # The coefficient of one regular parameter: shares of less would ask for what nobody needs.
 _SMALLEST = 0.5
+_HALF = 0.5
 _LARGEST_DRIFT, _Z_OF_DRIFT = 0.1, 2.5
 # Shares of λ̂: bias and Monte Carlo error of a cell that is fine; its total error; steps in lr.
 _LARGEST_BIAS, _LARGEST_MCSE, _LARGEST_ERROR, _LARGEST_STEP = 0.05, 0.03, 0.1, 0.1
@@ -97,10 +98,13 @@ class Findings:
         reach: E‖w − w₀‖² over the second half, in units of T d/γ; infinite for γ = 0.
         signal_to_noise: Ratio of gradient to gradient noise: ⟨nβ g, ∇U⟩ over (nβ)² ‖ĝ − g‖², both
             averaged.
+        noise_share: The part of the estimate's bias that gradient noise makes; the step makes the
+            rest.
         frozen: The share of chains that were frozen.
         rise: E L − L(w₀).
         most: d/2, with d the number of entries that are sampled.
-        has_run_away: Whether `reach`, or λ̂ in units of d/2, is beyond 100: then the step is unstable.
+        has_run_away: Whether `reach`, or λ̂ in units of d/2, is beyond 100: the step is
+            unstable.
     """
 
     estimate: LLC | None
@@ -112,6 +116,7 @@ class Findings:
     distance: float
     reach: float
     signal_to_noise: float
+    noise_share: float
     frozen: float
     rise: float
     most: float
@@ -130,14 +135,11 @@ def find(samples: Samples) -> Findings:
     sampled = tree.count(samples.state.params, samples.sampler.mask)
     most = float(torch.as_tensor(sampled, dtype=torch.float64).max()) / 2
     if not samples.healthy.any() or not samples.num_draws:
-        return Findings(None, nan, nan, 0, nan, nan, nan, nan, nan, frozen, nan, most, False)
+        return Findings(None, nan, nan, 0, nan, nan, nan, nan, nan, nan, frozen, nan, most, False)
     healthy = samples.healthy
     distances = samples.distances[:, samples.draw_rows][healthy].double()
     late = float(distances[:, distances.shape[1] // 2 :].square().mean())
-    ratio = nan
-    if samples.looks is not None and len(samples.looks.draws):
-        force, noise = (float(each[healthy].mean()) for each in forces_and_noises(samples))
-        ratio = force / noise if noise > 0 else math.inf
+    ratio, noise_share = _signal_to_noise(samples)
     estimate, r_hat, ess, number, change, error = None, nan, nan, 0, nan, nan
     reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
     height = rise * _scale(samples) / most
@@ -159,11 +161,30 @@ def find(samples: Samples) -> Findings:
         float(distances.square().mean().sqrt()),
         reach,
         ratio,
+        noise_share,
         frozen,
         rise,
         most,
         has_run_away,
     )
+
+
+def _signal_to_noise(samples: Samples) -> tuple[float, float]:
+    """Gradient to gradient noise, and the part of the bias that the noise makes."""
+    if samples.looks is None or not len(samples.looks.draws):
+        return math.nan, math.nan
+    force, noise = forces_and_noises(samples)
+    sampler, healthy = samples.sampler.to(torch.device("cpu")), samples.healthy
+    excess = sampler.virial_excess(force, noise)
+    of_step = sampler.virial_excess(force, torch.zeros_like(noise))
+    share = math.nan
+    if excess is not None and of_step is not None:
+        both, step = (
+            float(each.expand(len(healthy))[healthy].mean()) for each in (excess, of_step)
+        )
+        share = 1 - step / both if both > 0 else 0.0
+    signal, spread = float(force[healthy].mean()), float(noise[healthy].mean())
+    return signal / spread if spread > 0 else math.inf, share
 
 
 def _is_pulled(samples: Samples) -> bool:
@@ -219,8 +240,8 @@ def judge(found: Findings, samples: Samples) -> Verdict:
     if found.has_run_away:
         return Verdict(
             "diverged",
-            f"chains run away, to ‖w − w₀‖ = {found.distance:.2g} and a loss {found.rise:.2g} above "
-            "that of the anchor; lower lr",
+            f"chains run away, to ‖w − w₀‖ = {found.distance:.2g} and a loss {found.rise:.2g} "
+            "above that of the anchor; lower lr",
         )
     estimate = found.estimate
     if estimate is None:
@@ -301,7 +322,7 @@ def _biased(found: Findings, estimate: LLC) -> Verdict | None:
     if not share > _LARGEST_BIAS:
         return None
     text = f"about {estimate.bias:.2g} of {estimate.mean:.4g} ({share:.0%})"
-    if found.signal_to_noise < 1:
+    if found.noise_share > _HALF:
         return Verdict(
             "noise-dominated",
             f"gradient noise makes {text}; take larger batches, control_variates, or a smaller lr",
