@@ -102,13 +102,7 @@ class Sweep:
         Raises:
             ValueError: There is none, or there are several.
         """
-        for name in labels:
-            checks.choice("an axis", name, tuple(self.request.axes))
-        chosen = [
-            cell
-            for cell in self.cells
-            if all(cell.labels[name] == label for name, label in labels.items())
-        ]
+        chosen = self._with(labels)
         if len(chosen) != 1:
             raise ValueError(
                 f"labels must pick one cell, got {name_of(labels) or 'none'}, which {len(chosen)} "
@@ -148,17 +142,24 @@ class Sweep:
             attrs={"chains_per_cell": self.request.chains_per_cell},
         )
 
-    def recommend(self) -> Recommendation:
+    def recommend(self, **labels: Label) -> Recommendation:
         """Choose settings: of those that are fine in most cells, the ones with the smallest error.
+
+        A step size is good or bad; nβ and localization say what is estimated, and to choose them is
+        yours: `sweep.recommend(nbeta=240.0)`.
 
         Where the grid has axes of names (checkpoints, layers, masks), settings are chosen for all
         of them alike, so that their estimates can be compared: first by the number of cells that
         are fine, then by the largest total error of one of these, in units of its estimate.
 
+        Args:
+            **labels: Labels of some axes, among whose cells to choose; default: all cells.
+
         Raises:
-            ValueError: No cell is fine; the message counts the verdicts, and says what to do.
+            ValueError: No cell is fine; the message counts the verdicts, and says what to do. Or
+                there is no cell with these labels.
         """
-        return recommend(self.cells)
+        return recommend(self._with(labels))
 
     def propose(self) -> Proposal:
         """Propose the cells to run next: step sizes around those that are fine, or towards them.
@@ -195,6 +196,22 @@ class Sweep:
         request = self.request.with_axes(further)
         cells = cells_of({**request.axes, **further})
         return Sweep(*run_cells(Runs(request, self.parts), cells))
+
+    def _with(self, labels: Mapping[str, Label]) -> list[SweepCell]:
+        """The cells with some labels.
+
+        Raises:
+            ValueError: There are none.
+        """
+        for name in labels:
+            checks.choice("an axis", name, tuple(self.request.axes))
+        chosen = [cell for cell in self.cells if labels.items() <= cell.labels.items()]
+        if not chosen:
+            raise ValueError(
+                f"labels must be those of a cell, got {name_of(labels)}, of "
+                f"{', '.join(self.samples)}"
+            )
+        return chosen
 
     def _sorted(self) -> dict[str, Axis]:
         axes = self.request.axes

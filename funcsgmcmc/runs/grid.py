@@ -158,14 +158,21 @@ def chains_of(
     initial_loss = given.pop("initial_loss", None)
     if initial_loss is not None:
         initial_loss = torch.as_tensor(initial_loss, dtype=torch.float64)
-    sampler = factory(**given)
+    try:
+        sampler = factory(**given)
+    except Exception as error:
+        error.add_note(f"This happened when the factory was called with {', '.join(given)}.")
+        raise
     check_sampler(sampler)
     return Chains(sampler, start, initial_loss)
 
 
 def _settings_of(factory: Factory) -> set[str] | None:
     """Names of a factory's settings; None if it takes any."""
-    parameters = inspect.signature(factory).parameters.values()
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+    except ValueError as error:  # a class of C, for instance
+        raise TypeError(f"factory must be one such as sgld, got {factory!r}") from error
     if any(each.kind is each.VAR_KEYWORD for each in parameters):
         return None
     return {each.name for each in parameters}
