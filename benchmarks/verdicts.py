@@ -100,10 +100,12 @@ def linear_network(widths: list[int], rank: int) -> Problem:
     torch.manual_seed(0)
     number = 10_000
     inputs = torch.randn(number, widths[0], dtype=torch.float64)
-    layers = [torch.randn(b, a, dtype=torch.float64) / math.sqrt(a) for a, b in pairwise(widths)]
-    for layer in layers:  # all of the network's rank
-        layer[rank:, :] = 0 if layer is not layers[-1] else layer[rank:, :]
-    layers[-1][:, rank:] = 0
+    layers = []
+    for into, out in pairwise(widths):
+        # Of the network's rank, with singular values 1: active directions are all stiff.
+        left = torch.linalg.qr(torch.randn(out, out, dtype=torch.float64)).Q
+        layers.append(torch.zeros(out, into, dtype=torch.float64))
+        layers[-1][:, :rank] = left[:, :rank] if out == widths[-1] else torch.eye(out)[:, :rank]
     truth = functools.reduce(lambda product, layer: layer @ product, layers)
     moment = inputs.T @ inputs / number
 
@@ -124,13 +126,13 @@ def linear_network(widths: list[int], rank: int) -> Problem:
         loss,
         {f"w{index}": layer for index, layer in enumerate(layers)},
         [moment],
-        [scale * factor for factor in (0.002, 0.01, 0.04, 0.16, 0.32, 1.0)],
+        [scale * factor for factor in (0.02, 0.1, 0.2, 0.4, 0.8)],
         nbeta,
-        1.0,
+        10.0,  # fills flat directions in 2/(ε γ) steps
         {
             "num_draws": 400,
-            "num_burnin_steps": 1000 * (len(layers) - 1),
-            "num_steps_between_draws": 5 * (len(layers) - 1),
+            "num_burnin_steps": 2000 * (len(layers) - 1),
+            "num_steps_between_draws": 6 * (len(layers) - 1),
             "full_loss": 100,
         },
     )

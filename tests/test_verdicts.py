@@ -132,6 +132,23 @@ def test_an_estimate_above_half_the_parameters_has_left():
     assert "above d/2 = 5" in cell.verdict.reason
 
 
+def test_flat_directions_that_are_not_filled_are_found():
+    """The loss does not see them: nothing but the distance says that chains are on their way."""
+
+    def blind(params, batch):
+        return loss({"w": params["w"]}, batch) + 0 * params["flat"].sum()
+
+    start = {**PROBLEM.start, "flat": torch.zeros(300)}
+    settings = {"start": start, "loss_fn": blind, "num_draws": 60}
+    (cell,) = sweep(fs.baoa, grid={"lr": [0.02]}, **settings).cells
+    assert cell.verdict.name == "not burnt in"
+    assert "the loss has flat directions" in cell.verdict.reason
+    # The pull of localization fills them within a burn-in: 2/(ε γ) steps.
+    (cell,) = sweep(fs.baoa, grid={"lr": [0.1], "localization": 20.0}, **settings).cells
+    assert cell.verdict.name != "not burnt in"
+    assert cell.findings.reach == pytest.approx(1.0, abs=0.1)
+
+
 def test_few_draws_are_too_few():
     (cell,) = sweep(fs.baoa, grid={"lr": [0.1]}, num_draws=12).cells
     assert cell.verdict.name == "too few draws"
@@ -155,7 +172,9 @@ def finding(mean=10.0, mcse=0.1, bias=0.0) -> Findings:
     estimate = LLC(
         mean, math.hypot(*parts), mcse, bias, 0.0, [], "all data", per_chain, per_chain, 4
     )
-    return Findings(estimate, 1.0, 400.0, 50, 0.0, 0.2, 1.0, 0.5, 1.0, 0.5, 0.0, 0.1, 50.0, False)
+    return Findings(
+        estimate, 1.0, 400.0, 50, 0.0, 0.2, 0.0, 0.1, 1.0, 0.5, 1.0, 0.5, 0.0, 0.1, 50.0, False
+    )
 
 
 FINE = Verdict("fine", "")

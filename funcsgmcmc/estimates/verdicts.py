@@ -14,7 +14,7 @@ the cell's estimate, as `llc` gives it; shares of λ̂ are of ½ where it is sma
 | noise-dominated | the bias of step and gradient noise is more than 5 % of λ̂, mostly by the noise |
 | step too large | that bias is more than 5 % of λ̂, mostly by the step |
 | not burnt in | the halves of the draws differ by more than 10 % of λ̂ and 2.5 standard errors, or |
-| | `llc` finds drift of more than 5 % |
+| | `llc` finds drift of more than 5 %, or ‖w − w₀‖² grows by more than 15 % between them |
 | not burnt in | R-hat > 1.1, and > √(1 + 6/K) of K draws, which few draws exceed by chance |
 | too few draws | MCSE of more than 3 % of λ̂, or a total error of more than 10 % |
 | step too large, not burnt in | λ̂ agrees with none of its neighbours in lr (`on_plateau`) |
@@ -61,7 +61,7 @@ _LARGEST_R_HAT = 1.1
 # The coefficient of one regular parameter: shares of less would ask for what nobody needs.
 _SMALLEST = 0.5
 _HALF = 0.5
-_LARGEST_DRIFT, _Z_OF_DRIFT = 0.1, 2.5
+_LARGEST_DRIFT, _LARGEST_GROWTH, _Z_OF_DRIFT = 0.1, 0.15, 2.5
 # Shares of λ̂: bias and Monte Carlo error of a cell that is fine; its total error; steps in lr.
 _LARGEST_BIAS, _LARGEST_MCSE, _LARGEST_ERROR, _LARGEST_STEP = 0.05, 0.03, 0.1, 0.1
 
@@ -94,6 +94,8 @@ class Findings:
         num_traced: How many draws of a chain it is of.
         change: By how much the second half of the draws is above the first, in units of λ̂.
         change_error: The standard error of that.
+        growth: The same of ‖w − w₀‖², as a share.
+        growth_error: The standard error of that.
         distance: Root mean square of ‖w − w₀‖ over draws.
         reach: E‖w − w₀‖² over the second half, in units of T d/γ; infinite for γ = 0.
         signal_to_noise: Ratio of gradient to gradient noise: ⟨nβ g, ∇U⟩ over (nβ)² ‖ĝ − g‖², both
@@ -113,6 +115,8 @@ class Findings:
     num_traced: int
     change: float
     change_error: float
+    growth: float
+    growth_error: float
     distance: float
     reach: float
     signal_to_noise: float
@@ -135,10 +139,14 @@ def find(samples: Samples) -> Findings:
     sampled = tree.count(samples.state.params, samples.sampler.mask)
     most = float(torch.as_tensor(sampled, dtype=torch.float64).max()) / 2
     if not samples.healthy.any() or not samples.num_draws:
-        return Findings(None, nan, nan, 0, nan, nan, nan, nan, nan, nan, frozen, nan, most, False)
+        return Findings(
+            None, nan, nan, 0, nan, nan, nan, nan, nan, nan, nan, nan, frozen, nan, most, False
+        )
     healthy = samples.healthy
-    distances = samples.distances[:, samples.draw_rows][healthy].double()
-    late = float(distances[:, distances.shape[1] // 2 :].square().mean())
+    squares = samples.distances[:, samples.draw_rows][healthy].double().square()
+    late = float(squares[:, squares.shape[1] // 2 :].mean())
+    average = float(squares.mean())
+    growth, growth_error = (each / max(average, 1e-300) for each in _change(squares))
     ratio, noise_share = _signal_to_noise(samples)
     estimate, r_hat, ess, number, change, error = None, nan, nan, 0, nan, nan
     reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
@@ -158,7 +166,9 @@ def find(samples: Samples) -> Findings:
         number,
         change,
         error,
-        float(distances.square().mean().sqrt()),
+        growth,
+        growth_error,
+        math.sqrt(average),
         reach,
         ratio,
         noise_share,
@@ -302,6 +312,12 @@ def _not_burnt_in(found: Findings, estimate: LLC) -> Verdict | None:
             "not burnt in",
             f"the second half of the draws is {found.change:+.2g} from the first "
             f"({found.change / size:+.0%}); take more burn-in, or a larger lr",
+        )
+    if found.growth > max(_LARGEST_GROWTH, _Z_OF_DRIFT * found.growth_error):
+        return Verdict(
+            "not burnt in",
+            f"‖w − w₀‖² grows by {found.growth:.0%} between the halves of the draws: the loss has "
+            "flat directions; take more burn-in, a larger lr, or more localization",
         )
     return None
 
