@@ -1,6 +1,9 @@
 """Sweeps: cells that are runs of their own, those that fail, stores, grids, and what they cost."""
 
 import functools
+import math
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -396,3 +399,87 @@ class TestStore:
         with pytest.raises(ValueError, match="batch_size must be"):
             sweep(store=folder, batch_size=1000)
         assert len(sweep(store=folder).samples) == 4
+
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.slow
+def test_the_coefficient_over_training_is_one_call():
+    """Of a transformer on modular addition: error and verdict for each of eight checkpoints."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    example = runpy.run_path(str(EXAMPLES / "over_training.py"))
+    tokens, sums = example["problem"]()
+    model = example["Transformer"]()
+    checkpoints = example["train"](model, tokens, sums)
+    loss_fn, settings = fs.module_loss(model, cross_entropy), {"nbeta": 25.0, "localization": 100.0}
+    run = {"num_draws": 60, "num_burnin_steps": 100, "num_steps_between_draws": 2, "full_loss": 15}
+    starts = {name: {"params": params} for name, params in checkpoints.items()}
+    swept = fs.sweep(
+        loss_fn,
+        fs.params_of(model),
+        (tokens, sums),
+        fs.baoa,
+        grid={"checkpoint": starts, "lr": 0.02, **settings},
+        chains_per_cell=4,
+        key=fs.key(0),
+        **run,
+    )
+    assert swept.axes["checkpoint"] == list(checkpoints)
+    for cell in swept.cells:
+        assert math.isfinite(cell.llc.error)
+        assert cell.verdict.reason
+    # It is simple at first, and most complex before it has understood.
+    means = [cell.llc.mean for cell in swept.cells]
+    assert means[0] < 0.5 * means[1] < 0.5 * max(means)
+    cell = swept.cells[3]
+    single = fs.sample(
+        loss_fn,
+        checkpoints[cell.labels["checkpoint"]],
+        (tokens, sums),
+        fs.baoa(0.02, **settings),
+        num_chains=4,
+        key=fs.key(0),
+        **run,
+    )
+    assert fs.llc(single).mean == pytest.approx(cell.llc.mean, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_coefficient_by_layer_is_one_call():
+    """Of digits: equal to separate runs with masks."""
+    torch.manual_seed(0)
+    example = runpy.run_path(str(EXAMPLES / "digits.py"))
+    images, labels = example["load"]()
+    model = torch.nn.Sequential(
+        torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)
+    ).double()
+    example["train"](model, images.double(), labels, epochs=20)
+    loss_fn, params = fs.module_loss(model, cross_entropy), fs.params_of(model)
+    settings = {"lr": 0.02, "nbeta": 240.0, "localization": 100.0}
+    run = {"num_draws": 40, "num_burnin_steps": 40, "batch_size": 128, "key": fs.key(0)}
+    run["full_loss"] = 10
+    by_layer = fs.sweep(
+        loss_fn,
+        params,
+        (images.double(), labels),
+        fs.baoa,
+        grid={"only": ["0.*", "2.*"], **settings},
+        chains_per_cell=4,
+        **run,
+    )
+    for cell in by_layer.cells:
+        mask = {name: name[:1] == cell.labels["only"][:1] for name in fs.tree.names(params)}
+        single = fs.sample(
+            loss_fn,
+            params,
+            (images.double(), labels),
+            fs.baoa(mask=mask, **settings),
+            num_chains=4,
+            **run,
+        )
+        one, other = fs.llc(single), cell.llc
+        assert other.mean == pytest.approx(one.mean, rel=1e-9)
+        assert other.error == pytest.approx(one.error, rel=1e-6)
+        torch.testing.assert_close(cell.samples.losses, single.losses)
