@@ -189,6 +189,11 @@ def test_settings_that_are_no_numbers_may_be_named():
         ([1.0], TypeError, "grid must map settings to their values, got list"),
         ({"lr": []}, ValueError, r"grid\['lr'\] must have at least one value"),
         ({"lr": [1e-3, 1e-3]}, ValueError, "must hold each value once"),
+        (
+            {"lr": [1e-3, 1.0000001e-3]},
+            ValueError,
+            "must hold values that differ in their first six",
+        ),
         ({"lr": [1e-3, float("nan")]}, ValueError, r"grid\['lr'\] must be finite, got nan"),
         ({"lr": ["a"]}, TypeError, r"grid\['lr'\] must hold numbers, or map names to values"),
         ({"lr": [True]}, TypeError, r"grid\['lr'\] must hold numbers"),
@@ -293,6 +298,41 @@ def test_the_cost_is_told_beforehand(monkeypatch):
         "12 chains × 403 steps: 4,836 gradients on 8 examples each, and 8 looks a chain at "
         "40 examples; about "
     )
+
+
+def test_a_sweep_that_is_shown_tells_its_cost_first(caplog):
+    with caplog.at_level("INFO", logger="funcsgmcmc"):
+        sweep(progress=True)
+    told = [record.getMessage() for record in caplog.records]
+    assert told[1].startswith("12 chains × 15 steps: 180 gradients on 8 examples each; about ")
+    assert told[2].startswith("15 of 15 steps")
+
+
+def test_a_cell_of_one_chain_is_judged():
+    swept = sweep(chains_per_cell=1, num_draws=40)
+    assert {cell.verdict.name for cell in swept.cells} <= {"too few draws", "not burnt in"}
+    assert "not burnt in" in str(swept) or "too few draws" in str(swept)
+
+
+def test_the_loss_at_an_anchor_is_evaluated_once():
+    """… and not for each chain that has it."""
+    calls = []
+
+    def loss_fn(params, batch):
+        calls.append(len(batch[0]))
+        return LOSS(params, batch)
+
+    later = start().apply(lambda leaf: leaf + 0.1)
+    grid = {"lr": [1e-3, 1e-4], "nbeta": 5.0, "params": {"a": start(), "b": later}}
+    run = RUN | {"num_draws": 1, "num_burnin_steps": 0}
+    data_ = data()
+    swept = fs.sweep(loss_fn, start(), data_, fs.sgld, grid=grid, chains_per_cell=3, **run)
+    # Five passes of eight examples each over the data, for two anchors of twelve chains.
+    assert sum(calls) <= 2 * 40 + 8 * 6
+    for name, params in (("a", start()), ("b", later)):
+        for lr in (1e-3, 1e-4):
+            found = swept.cell(params=name, lr=lr).samples.initial_loss
+            torch.testing.assert_close(found, LOSS(params, data_).expand(3))
 
 
 def test_the_initial_loss_may_be_given_with_a_cell():

@@ -44,6 +44,15 @@ class Axis:
     settings: dict[Label, Mapping[str, Any]]
     is_named: bool
 
+    def __post_init__(self) -> None:
+        # Names of cells tell them apart.
+        names = [name_of({self.name: label}) for label in self.settings]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"grid[{self.name!r}] must hold values that differ in their first six digits, got "
+                f"{list(self.settings)}"
+            )
+
     def of(self, label: Label) -> Mapping[str, Any]:
         """The settings of a label; a number that the axis lacks stands for itself.
 

@@ -24,6 +24,7 @@ from funcsgmcmc.runs.need import Cost
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Recorded, Request
+from funcsgmcmc.runs.rows import which_of
 from funcsgmcmc.runs.run import Run, fastest
 from funcsgmcmc.runs.start import Start, start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
@@ -384,12 +385,14 @@ def _check_names(request: Request, params: TensorDict) -> None:
             )
 
 
-def _distinct(anchor: TensorDict) -> Sequence[TensorDict]:
-    """The chains' anchors: one if they share it, as those of a sweep do as a rule."""
+def _distinct(anchor: TensorDict) -> tuple[Sequence[TensorDict], list[int]]:
+    """The anchors that differ, and which of them each chain has; no list if they share one."""
     if not anchor.batch_size:
-        return [anchor]
+        return [anchor], []
     is_shared = all(bool((leaf == leaf[:1]).all()) for _, leaf in tree.leaves(anchor))
-    return [anchor[0]] if is_shared else anchor.unbind(0)
+    which = [] if is_shared else which_of(anchor)
+    firsts = [which.index(index) for index in range(max(which, default=-1) + 1)] or [0]
+    return [anchor[row] for row in firsts], which
 
 
 def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tensor | None:
@@ -397,9 +400,10 @@ def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tens
     if request.initial_loss is not None:
         return check_initial_loss(request.initial_loss, request.num_chains)
     losses = []
+    anchors, which = _distinct(anchor)
     with torch.no_grad():
-        # One chain at a time: a pass over all data takes the memory of a piece for each chain.
-        for chain in _distinct(anchor):
+        # One anchor at a time: a pass over all data takes the memory of a piece for each.
+        for chain in anchors:
             pieces = batches.one_pass()
             if pieces is not None:
                 pieces = announced(pieces, "the loss at the anchor: initial_loss=… gives it")
@@ -412,4 +416,4 @@ def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tens
             f"the loss at the anchor, on all data, must be finite, got {float(losses[0])}: look at "
             "the data and the parameters"
         )
-    return torch.stack(losses) if len(losses) > 1 else losses[0]
+    return torch.stack(losses)[which] if which else losses[0]
