@@ -62,6 +62,9 @@ def test_cells_without_shared_noise_have_chains_of_their_own():
     chains = [samples.chains.tolist() for samples in swept.samples.values()]
     # Chains are numbered in the order that was given, and cells shown in rising order.
     assert chains == [[14, 15, 16], [11, 12, 13], [8, 9, 10], [5, 6, 7]]
+    # Those of a refinement are further ones.
+    more = swept.refine({"lr": [3e-4]}).samples["lr=0.0003, nbeta=5, localization=2"]
+    assert more.chains.tolist() == [20, 21, 22]
     single = alone(fs.sgld(1e-4, nbeta=5.0, localization=2.0), chain_offset=14)
     assert_same(swept.samples["lr=0.0001, nbeta=5, localization=2"], single)
 

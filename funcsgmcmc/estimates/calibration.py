@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -124,11 +125,13 @@ class Sweep:
             ValueError: As `cells`.
         """
         with needs_arviz():
-            import numpy
             import xarray
         shape = tuple(len(labels) for labels in self.axes.values())
-        figures = {name: numpy.full(shape, math.nan) for name in FIGURES}
-        texts = {name: numpy.full(shape, "", dtype=object) for name in ("verdict", "reason")}
+        nothing = torch.full(shape, math.nan, dtype=torch.float64).numpy()
+        figures = {name: nothing.copy() for name in FIGURES}
+        texts = {name: nothing.astype(object) for name in ("verdict", "reason")}
+        for text in texts.values():
+            text[...] = ""
         for cell in self.cells:
             place = tuple(labels.index(cell.labels[name]) for name, labels in self.axes.items())
             for name, figure in FIGURES.items():

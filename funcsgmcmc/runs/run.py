@@ -54,7 +54,7 @@ from funcsgmcmc.stepping import (
     step_noise,
 )
 
-_TIMED_STEPS = 4
+_TIMED_STEPS, _LONG_STEP = 4, 5.0
 
 
 @dataclass
@@ -271,6 +271,8 @@ class Run:
                 )
                 info.loss.tolist()  # waits for the device
                 seconds.append(time.perf_counter() - start)
+                if seconds[-1] > _LONG_STEP and self.request.compile is not True:
+                    break  # it tells enough
         chunk.memory = kept_memory
         return seconds
 
@@ -435,8 +437,9 @@ class Run:
         looked_at = None if self.full_data is None else self.full_data.num_examples
         if self.full_data is not None:
             looks = self.request.num_draws // self.full_data.every
+        timed = self._timed_steps()
         # The first of them compiles, and warms caches; the best of the others would be luck.
-        seconds = statistics.median(self._timed_steps()[1:]) * len(self.chunks) * steps
+        seconds = statistics.median(timed[1:] or timed) * len(self.chunks) * steps
         if size and looked_at:
             seconds *= 1 + looks * looked_at / (steps * size)
         return Cost(self.request.num_chains, steps, size, looks, looked_at, seconds)
