@@ -13,6 +13,7 @@ from typing import Any
 
 from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch, tree
 from funcsgmcmc.estimates import plots
+from funcsgmcmc.estimates.calibration import sweep
 from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
 from funcsgmcmc.estimates.draws import llc_draws
 from funcsgmcmc.estimates.ladder import step_ladder
@@ -74,6 +75,7 @@ __all__ = [
     "step_ladder",
     "summary",
     "svrg",
+    "sweep",
     "to_datatree",
     "tree",
     "weighted_mean",

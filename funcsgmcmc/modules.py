@@ -52,7 +52,7 @@ def params_of(
             "module must have a parameter to sample, got frozen ones (requires_grad=False), which "
             f"include_frozen=True takes: {listed(aliases)}"
         )
-    selected = _select(named, aliases, only)
+    selected = selected_names(named, aliases, only)
     taken = {name: leaf for name, leaf in named.items() if name in selected}
     for name, leaf in taken.items():
         if isinstance(leaf, UninitializedParameter):
@@ -73,7 +73,7 @@ def first_names_of(module: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(leaf), name) for name, leaf in everything}
 
 
-def _select(
+def selected_names(
     named: Mapping[str, Tensor], aliases: Mapping[str, str], only: Selection | None
 ) -> set[str]:
     """Names of the parameters that a selection takes.

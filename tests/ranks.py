@@ -154,6 +154,11 @@ HOWS: dict[str, Callable[[], tuple[fs.samplers.Sampler, dict[str, Any]]]] = {
     "epochs": lambda: (_sgnht(), {"minibatches": "epochs"}),
     "a list": lambda: (_sgnht(), {"data": batches_of_8(), "batch_size": None}),
     "looks at all data": lambda: (_sgnht(), {"full_loss": 3}),
+    "a burn-in that ends by itself": lambda: (
+        fs.sgld(1e-3, nbeta=3.0, localization=50.0),
+        {"num_burnin_steps": "auto", "num_draws": 120, "chunk_size": 6},
+    ),
+    "indices of their own": lambda: (_sgnht(), {"chain_offset": torch.arange(12) % 4}),
     "other indices": lambda: (_sgnht(), {"chain_offset": 5}),
     "weights": lambda: (BY_NAME["contour_sgld"].make(fs.params_of(classification()[0])), {}),
     "memory of each chain": lambda: (_sgnht(), {"estimator": lambda loss_fn: fs.svrg(loss_fn, 4)}),
@@ -166,6 +171,26 @@ def sampled(mesh: DeviceMesh | None, how: str, changes: Mapping[str, Any] = {}) 
     settings = {"loss_fn": FailsAt(-1, -1, raise_error)} | BASE | settings | dict(changes)
     estimator = settings.pop("estimator", lambda loss_fn: loss_fn)
     return run(sampler, mesh=mesh, **(settings | {"loss_fn": estimator(settings["loss_fn"])}))
+
+
+def swept(mesh: DeviceMesh | None, changes: Mapping[str, Any]) -> dict[str, fs.Samples]:
+    """The record of each cell of a sweep."""
+    sweep = fs.sweep(
+        fs.module_loss(classification()[0], cross_entropy),
+        fs.params_of(classification()[0]),
+        classification()[1],
+        fs.sgld,
+        grid={"lr": [1e-3, 2e-3, 1e300], "nbeta": [1.0, 3.0]},
+        chains_per_cell=2,
+        num_draws=5,
+        batch_size=16,
+        key=fs.key(0),
+        record=["draws", "metrics"],
+        chunk_size=2,
+        mesh=mesh,
+        **changes,
+    )
+    return sweep.samples
 
 
 class FailsAt:

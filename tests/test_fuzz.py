@@ -124,6 +124,16 @@ def record(start: Any = W) -> fs.Samples:
 
 
 FIRST = record()
+SWEEP = fs.sweep(
+    quadratic,
+    W,
+    torch.ones(6),
+    fs.sgld,
+    grid={"lr": [0.01, 0.02], "nbeta": 1.0, "localization": 1.0},
+    chains_per_cell=2,
+    num_draws=6,
+    key=fs.key(0),
+)
 SAMPLE = Target(
     fs.sample,
     {
@@ -145,7 +155,7 @@ SAMPLE = Target(
         "num_steps_between_draws": COUNTS,
         "batch_size": {"none", *COUNTS},
         "key": {"key"},
-        "chain_offset": {"zero", *COUNTS},
+        "chain_offset": {"zero", "key", *COUNTS},
         "init_noise": SHARED,
         "log_prior": {"none"},
         "observables": {"none", "empty dict"},
@@ -207,6 +217,31 @@ def factory_target(name: str) -> Target:
 
 TARGETS = [
     SAMPLE,
+    Target(
+        fs.sweep,
+        {
+            "loss_fn": quadratic,
+            "params": W,
+            "data": torch.ones(6),
+            "factory": fs.sgld,
+            "grid": {"lr": [0.01, 0.02], "nbeta": 1.0},
+            "chains_per_cell": 2,
+            "num_draws": 2,
+            "key": fs.key(0),
+        },
+        {
+            "params": {"tree"},
+            "data": {"pair", "triple", "matrix"},
+            "factory": {"factory"},
+            "chains_per_cell": COUNTS,
+            "shared_noise": SWITCH,
+            "store": {"none"},
+            "dry_run": SWITCH,
+        },
+        {"loss_fn": "loss", "factory": "sampler"},
+    ),
+    Target(SWEEP.refine, {}, {"grid": {"none"}}),
+    Target(fs.plots.plot_sweep, {"sweep": SWEEP}),
     *(factory_target(name) for name in SPECS),
     Target(
         fs.kernel,

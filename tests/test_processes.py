@@ -78,6 +78,25 @@ class TestResults:
             assert list(map(str, samples.frozen)) == list(map(str, alone.frozen))
 
 
+class TestSweeps:
+    def test_cells_are_those_of_one_process_also_on_disk(self, ranks: Ranks, tmp_path):
+        alone = work.swept(None, {})
+        stored = {"store": tmp_path / "sweep"}
+        for found in (
+            *ranks.call(work.swept, {}),
+            *ranks.call(work.swept, stored, size=2),
+            *ranks.call(work.swept, stored | {"resume": True}),
+        ):
+            assert list(found) == list(alone)
+            for name, samples in found.items():
+                assert_same_runs(samples, alone[name])
+
+    def test_a_store_that_is_taken_is_refused_on_all_ranks(self, ranks: Ranks, tmp_path):
+        (tmp_path / "file").write_text("")
+        told = ranks.errors(work.swept, {"store": tmp_path})
+        assert all("must be a new folder, or that of a sweep" in each for each in told)
+
+
 class TestStores:
     @pytest.mark.parametrize("how", ["chunks", *slow("a sweep", "memory of each chain", "weights")])
     def test_stores_are_equal_array_by_array(self, how, ranks: Ranks, tmp_path):

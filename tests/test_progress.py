@@ -79,7 +79,7 @@ def test_a_run_that_goes_on_counts_on(monkeypatch, caplog, terminal, capsys):
     ]
 
 
-def test_a_short_run_writes_two_lines_without_carriage_returns(capsys):
+def test_a_short_run_writes_three_lines_without_carriage_returns(capsys):
     """Logging is not configured: the line is seen all the same, and nothing stays behind."""
     logger = logging.getLogger("funcsgmcmc")
     root = logging.getLogger()
@@ -90,8 +90,9 @@ def test_a_short_run_writes_two_lines_without_carriage_returns(capsys):
         root.handlers = handlers
     shown = capsys.readouterr().err
     assert "\r" not in shown
-    needed, line = shown.splitlines()
+    needed, cost, line = shown.splitlines()
     assert "funcsgmcmc: the run needs " in needed
+    assert "funcsgmcmc: 5 chains × 6 steps: 30 gradients on 8 examples each; about " in cost
     assert "funcsgmcmc: 6 of 6 steps" in line
     assert line.endswith("5/5 chains healthy")
     assert (logger.handlers, logger.level) == ([], logging.NOTSET)
@@ -103,7 +104,7 @@ def test_a_file_says_that_the_step_compiles(caplog):
     assert lines(caplog)[0].startswith("compiling the step")
     caplog.clear()
     run(fs.sgld(1e-3, nbeta=5.0), progress=True)
-    assert len(lines(caplog)) == 2  # what it needs, and its end
+    assert len(lines(caplog)) == 3  # what it needs, what it costs, and its end
 
 
 def test_without_progress_nothing_is_shown(caplog, capsys):

@@ -1,6 +1,7 @@
 """Runs on disk: the record that memory would hold, and the file that others read."""
 
 import json
+import pickle
 from pathlib import Path
 
 import arviz_base
@@ -157,3 +158,14 @@ class TestFile:
         both = stopped_and_resumed(sampler, [8, 5], tmp_path / "run.zarr", {}, **SETTINGS)
         assert_identical(*map(whole, both))
         assert zarr.open_array(tmp_path / "run.zarr" / "trace" / "loss").chunks == (2, 3)
+
+
+def test_chains_of_a_record_on_disk_are_a_record_in_memory(tmp_path):
+    """They go on, travel, and join as any other."""
+    sampler = fs.sgld(torch.tensor([1e-3, 2e-3, 1e-3]), nbeta=3.0)
+    samples = run(sampler, num_chains=3, num_draws=6, store=tmp_path / "run.zarr")
+    part = samples[:2]
+    assert (part.num_chains, part.num_steps) == (2, 6)
+    copy = pickle.loads(pickle.dumps(part))
+    assert_identical(whole(copy), whole(part))
+    assert [each.num_steps for each in samples.groups().values()] == [6, 6]

@@ -1,12 +1,11 @@
 """Chains at several step sizes in one run, which tell what the step size does to an estimate."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.schedules import Schedule
 
 # No power of lr describes what step sizes do over a wider range.
@@ -63,16 +62,15 @@ def rungs_of(samples: Samples) -> list[Tensor]:
     found = sizes[samples.healthy].unique(sorted=True).flip(0)
     if len(found) < 2 or found[0] > _WIDEST * found[-1]:
         return [everyone]
-    if _with_one_step_size(samples).is_sweep:
+    if samples.is_sweep_of(_with_one_step_size(samples.sampler)):
         return [everyone]
     return [sizes == size for size in found]
 
 
-def _with_one_step_size(samples: Samples) -> Samples:
-    """The record as if its chains had one step size, and one friction where that follows."""
-    sampler = samples.sampler
+def _with_one_step_size(sampler: Sampler) -> Sampler:
+    """The sampler as if its chains had one step size, and one friction where that follows."""
     shared = {"lr": torch.ones_like(sampler.lr)}
     friction = getattr(sampler, "friction", None)
     if isinstance(friction, Tensor) and sampler.has_one_damping():
         shared["friction"] = torch.ones_like(friction)
-    return replace(samples, sampler=sampler.replace(**shared))
+    return sampler.replace(**shared)

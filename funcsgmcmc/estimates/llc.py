@@ -140,7 +140,11 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     given = None
     if initial_loss is not None:
         given = check_initial_loss(initial_loss, samples.num_chains)
-    rungs = [_Rung(rows, samples[rows], of_chains(given, rows)) for rows in rungs_of(samples)]
+    # A record on disk is read whole when its chains are picked.
+    rungs = [
+        _Rung(rows, samples if rows.all() else samples[rows], of_chains(given, rows))
+        for rows in rungs_of(samples)
+    ]
     chosen = [rung.best() for rung in rungs]
     # The chains of the smallest step, if there are several.
     last, found = rungs[-1], chosen[-1]

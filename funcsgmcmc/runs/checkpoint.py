@@ -60,7 +60,7 @@ class Place:
     @property
     def has_checkpoint(self) -> bool:
         """Whether a run has made a checkpoint in the folder."""
-        return (self._folder / "progress.pt").exists()
+        return has_checkpoint(self.path)
 
     def load(self, rows: slice | None = None) -> dict[str, Any] | None:
         """The last checkpoint of some chains; None if there is none.
@@ -139,6 +139,11 @@ class Place:
                 f"resumed; what it recorded can be read with xarray: {error}"
             ) from error
         return loaded
+
+
+def has_checkpoint(path: Path) -> bool:
+    """Whether a run in a folder has made a checkpoint, its first before its first step."""
+    return (path / "checkpoint" / "progress.pt").exists()
 
 
 def _cut(rows: slice, first: int, stop: int) -> slice | None:

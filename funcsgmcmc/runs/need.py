@@ -124,6 +124,51 @@ class Need:
             )
 
 
+@dataclass(frozen=True)
+class Cost:
+    """The steps of a run, and the time that they are expected to take.
+
+    Attributes:
+        num_chains: C.
+        num_steps: Steps of each chain.
+        batch_size: Examples that a step's gradient is of; None where batches are an iterable's.
+        num_looks: Draws of each chain at which all data, or a part, is evaluated.
+        num_looked_at: Examples that a look evaluates; None if it is not known.
+        seconds: As a few timed steps tell.
+    """
+
+    num_chains: int
+    num_steps: int
+    batch_size: int | None
+    num_looks: int
+    num_looked_at: int | None
+    seconds: float
+
+    @property
+    def num_gradients(self) -> int:
+        """Gradients on batches, of all chains."""
+        return self.num_chains * self.num_steps
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.num_chains:,} chains × {self.num_steps:,} steps: "
+            f"{self.num_gradients:,} gradients"
+        )
+        if self.batch_size is not None:
+            text += f" on {self.batch_size:,} examples each"
+        if self.num_looks:
+            number = "" if self.num_looked_at is None else f" {self.num_looked_at:,} examples"
+            text += f", and {self.num_looks} looks a chain at{number or ' all data'}"
+        return f"{text}; about {_duration(self.seconds)}"
+
+
+def _duration(seconds: float) -> str:
+    """A time as people read it."""
+    if seconds < 120:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def need_of(
     request: Request,
     states: Sequence[State],

@@ -2,7 +2,7 @@
 
 import numbers
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -268,8 +268,7 @@ class Samples:
         def pick(value: Any) -> Any:
             return pytree.tree_map_only(Tensor, lambda leaf: leaf[picked], value)
 
-        return replace(
-            self,
+        return self.replaced(
             losses=pick(self.losses),
             distances=pick(self.distances),
             looks=None if self.looks is None else self.looks.of_chains(picked),
@@ -287,6 +286,16 @@ class Samples:
             initial_loss=of_chains(self.initial_loss, picked),
             frozen_at=pick(self.frozen_at),
         )
+
+    def replaced(self, **changes: Any) -> "Samples":
+        """The record with other values of some attributes, in memory."""
+        # Of a record on disk, values that are read when they are used would be lost by a copy.
+        kept = {
+            name: getattr(self, name)
+            for name in Samples.__dataclass_fields__
+            if name not in changes
+        }
+        return Samples(**kept, **changes)
 
     def groups(self, labels: Sequence[Any] | Tensor | None = None) -> dict[Any, "Samples"]:
         """Part the chains into groups, each of which samples one distribution.
@@ -322,7 +331,11 @@ class Samples:
     @property
     def is_sweep(self) -> bool:
         """Whether healthy chains differ in settings, so that they sample several distributions."""
-        labels, healthy = self._labels(), self.healthy.tolist()
+        return self.is_sweep_of(self.sampler)
+
+    def is_sweep_of(self, sampler: Sampler) -> bool:
+        """Whether healthy chains differ in the settings of some sampler, in place of theirs."""
+        labels, healthy = self._labels(sampler), self.healthy.tolist()
         return len({label for label, good in zip(labels, healthy, strict=True) if good}) > 1
 
     def joined(self, more: "Samples") -> "Samples":
@@ -350,8 +363,7 @@ class Samples:
         draws, observables, log_weights, log_priors, metrics = pytree.tree_unflatten(
             both, structures[0]
         )
-        return replace(
-            more,
+        return more.replaced(
             losses=torch.cat([self.losses, more.losses], 1),
             distances=torch.cat([self.distances, more.distances], 1),
             looks=_followed(self.looks, more.looks, self.num_draws),
@@ -373,9 +385,10 @@ class Samples:
         used = f"{int(self.healthy.sum())} of {self.num_chains} chains"
         return "\n".join([used, *map(str, self.frozen)])
 
-    def _labels(self) -> list[str]:
+    def _labels(self, sampler: Sampler | None = None) -> list[str]:
         """Each chain's settings, as far as chains differ in them."""
-        return setting_labels(self.sampler, self.num_chains, anchors=self._uses_anchor())
+        settings = self.sampler if sampler is None else sampler
+        return setting_labels(settings, self.num_chains, anchors=self._uses_anchor())
 
     def _uses_anchor(self) -> bool:
         """Whether the anchor is more than where chains started."""

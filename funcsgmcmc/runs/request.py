@@ -41,7 +41,7 @@ class Request:
     num_steps_between_draws: int
     batch_size: int | None
     minibatches: Literal["replacement", "epochs"]
-    chain_offset: int
+    chain_offset: int | Tensor
     init_noise: float
     record: Collection[Recorded]
     full_loss: int | None
@@ -70,12 +70,7 @@ class Request:
         else:
             checks.count("num_burnin_steps", self.num_burnin_steps, minimum=0)
         checks.count("num_steps_between_draws", self.num_steps_between_draws, minimum=1)
-        checks.count("chain_offset", self.chain_offset, minimum=0)
-        if not self.chain_offset + self.num_chains <= _MAX_CHAINS:
-            raise ValueError(
-                f"chain_offset + num_chains must be <= 2**62, the number of keys of chains, got "
-                f"{self.chain_offset} + {self.num_chains}"
-            )
+        _check_indices(self.chain_offset, self.num_chains)
         _check_recorded(self.record)
         if self.full_loss is not None:
             checks.count("full_loss", self.full_loss, minimum=0)
@@ -131,6 +126,12 @@ class Request:
             "max_distance": self.max_distance,
             "gradient": type(self.estimator).__name__,
         }
+
+    def chains(self) -> Tensor:
+        """Indices of the chains, `[C]`."""
+        if isinstance(self.chain_offset, Tensor):
+            return self.chain_offset.cpu().long().clone()
+        return torch.arange(self.chain_offset, self.chain_offset + self.num_chains)
 
     def keys(self, chains: Tensor) -> "RunKeys":
         """The keys of chains with some indices, `[C]`."""
@@ -204,6 +205,37 @@ def check_observable(name: str, value: Any) -> None:
         raise ValueError(
             f"observable {name!r} must return at least one value, got shape {tuple(value.shape)}"
         )
+
+
+def _check_indices(value: Any, num_chains: int) -> None:
+    """Refuse indices of chains that have no key.
+
+    Args:
+        value: The index of the first chain, or of each, `[num_chains]`.
+        num_chains: C.
+
+    Raises:
+        TypeError: They are no integers.
+        ValueError: One is out of range, or there is not one for each chain.
+    """
+    if not isinstance(value, Tensor):
+        checks.count("chain_offset", value, minimum=0)
+        if not value + num_chains <= _MAX_CHAINS:
+            raise ValueError(
+                f"chain_offset + num_chains must be <= 2**62, the number of keys of chains, got "
+                f"{value} + {num_chains}"
+            )
+        return
+    checks.real_values("chain_offset", value)
+    if value.is_floating_point():
+        raise TypeError(f"chain_offset must hold integers, got dtype {value.dtype}")
+    if value.shape != torch.Size((num_chains,)):
+        raise ValueError(
+            f"chain_offset must be one index or have shape ({num_chains},), got shape "
+            f"{tuple(value.shape)}"
+        )
+    if not bool(((value >= 0) & (value < _MAX_CHAINS)).all()):
+        raise ValueError(f"chain_offset must be from 0 to 2**62, got {value.tolist()}")
 
 
 def _check_recorded(value: Any) -> None:

@@ -55,7 +55,7 @@ def setting_labels(sampler: Sampler, num_chains: int, *, anchors: bool) -> list[
         for part, value in zip(parts, _names(leaf.reshape(num_chains, -1)), strict=False):
             part.append(f"{tree.dotted(name)}={value}")
     if anchors and sampler.anchor is not None and sampler.anchor.batch_size:
-        for part, index in zip(parts, _which(sampler.anchor), strict=False):
+        for part, index in zip(parts, which_of(sampler.anchor), strict=False):
             part.append(f"anchor=#{index}")
     return [", ".join(part) or "all" for part in parts]
 
@@ -72,7 +72,7 @@ def _names(rows: Tensor) -> list[str]:
     return short if len(set(short)) == len(set(distinct)) else list(map(repr, numbers))
 
 
-def _which(anchor: TensorDict) -> list[int]:
+def which_of(anchor: TensorDict) -> list[int]:
     """Which of the distinct anchors each chain has; none if all have one."""
     seen: list[TensorDict] = []
     which = []

@@ -5,6 +5,7 @@ batch, and a run can stop at any step with everything recorded until then.
 """
 
 import contextlib
+import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from funcsgmcmc.runs.encoding import decode, encode, joined, picked, with_chain
 from funcsgmcmc.runs.full_data import FullData
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.moments import with_draw
-from funcsgmcmc.runs.need import Need, StepBytes, largest_chunk, need_of
+from funcsgmcmc.runs.need import Cost, Need, StepBytes, largest_chunk, need_of
 from funcsgmcmc.runs.processes import InterruptedProcessError, ProcessError, Processes
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import (
@@ -56,7 +57,7 @@ from funcsgmcmc.stepping import (
     step_noise,
 )
 
-_TIMED_STEPS = 4
+_TIMED_STEPS, _LONG_STEP = 4, 5.0
 
 
 @dataclass
@@ -320,7 +321,11 @@ class Run:
             self.make_step()
 
     def seconds_per_chain(self) -> float:
-        """Time the next step of a chain, at best of a few; nothing is recorded or changed."""
+        """The time of the next step of a chain, at best of a few; nothing is changed."""
+        return min(self._timed_steps()) / self.chunks[0].frozen_at.numel()
+
+    def _timed_steps(self) -> list[float]:
+        """Time the next step of a chunk a few times; nothing is recorded or changed."""
         chunk, seconds = self.chunks[0], []
         kept_memory = chunk.memory
         # What a pass over the data draws from torch's generator is drawn again by the run.
@@ -334,8 +339,10 @@ class Run:
                 )
                 info.loss.tolist()  # waits for the device
                 seconds.append(time.perf_counter() - start)
+                if seconds[-1] > _LONG_STEP and self.request.compile is not True:
+                    break  # it tells enough
         chunk.memory = kept_memory
-        return min(seconds) / chunk.frozen_at.numel()
+        return seconds
 
     @property
     def num_healthy(self) -> int:
@@ -502,6 +509,19 @@ class Run:
             None if self.keeper is None else self.keeper.path,
             self.processes.size,
         )
+
+    def cost(self) -> Cost:
+        """What the run costs, from a few steps that are timed; nothing is recorded or changed."""
+        steps, looks, size = self.clock.num_steps, 0, self.batches.batch_size
+        looked_at = None if self.full_data is None else self.full_data.num_examples
+        if self.full_data is not None:
+            looks = self.request.num_draws // self.full_data.every
+        timed = self._timed_steps()
+        # The first of them compiles, and warms caches; the best of the others would be luck.
+        seconds = statistics.median(timed[1:] or timed) * len(self.chunks) * steps
+        if size and looked_at:
+            seconds *= 1 + looks * looked_at / (steps * size)
+        return Cost(self.request.num_chains, steps, size, looks, looked_at, seconds)
 
     def _dims(self) -> tuple[int | None, int | None]:
         """Where the chains are in a chunk's batches, and in the memory of its estimator."""

@@ -1,6 +1,8 @@
 """`sample`: check what is asked, make the run, let it go."""
 
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,10 +23,12 @@ from funcsgmcmc.runs.encoding import digest
 from funcsgmcmc.runs.fingerprint import fingerprint
 from funcsgmcmc.runs.full_data import FullData, as_before, full_data_of
 from funcsgmcmc.runs.keeping import Keeper
+from funcsgmcmc.runs.need import Cost
 from funcsgmcmc.runs.processes import Processes, processes_of
 from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Recorded, Request
+from funcsgmcmc.runs.rows import which_of
 from funcsgmcmc.runs.run import Run, fastest
 from funcsgmcmc.runs.shares import share_of
 from funcsgmcmc.runs.start import Start, start_of
@@ -50,7 +54,7 @@ def sample(
     batch_size: int | None = None,
     minibatches: Literal["replacement", "epochs"] = "replacement",
     key: Tensor,
-    chain_offset: int = 0,
+    chain_offset: int | Tensor = 0,
     init_noise: float = 0.0,
     log_prior: LogPrior | None = None,
     observables: Mapping[str, Observable] | None = None,
@@ -109,6 +113,8 @@ def sample(
             (see `llc_draws`).
         key: `funcsgmcmc.key(seed)`.
         chain_offset: Index of the first chain: `num_chains=1, chain_offset=17` runs chain 17 alone.
+            Or the index of each, `[C]`: chains with one index have the same noise and minibatches,
+            so that what they differ in is due to their settings, as in the cells of `sweep`.
         init_noise: Standard deviation of normal noise added to each chain's start, in units of w;
             masked and clamped as the sampler's steps are. The anchor stays at `params`.
         log_prior: log p(w) of one chain's parameters, up to a constant: a further pull.
@@ -232,6 +238,31 @@ class _Asked(NamedTuple):
     processes: Processes
 
 
+def expected_cost(
+    loss_fn: LossFn, params: TensorDictBase, data: Any, sampler: Sampler, **settings: Any
+) -> Cost:
+    """Tell what a run would cost, from a few steps that are timed.
+
+    Args:
+        loss_fn: As for `sample`, like the other arguments.
+        params: Where chains start.
+        data: The data.
+        sampler: The sampler.
+        **settings: Those of `sample` that say what is run; not where it is kept, or shown.
+
+    Raises:
+        TypeError, ValueError: As `sample`.
+    """
+    bound = inspect.signature(sample).bind(loss_fn, params, data, sampler, **settings)
+    bound.apply_defaults()
+    given = bound.arguments | {"observables": bound.arguments["observables"] or {}}
+    request = Request(**{each.name: given[each.name] for each in fields(Request)})
+    check_sampler(sampler)
+    with progress_of(1, enabled=False) as shown:
+        asked = _Asked(request, params, data, sampler, Processes())
+        return fastest(_make_runs(asked, None), shown).cost()
+
+
 def _refuse_without_store(resume: bool, checkpoint_seconds: float | None) -> None:
     """Refuse settings of a store where there is none.
 
@@ -266,6 +297,8 @@ def _run(asked: _Asked, keeper: Keeper | None, progress: bool) -> Samples:
             need = run.need()
             shown.tell(str(need))
             need.check()
+            if progress:
+                shown.tell(str(run.cost()))
         return run.go(shown)
 
 
@@ -415,12 +448,14 @@ def _check_names(request: Request, params: TensorDict) -> None:
             )
 
 
-def _distinct(anchor: TensorDict) -> Sequence[TensorDict]:
-    """The chains' anchors: one if they share it, as those of a sweep do as a rule."""
+def _distinct(anchor: TensorDict) -> tuple[Sequence[TensorDict], list[int]]:
+    """The anchors that differ, and which of them each chain has; no list if they share one."""
     if not anchor.batch_size:
-        return [anchor]
+        return [anchor], []
     is_shared = all(bool((leaf == leaf[:1]).all()) for _, leaf in tree.leaves(anchor))
-    return [anchor[0]] if is_shared else anchor.unbind(0)
+    which = [] if is_shared else which_of(anchor)
+    firsts = [which.index(index) for index in range(max(which, default=-1) + 1)] or [0]
+    return [anchor[row] for row in firsts], which
 
 
 def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tensor | None:
@@ -428,9 +463,10 @@ def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tens
     if request.initial_loss is not None:
         return check_initial_loss(request.initial_loss, request.num_chains)
     losses = []
+    anchors, which = _distinct(anchor)
     with torch.no_grad():
-        # One chain at a time: a pass over all data takes the memory of a piece for each chain.
-        for chain in _distinct(anchor):
+        # One anchor at a time: a pass over all data takes the memory of a piece for each.
+        for chain in anchors:
             pieces = batches.one_pass()
             if pieces is not None:
                 pieces = announced(pieces, "the loss at the anchor: initial_loss=… gives it")
@@ -443,4 +479,4 @@ def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tens
             f"the loss at the anchor, on all data, must be finite, got {float(losses[0])}: look at "
             "the data and the parameters"
         )
-    return torch.stack(losses) if len(losses) > 1 else losses[0]
+    return torch.stack(losses)[which] if which else losses[0]

@@ -47,12 +47,13 @@ def share_of(request: Request, given: Any, sampler: Sampler, rows: slice) -> Sha
     if rows == slice(0, number):
         return Share(request, given, sampler)
     check_chains("sampler", sampler.shape, request)
-    first = request.chain_offset + rows.start
+    offset = request.chain_offset
+    first = offset[rows] if isinstance(offset, Tensor) else offset + rows.start
     if isinstance(given, Samples | State):
         size = given.state.shape if isinstance(given, Samples) else given.shape
         check_chains("params", size, request, shared=False)
         # The chains of a record keep their indices.
-        first = request.chain_offset and first
+        first = first if isinstance(offset, Tensor) or offset else 0
         given = given[rows]
     elif isinstance(given, TensorDictBase) and given.batch_size:
         check_chains("params", given.batch_size, request)
@@ -83,7 +84,7 @@ def on_cpu(samples: Samples) -> Samples:
         for name in samples.__dataclass_fields__
         if name != "options"
     }
-    return replace(samples, **fields)
+    return samples.replaced(**fields)
 
 
 def whole_sampler(processes: Processes, sampler: Sampler) -> Sampler:
@@ -108,8 +109,8 @@ def whole_record(processes: Processes, record: Samples) -> Samples:
     record = on_cpu(record)
     sampler = whole_sampler(processes, record.sampler)
     # It is all chains' already.
-    parts = processes.gather(replace(record, sampler=None))  # type: ignore[arg-type]
-    return replace(joined_records(parts), sampler=sampler)
+    parts = processes.gather(record.replaced(sampler=None))
+    return joined_records(parts).replaced(sampler=sampler)
 
 
 def joined_records(parts: Sequence[Samples]) -> Samples:
@@ -123,8 +124,7 @@ def joined_records(parts: Sequence[Samples]) -> Samples:
         values = [getattr(part, name) for part in parts]
         return None if values[0] is None else pytree.tree_map(lambda *v: torch.cat(v), *values)
 
-    return replace(
-        parts[0],
+    return parts[0].replaced(
         losses=joined("losses"),
         distances=joined("distances"),
         looks=_joined_looks([part.looks for part in parts]),

@@ -97,8 +97,7 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     check_chains("sampler", sampler.shape, request)
     device = tree.device(params)
     _check_room(params, request.num_chains)
-    first, stop = request.chain_offset, request.chain_offset + request.num_chains
-    keys = request.keys(torch.arange(first, stop, device=device))
+    keys = request.keys(request.chains().to(device))
     sampler, lent = _anchored(sampler.to(device), params)
     params = _placed(params, sampler, request.init_noise, keys.starts)
     first_noise = tree.normal_like(keys.momenta, params) if sampler.uses_first_noise() else None
@@ -165,14 +164,15 @@ def _chains_of(
     Raises:
         ValueError: The request gives the chains of a record other indices.
     """
-    first = request.chain_offset
+    offset, chains = request.chain_offset, request.chains()
     if isinstance(given, State):
-        chains = torch.arange(first, first + len(given.step.reshape(-1)))
         return given, torch.full_like(chains, -1), chains, given.anchor
-    if first and first != int(given.chains[0]):
+    # Chains that were picked from a record need not follow one another.
+    kept = given.chains if isinstance(offset, Tensor) else given.chains[:1]
+    if (isinstance(offset, Tensor) or offset) and kept.tolist() != chains[: len(kept)].tolist():
         raise ValueError(
             f"chain_offset must be left out where chains go on, which keep their indices, got "
-            f"{first} for chains from {int(given.chains[0])}"
+            f"{chains.tolist()} for chains {given.chains.tolist()}"
         )
     return given.state, given.frozen_at, given.chains, given.sampler.anchor
 
