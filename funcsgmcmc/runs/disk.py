@@ -245,13 +245,17 @@ class DiskStore:
         # Of even sizes: the last chunk takes the room of a whole one.
         length = _even(size, min(LARGEST_BLOCK // (bytes_each * num_chains), _MOST_PER_BLOCK))
         chains = _even(num_chains, _CHUNK // (bytes_each * length))
+        names = [f"{name}_dim_{i}" for i in range(len(item))]
+        if field.group == "observables":  # their entries are examples and tokens, to be picked
+            for entries, number in zip(names, item, strict=True):
+                write_array(group, entries, torch.arange(number), (entries,))
         return group.create_array(
             name,
             shape=(num_chains, size, *item),
             chunks=(chains, length, *(max(1, each) for each in item)),
             dtype=kind,
             fill_value=math.nan if kind.kind == "f" else 0,
-            dimension_names=(*field.dimensions, *(f"{name}_dim_{i}" for i in range(len(item)))),
+            dimension_names=(*field.dimensions, *names),
             compressors="auto" if value.dtype == torch.bfloat16 else None,
             # One that was made after the checkpoint is made again.
             overwrite=True,

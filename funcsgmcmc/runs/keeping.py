@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import tree
+from funcsgmcmc.components import RestrictedFunction
 from funcsgmcmc.losses import ModuleLoss
 from funcsgmcmc.runs.attributes import attributes_of, constants_of, moments_of
 from funcsgmcmc.runs.checkpoint import Place, Timetable, check_same_run, major_version
@@ -233,7 +234,7 @@ def _fingerprint(request: Request, start: Start, batches: Batches) -> dict[str, 
             )
         },
     }
-    if isinstance(loss, ModuleLoss):
+    if isinstance(loss, ModuleLoss | RestrictedFunction):
         named |= loss.fixed({tree.dotted(name) for name in tree.names(start.state.params)})
     return {
         **{name: digest(value) for name, value in named.items()},
