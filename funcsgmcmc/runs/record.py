@@ -216,6 +216,11 @@ class Samples:
         """The number of draws made, D."""
         return len(self.draw_steps)
 
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables whose values were recorded."""
+        return list(self.observables)
+
     def observable(self, name: str) -> Tensor:
         """The values of one observable, `[C, D, …]`: of a record on disk, they alone are read.
 

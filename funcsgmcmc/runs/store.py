@@ -206,6 +206,11 @@ class Recorder:
         read = {name: self._store.read(field, 0, num_steps) for name, field in _METRICS.items()}
         return Metrics(**read)
 
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables whose values are kept."""
+        return [tree.dotted(field.name) for field in self._store.fields("observables")]
+
     def observables(self, num_draws: int, only: str | None = None) -> dict[str, Tensor]:
         """Observables of the first draws, each `[C, D, …]`; all, or one."""
         fields = self._store.fields("observables")

@@ -56,6 +56,11 @@ class StoredSamples(Samples):
         """Name to values `[C, D, …]`."""
         return self._recorder.observables(self.num_draws)
 
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables whose values were recorded."""
+        return self._recorder.observable_names
+
     def observable(self, name: str) -> Tensor:
         """The values of one observable, `[C, D, …]`; they are not kept in memory."""
         if "observables" in vars(self):
