@@ -181,7 +181,12 @@ def _cuts_of(component: Any, leaves: Mapping[str, Tensor]) -> dict[str, Cut | No
     if not isinstance(component, Mapping):
         if component is None:
             raise TypeError("component must be patterns, a function or a dict, got None")
-        selected = select(leaves, {name: name for name in leaves}, component, "component")
+        try:
+            selected = select(leaves, {name: name for name in leaves}, component, "component")
+        except Exception as error:
+            if callable(component):
+                error.add_note("This happened when component(name, leaf) was called.")
+            raise
         return {name: None for name in leaves if name in selected}
     if not component:
         raise ValueError("component must name at least one leaf, got none")

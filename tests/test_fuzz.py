@@ -124,6 +124,18 @@ def record(start: Any = W) -> fs.Samples:
 
 
 FIRST = record()
+LOSSES = fs.losses_on(lambda params, batch: batch * params["w"].sum(), torch.ones(6))
+SEEN = fs.sample(
+    quadratic,
+    W,
+    torch.ones(6),
+    fs.sgld(0.01, nbeta=1.0, localization=1.0),
+    num_chains=2,
+    num_draws=6,
+    key=fs.key(0),
+    observables={"x": LOSSES},
+)
+LINEAR = nn.Linear(3, 1)
 SAMPLE = Target(
     fs.sample,
     {
@@ -262,6 +274,78 @@ TARGETS = [
     Target(fs.summary, {"samples": FIRST}, {"max_entries": COUNTS}),
     Target(fs.to_datatree, {"samples": FIRST}),
     Target(fs.plots.plot_llc, {"samples": FIRST}),
+    Target(
+        fs.restrict,
+        {"function": quadratic, "params": W, "component": "w"},
+        {
+            "function": CALLABLE,
+            "params": {"tree"},
+            "component": {"function", "class", "factory"},
+        },
+        {"params": "component"},
+    ),
+    Target(
+        fs.losses_on,
+        {"per_example_loss": quadratic, "data": torch.ones(6)},
+        {
+            "per_example_loss": CALLABLE,
+            "data": {
+                "pair",
+                "triple",
+                "matrix",
+                "key",
+                "tree",
+                "wrong tree",
+                "nan tree",
+                "int tree",
+            },
+            "batch_size": {"none", *COUNTS},
+            "mask": {"none"},
+        },
+        {"mask": "mask"},
+    ),
+    Target(
+        fs.influence,
+        {"samples": SEEN, "of": "x"},
+        {
+            "of": {"text"},
+            "on": {"none", "text"},
+            "normalized": SWITCH,
+            "block_size": COUNTS,
+        },
+    ),
+    Target(
+        fs.susceptibilities,
+        {"runs": {"full": SEEN, "part": SEEN}, "of": "x"},
+        {
+            "of": {"text"},
+            "loss": {"none", "text"},
+            "initial_loss": {"none", "negative", "negative int", "zero", "half", "one", "three"}
+            | {"huge", "scalar", "int scalar"},
+        },
+    ),
+    Target(fs.response.functional_variance, {"samples": SEEN, "of": "x"}, {"of": {"text"}}),
+    Target(
+        fs.response.llc_shares,
+        {"samples": SEEN, "of": "x", "initial_losses": torch.ones(6)},
+        {"of": {"text"}},
+    ),
+    Target(
+        fs.predictive,
+        {
+            "model": LINEAR,
+            "draws": fs.params_of(LINEAR).expand(2),
+            "inputs": torch.ones(6, 3),
+        },
+        {
+            "model": {"module"},
+            "inputs": {"matrix"},
+            "transform": {"none"},
+            "batch_size": {"none", *COUNTS},
+            "draws_at_once": COUNTS,
+        },
+        {"inputs": "data", "transform": "outputs"},
+    ),
     Target(fs.diagnostics, {"values": torch.randn(2, 8)}, {"values": {"matrix", "key"} - {"key"}}),
     Target(
         fs.weighted_mean,

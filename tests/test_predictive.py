@@ -118,3 +118,8 @@ def test_what_cannot_predict():
         predictive(model, fs.params_of(model), inputs)
     with pytest.raises(TypeError, match="the outputs must be a tensor, got tuple: transform="):
         predictive(model, fs.params_of(model).expand(2), inputs, transform=lambda x: (x,))
+    with pytest.raises(ValueError, match="one row for each of 40 inputs, got shape") as caught:
+        predictive(model, fs.params_of(model).expand(2), inputs, transform=lambda x: x[:1])
+    assert caught.value.__notes__ == [
+        "This happened when the model was evaluated on a piece of inputs."
+    ]

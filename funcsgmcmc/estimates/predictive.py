@@ -68,7 +68,8 @@ def predictive(
 
     Raises:
         TypeError, ValueError: An argument is none of the above; the run has no draws, chains have
-            different settings, or the draws have weights.
+            different settings, or the draws have weights; or the outputs are not one for each
+            input.
     """
     checks.instance("model", model, nn.Module)
     if transform is not None:
@@ -80,8 +81,12 @@ def predictive(
     evaluate = module_loss(model, _Transformed(transform))
     parts = []
     with torch.no_grad():
-        for piece, _ in pieces_of(plain(inputs), number, size):
-            parts.append(_piece(evaluate, chains, piece, draws_at_once))
+        for piece, length in pieces_of(plain(inputs), number, size):
+            try:
+                parts.append(_piece(evaluate, chains, piece, length, draws_at_once))
+            except Exception as error:
+                error.add_note("This happened when the model was evaluated on a piece of inputs.")
+                raise
     mean, variance, mcse = (torch.cat(each) for each in zip(*parts, strict=True))
     return Predictive(mean, variance.sqrt(), mcse, chains.batch_size.numel())
 
@@ -124,7 +129,11 @@ def _draws_of(given: Any) -> TensorDict:
 
 
 def _piece(
-    evaluate: Callable[[TensorDict, Any], Tensor], draws: TensorDict, inputs: Any, at_once: int
+    evaluate: Callable[[TensorDict, Any], Tensor],
+    draws: TensorDict,
+    inputs: Any,
+    length: int,
+    at_once: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, variance and error of the outputs of some inputs, `[b, …]` each."""
     device = tree.device(draws)
@@ -138,6 +147,11 @@ def _piece(
             for first in range(part.start, part.stop, at_once):
                 few = draws[chain, first : min(first + at_once, part.stop)]
                 outputs = _outputs(evaluate, few, batch).double()
+                if outputs.shape[1:2] != (length,):
+                    raise ValueError(
+                        f"the outputs must have one row for each of {length} inputs, got shape "
+                        f"{tuple(outputs.shape[1:])}"
+                    )
                 # Around the first, so that a small spread around a large mean is not lost.
                 shift = outputs[0].clone() if shift is None else shift
                 total = total + (outputs - shift).sum(0)

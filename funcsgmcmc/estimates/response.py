@@ -240,6 +240,8 @@ def susceptibilities(
         TypeError, ValueError: As `influence`; L(w*) is not known, or there is no full run.
     """
     checks.instance("runs", runs, Mapping)
+    for argument, name in (("of", of), ("full", full), ("loss", of if loss is None else loss)):
+        checks.instance(argument, name, str)
     checks.choice("per", per, ("example", "token"))
     if full not in runs:
         raise ValueError(f"runs must have {full!r}, the whole network, got {', '.join(runs)}")
@@ -273,9 +275,9 @@ def susceptibilities(
 
 def _away(samples: Samples, of: str, loss: str, per: Per) -> tuple[Tensor, Tensor]:
     """L − ℓ_i and L at each draw, `[C, D, …]` and `[C, D]`, float64."""
+    losses = _trace(samples, "of", of, per).double()
     values = _trace(samples, "loss", loss, "token").double()
     values = values.reshape(*values.shape[:2], -1).nanmean(-1)
-    losses = _trace(samples, "of", of, per).double()
     return values.reshape(*values.shape, *(1,) * (losses.ndim - 2)) - losses, values
 
 
