@@ -13,6 +13,8 @@ import transformers  # noqa: F401  (first: it looks for the library that is stoo
 from torch import Tensor
 
 import funcsgmcmc as fs
+from decoders import decoder
+from funcsgmcmc.decoders import components_of
 from funcsgmcmc.estimates.response import influence, susceptibilities
 from funcsgmcmc.per_example import losses_on
 from funcsgmcmc.runs.restricted import sample_components
@@ -43,11 +45,15 @@ def slt():
         from devinterp.slt.bif import compute_bif
         from devinterp.slt.llc import compute_llc
         from devinterp.slt.susceptibilities import compute_susceptibilities
+        from devinterp.slt.weight_restrictions import create_param_masks
     finally:
         if known is None:
             del sys.modules["datasets"]
     return types.SimpleNamespace(
-        bif=compute_bif, llc=compute_llc, susceptibilities=compute_susceptibilities
+        bif=compute_bif,
+        llc=compute_llc,
+        susceptibilities=compute_susceptibilities,
+        masks=create_param_masks,
     )
 
 
@@ -138,6 +144,42 @@ def test_what_it_does_with_a_chain_that_failed(slt, runs):
     found = influence(ours, "pile")
     assert (found.num_chains, found.num_frozen) == (2, 1)
     assert found.values.isfinite().all()
+
+
+def as_masks(model, component: dict) -> dict[str, Tensor]:
+    masks = {}
+    for name, leaf in model.named_parameters():
+        if name in component:
+            masks[name] = torch.zeros(leaf.shape, dtype=torch.bool)
+            masks[name][... if component[name] is True else component[name]] = True
+    return masks
+
+
+@pytest.mark.parametrize("name", ["gpt_neox", "gpt2", "llama"])
+def test_heads_layers_and_modules_are_its_own(slt, name):
+    model = decoder(name)
+    parts = components_of(model)
+    pairs = [("layer0.head1", "l0h1"), ("layer1.head3", "l1h3"), ("layer1", "l1")]
+    pairs += [("layer0.attention", "l0 attn"), ("layer1.mlp", "l1 mlp"), ("layer0.group1", "l0g1")]
+    for ours, theirs in pairs:
+        if ours in parts:
+            masks = as_masks(model, parts[ours])
+            found = slt.masks(model, theirs)
+            assert masks.keys() == found.keys()
+            for leaf, mask in found.items():
+                assert torch.equal(
+                    masks[leaf], torch.ones_like(masks[leaf]) if mask is None else mask
+                )
+
+
+def test_what_it_takes_for_a_head_of_qwen_3(slt):
+    """It takes width/heads for the size of a head: half the keys and values that a group has."""
+    model = decoder("qwen3")
+    masks = as_masks(model, components_of(model)["layer0.head1"])
+    found = slt.masks(model, "l0h1")
+    for part, share in (("q", 1.0), ("o", 1.0), ("k", 0.5), ("v", 0.5)):
+        leaf = f"model.layers.0.self_attn.{part}_proj.weight"
+        assert int(found[leaf].sum()) == share * int(masks[leaf].sum())
 
 
 def test_what_it_calls_the_mean_over_chains(slt):

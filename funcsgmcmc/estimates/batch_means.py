@@ -18,6 +18,7 @@ chain Monte Carlo", Annals of Statistics 38 (2010), section 3; for the compariso
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -122,3 +123,14 @@ class BatchMeans:
         length = self._num_batches / self._num_chains
         deviations = (self._squares - self._chain_squares / length).clamp(min=0)
         return deviations / free / self._num_batches
+
+
+def means_over_draws(trace: Tensor, of_batch: Callable[[Tensor], Tensor]) -> BatchMeans:
+    """The mean of something over the draws `[C, D, …]`, from its means over batches `[d, …]`."""
+    found = BatchMeans()
+    for chain in trace:
+        for batch in batches_of(*trace.shape[:2]):
+            values = chain[batch].double()
+            found.add(of_batch(values), len(values))
+        found.end_chain()
+    return found

@@ -17,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks, tree
 from funcsgmcmc.batches import check_batch_size, check_examples, map_examples, pieces_of, plain
-from funcsgmcmc.estimates.batch_means import BatchMeans, batches_of
-from funcsgmcmc.estimates.response import Response, means_over_draws, trace_of
+from funcsgmcmc.estimates.batch_means import BatchMeans, batches_of, means_over_draws
+from funcsgmcmc.estimates.response import Response, trace_of
 from funcsgmcmc.losses import module_loss
 from funcsgmcmc.runs.record import Samples
 

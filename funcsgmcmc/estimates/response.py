@@ -15,8 +15,7 @@ Shapes: C chains, D draws, n examples, T tokens; losses are `[C, D, n]` or `[C, 
 there is no token.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,12 +23,18 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.estimates.batch_means import BatchMeans, batches_of
+from funcsgmcmc.estimates.batch_means import BatchMeans, batches_of, means_over_draws
+from funcsgmcmc.estimates.covariance import (
+    BLOCK,
+    Center,
+    at_least_two,
+    covariances,
+    covariances_of_moments,
+)
 from funcsgmcmc.runs.attributes import check_one_law, settings_of_draws
 from funcsgmcmc.runs.record import Samples
 
 Per = Literal["example", "token"]
-_BLOCK = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,8 +74,8 @@ def influence(
     *,
     normalized: bool = False,
     per: Per = "example",
-    center: Literal["pooled", "chain"] = "pooled",
-    block_size: int = _BLOCK,
+    center: Center = "pooled",
+    block_size: int = BLOCK,
 ) -> Response:
     """Estimate the influence of each example on an observable: the Bayesian influence function.
 
@@ -109,13 +114,22 @@ def influence(
     checks.choice("center", center, ("pooled", "chain"))
     checks.switch("normalized", normalized)
     checks.count("block_size", block_size, minimum=1)
+    sign = 1.0 if normalized else -1.0
     if _has_moments_only(samples, of, on):
-        return _of_moments(samples, of, of if on is None else str(on), normalized, per, center)
+        assert samples.observable_moments is not None
+        values, mcse = covariances_of_moments(
+            samples.observable_moments[samples.healthy],
+            of,
+            of if on is None else str(on),
+            normalized=normalized,
+            over_tokens=per == "example",
+            center=center,
+        )
+        return _response(samples, sign * values, mcse)
     rows = _trace(samples, "of", of, per)
     columns = None if on is None else _trace(samples, "on", on, per)
     shapes = rows.shape[2:], (rows if columns is None else columns).shape[2:]
-    values, mcse = _covariances(rows, columns, normalized, center, block_size)
-    sign = 1.0 if normalized else -1.0
+    values, mcse = covariances(rows, columns, normalized, center, block_size)
     return _response(samples, sign * values.reshape(*shapes[0], *shapes[1]), mcse)
 
 
@@ -143,7 +157,7 @@ def functional_variance(samples: Samples, of: str, *, per: Per = "token") -> Res
     checks.choice("per", per, ("example", "token"))
     trace = _trace(samples, "of", of, per)
     trace = trace.reshape(*trace.shape[:2], -1)
-    number = _at_least_two(trace)
+    number = at_least_two(trace)
     center = trace.mean((0, 1), dtype=torch.float64)
     # A token without loss adds nothing.
     total = means_over_draws(trace, lambda values: (values - center).square().nansum(-1).mean())
@@ -356,124 +370,6 @@ def _trace(samples: Samples, argument: str, given: Any, per: Per) -> Tensor:
     return values
 
 
-def _at_least_two(trace: Tensor) -> int:
-    """The number of draws of all chains, which a covariance needs two of.
-
-    Raises:
-        ValueError: There is one.
-    """
-    number = trace.shape[0] * trace.shape[1]
-    if number < 2:
-        raise ValueError(f"a covariance must have two draws at least, got {number}")
-    return number
-
-
-def means_over_draws(trace: Tensor, of_batch: Callable[[Tensor], Tensor]) -> BatchMeans:
-    """The mean of something over the draws `[C, D, …]`, from its means over batches `[d, …]`."""
-    found = BatchMeans()
-    for chain in trace:
-        for batch in batches_of(*trace.shape[:2]):
-            values = chain[batch].double()
-            found.add(of_batch(values), len(values))
-        found.end_chain()
-    return found
-
-
-def _covariances(
-    rows: Tensor, columns: Tensor | None, normalized: bool, center: str, block_size: int
-) -> tuple[Tensor, Tensor]:
-    """Covariances, or correlations, of entries of two traces, and their errors, `[n, m]` each.
-
-    Args:
-        rows: `[C, D, …]`, n entries.
-        columns: `[C, D, …]`, m entries; None for the same, of which half is computed.
-        normalized: Whether to give correlations.
-        center: Around what.
-        block_size: Entries of either in a block.
-    """
-    one = _Centered(rows, center, normalized)
-    two = one if columns is None else _Centered(columns, center, normalized)
-    values = torch.empty(one.size, two.size, dtype=torch.float64)
-    mcse = torch.empty_like(values)
-    for i in range(0, one.size, block_size):
-        here = slice(i, min(i + block_size, one.size))
-        for j in range(i if two is one else 0, two.size, block_size):
-            there = slice(j, min(j + block_size, two.size))
-            values[here, there], mcse[here, there] = _block(one, two, here, there, normalized)
-            if two is one and i != j:
-                values[there, here] = values[here, there].T
-                mcse[there, here] = mcse[here, there].T
-    return values, mcse
-
-
-class _Centered:
-    """A trace whose entries are taken around their means, and divided by their deviations.
-
-    Args:
-        trace: `[C, D, …]`.
-        center: `"pooled"`, or `"chain"` for each chain's own mean.
-        normalized: Whether to divide.
-
-    Attributes:
-        size: Number of entries.
-        num_chains: C.
-        num_draws: D.
-        scale: What turns mean squares into variances without bias: N/(N − 1), or D/(D − 1).
-    """
-
-    def __init__(self, trace: Tensor, center: str, normalized: bool) -> None:
-        self._trace = trace.reshape(*trace.shape[:2], -1)
-        self.num_chains, self.num_draws, self.size = self._trace.shape
-        number = _at_least_two(trace) if center == "pooled" else self.num_draws
-        if number < 2:
-            raise ValueError(f"center='chain' must have two draws a chain at least, got {number}")
-        self.scale = number / (number - 1)
-        means = self._trace.mean(1, dtype=torch.float64)
-        self._means = means if center == "chain" else means.mean(0).expand_as(means)
-        self._deviations: Tensor | None = None
-        if normalized:
-            everything = slice(0, self.size)
-            squares = [
-                self.of(chain, slice(None), everything).square().mean(0)
-                for chain in range(self.num_chains)
-            ]
-            self._deviations = torch.stack(squares).mean(0).sqrt()
-
-    def of(self, chain: int, draws: slice, entries: slice) -> Tensor:
-        """Some draws and entries of a chain, `[d, k]`, float64."""
-        away = self._trace[chain, draws, entries].double() - self._means[chain, entries]
-        return away if self._deviations is None else away / self._deviations[entries]
-
-
-def _block(
-    one: _Centered, two: _Centered, here: slice, there: slice, normalized: bool
-) -> tuple[Tensor, Tensor]:
-    """A block of covariances, or correlations, and their errors."""
-
-    def products(chain: int, draws: slice) -> Tensor:
-        a = one.of(chain, draws, here)
-        return a.T @ two.of(chain, draws, there) / len(a)
-
-    if normalized:
-        # Each chain has as many draws.
-        parts = [products(chain, slice(None)) for chain in range(one.num_chains)]
-        correlation = torch.stack(parts).mean(0)
-    found = BatchMeans()
-    for chain in range(one.num_chains):
-        for draws in batches_of(one.num_chains, one.num_draws):
-            a, b = one.of(chain, draws, here), two.of(chain, draws, there)
-            value = a.T @ b / len(a)
-            if normalized:
-                # The delta method: deviations that divide a covariance are estimates, too.
-                squares = a.square().mean(0)[:, None] + b.square().mean(0)
-                value = value - correlation / 2 * squares
-            found.add(value, len(a))
-        found.end_chain()
-    if normalized:
-        return correlation, found.mcse
-    return one.scale * found.mean, one.scale * found.mcse
-
-
 def _has_moments_only(samples: Samples, of: Any, on: Any) -> bool:
     """Whether the values of the observables were not recorded, but their moments were."""
     moments = samples.observable_moments
@@ -481,60 +377,3 @@ def _has_moments_only(samples: Samples, of: Any, on: Any) -> bool:
         return False
     names = set(moments.means.keys())
     return of in names and (on is None or on in names)
-
-
-def _of_moments(
-    samples: Samples, of: str, on: str, normalized: bool, per: Per, center: str
-) -> Response:
-    """Influence from the moments of observables, with its error between chains."""
-    everyone = samples.observable_moments
-    assert everyone is not None
-    moments = everyone[samples.healthy]
-    number = int(moments.count.sum()) if center == "pooled" else int(moments.count[0])
-    if number < 2:
-        raise ValueError(f"a covariance must have two draws at least, got {number}")
-
-    def covariances(f: str, g: str) -> Tensor:
-        """Of each chain, `[C, n, m]`, around the common mean or its own."""
-        products = moments.covariances[f, g].double()
-        shape = moments.means[f].ndim - 1
-        if center == "pooled":
-            away = [moments.means[name].double() for name in (f, g)]
-            rows, columns = (each - each.mean(0) for each in away)
-            flat = rows.flatten(1)[:, :, None] * columns.flatten(1)[:, None, :]
-            products = products + flat.reshape(products.shape)
-        products = _over_tokens(products, 1 + shape, products.ndim, per)
-        return _over_tokens(products, 1, 1 + shape, per)
-
-    found = BatchMeans()
-    values = covariances(of, on)
-    if normalized:
-        rows, columns = (_diagonal(covariances(name, name)) for name in (of, on))
-        deviations = (rows.mean(0).sqrt(), columns.mean(0).sqrt())
-        shape = values.shape
-        flat = values.reshape(len(values), rows.shape[1], columns.shape[1])
-        flat = flat / deviations[0][:, None] / deviations[1]
-        correlation = flat.mean(0)
-        squares = (rows / deviations[0] ** 2)[:, :, None] + (columns / deviations[1] ** 2)[:, None]
-        for chain in flat - correlation / 2 * squares:
-            found.add(chain, 1)
-            found.end_chain()
-        item = shape[1:]
-        return _response(samples, correlation.reshape(item), found.mcse)
-    for chain in values:
-        found.add(chain, 1)
-        found.end_chain()
-    scale = number / (number - 1)
-    return _response(samples, -scale * found.mean, scale * found.mcse)
-
-
-def _over_tokens(products: Tensor, start: int, stop: int, per: Per) -> Tensor:
-    """Averages over the dimensions of an item, from `start` to `stop`, after its first."""
-    tokens = tuple(range(start + 1, stop))
-    return products.nanmean(tokens) if per == "example" and tokens else products
-
-
-def _diagonal(covariances: Tensor) -> Tensor:
-    """Variances of the entries of each chain, `[C, n]`, from `[C, *item, *item]`."""
-    size = math.isqrt(covariances[0].numel())
-    return covariances.reshape(len(covariances), size, size).diagonal(dim1=1, dim2=2)
