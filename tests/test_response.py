@@ -5,6 +5,7 @@ With w ~ N(w₀, Σ), Σ = (nβ H + γ)⁻¹, H = Σ_i x_i x_iᵀ/n, residuals r
     ℓ_i = ½ (r_i + x_iᵀ δ)²,    Cov(ℓ_i, ℓ_j) = r_i r_j s_ij + ½ s_ij²,    E ℓ_i − ℓ_i(w₀) = ½ s_ii.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -175,8 +176,32 @@ def test_susceptibilities_of_components():
         truth = torch.linalg.solve(block + GAMMA * torch.eye(2), block).trace() / 2
         estimate = fs.llc(runs[name])
         assert abs(estimate.mean - float(truth)) < 4 * estimate.mcse
+    # The full run's share of the error: many components' chains, and few of the whole network.
+    few = [runs | {"full": runs["full"][8 * i : 8 * i + 8]} for i in range(50)]
+    each = [susceptibilities(some, "losses") for some in few]
+    spread = torch.stack([one.values for one in each]).var(0).mean()
+    stated = (
+        torch.stack([one.mcse.square() for one in each]).mean((0, 1, 2))
+        - found.mcse.square().mean()
+    )
+    assert float(stated / spread) == pytest.approx(1.0, rel=0.2)
     wrong = susceptibilities(runs, "losses", initial_loss=float(runs["full"].initial_loss) + 0.1)
     assert (wrong.values - found.values).abs().max() > 0.01
+
+
+def test_the_error_of_a_correlation(many):
+    """Of independent normals, (1 − ρ²)/√N: large correlations are known better than covariances."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(2, 400, 60, 30, generator=generator)
+    two = 0.9 * one + math.sqrt(1 - 0.81) * other
+    samples = dataclasses.replace(many, observables={"x": one})
+    for center in ("pooled", "chain"):
+        found = influence(samples, "x", two, normalized=True, center=center)
+        due = (1 - 0.81) / math.sqrt(400 * 60)
+        mcse = found.mcse.diagonal().square().mean().sqrt()
+        assert float(mcse) == pytest.approx(due, rel=0.05)
+        z = (found.values.diagonal() - 0.9) / due
+        assert 0.6 < float(z.square().mean()) < 1.6
 
 
 @pytest.mark.slow
