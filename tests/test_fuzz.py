@@ -23,6 +23,10 @@ from torch import nn
 
 import compat
 import funcsgmcmc as fs
+from decoders import decoder
+from funcsgmcmc.decoders import components_of
+from funcsgmcmc.estimates.predictive import calibration_error, log_predictive_density
+from funcsgmcmc.runs.restricted import sample_components
 from funcsgmcmc.testing import SPECS
 from problems import good_loss
 
@@ -136,6 +140,7 @@ SEEN = fs.sample(
     observables={"x": LOSSES},
 )
 LINEAR = nn.Linear(3, 1)
+DECODER = decoder("llama")
 SAMPLE = Target(
     fs.sample,
     {
@@ -324,6 +329,47 @@ TARGETS = [
             | {"huge", "scalar", "int scalar"},
         },
     ),
+    Target(
+        sample_components,
+        {
+            "loss_fn": quadratic,
+            "params": W,
+            "data": torch.ones(6),
+            "sampler": fs.sgld(0.01, nbeta=1.0, localization=1.0),
+            "components": {"part": "w"},
+            "num_chains": 2,
+            "num_draws": 2,
+            "key": fs.key(0),
+        },
+        {
+            "params": {"tree"},
+            "data": {"pair", "triple", "matrix"},
+            "sampler": {"sampler"},
+            "num_chains": COUNTS,
+            "observables": {"none", "empty dict"},
+            "store": {"none"},
+        },
+        {"loss_fn": "function", "params": "component", "components": "component"},
+    ),
+    Target(log_predictive_density, {"samples": SEEN, "of": "x"}, {"of": {"text"}}),
+    Target(
+        calibration_error,
+        {"probabilities": torch.eye(3), "targets": torch.arange(3)},
+        {"num_bins": COUNTS},
+        {"probabilities": "targets"},
+    ),
+    Target(
+        fs.plots.plot_susceptibilities,
+        {"found": fs.susceptibilities({"full": SEEN, "part": SEEN}, "x")},
+        {"labels": {"none"}, "per_component": SWITCH},
+    ),
+    Target(fs.plots.plot_influence, {"found": fs.influence(SEEN, "x")}, {"order": {"none"}}),
+    Target(
+        fs.plots.plot_traces,
+        {"samples": SEEN, "of": "x", "examples": [0]},
+        {"of": {"text"}, "examples": {"key"}},
+    ),
+    Target(components_of, {"model": DECODER}),
     Target(fs.response.functional_variance, {"samples": SEEN, "of": "x"}, {"of": {"text"}}),
     Target(
         fs.response.llc_shares,

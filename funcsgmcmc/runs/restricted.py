@@ -59,6 +59,10 @@ def sample_components(
     for name in components:
         if not isinstance(name, str) or Path(name).name in ("", "..") or "/" in name:
             raise ValueError(f"components must have names that a folder can have, got {name!r}")
+    if observables is not None:
+        checks.instance("observables", observables, Mapping)
+        for name, function in observables.items():
+            checks.function(f"observables[{name!r}]", function)
     if store is not None:
         checks.instance("store", store, str | Path)
     offset = settings.pop("chain_offset", 0)
