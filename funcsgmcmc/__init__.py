@@ -26,6 +26,7 @@ from funcsgmcmc.components import restrict
 from funcsgmcmc.estimates import plots, response
 from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
 from funcsgmcmc.estimates.draws import llc_draws
+from funcsgmcmc.estimates.ladder import step_ladder
 from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc
 from funcsgmcmc.estimates.predictive import predictive
 from funcsgmcmc.estimates.response import influence, susceptibilities
@@ -89,6 +90,7 @@ __all__ = [
     "sglrw",
     "sgnht",
     "sketch",
+    "step_ladder",
     "summary",
     "susceptibilities",
     "svrg",

@@ -158,7 +158,7 @@ SAMPLE = Target(
         "sampler": {"sampler"},
         "num_draws": COUNTS,
         "num_chains": COUNTS,
-        "num_burnin_steps": {"zero", *COUNTS},
+        "num_burnin_steps": {"zero", *COUNTS},  # and "auto"
         "num_steps_between_draws": COUNTS,
         "batch_size": {"none", *COUNTS},
         "key": {"key"},
@@ -270,6 +270,16 @@ TARGETS = [
         fs.llc,
         {"samples": FIRST},
         {"initial_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"}},
+    ),
+    Target(
+        fs.step_ladder,
+        {"lr": 0.1, "num_chains": 8},
+        {
+            "lr": SHARED - {"zero"},
+            "ratio": {"three", "int scalar"},
+            "num_sizes": {"three"},
+        },
+        {"num_chains": "num_chains", "num_sizes": "num_"},
     ),
     Target(
         fs.llc_draws,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.estimates.convergence import diagnostics, mean_error
 from funcsgmcmc.estimates.draws import full_llc_draws
 from funcsgmcmc.runs.record import Samples
 
@@ -23,6 +23,7 @@ class Choice:
         is_unbiased: Whether its losses are those of the draws, on average.
         mean: The mean.
         mcse: Its standard error.
+        rank: The same from the draws' autocorrelation: less exact, but less noisy to choose by.
         per_chain: Each chain's mean, `[c]`.
         mcse_per_chain: The standard error of each, `[c]`.
         trace: What tells whether chains have mixed, with the least noise that there is, `[c, …]`.
@@ -32,6 +33,7 @@ class Choice:
     is_unbiased: bool
     mean: float
     mcse: float
+    rank: float
     per_chain: Tensor
     mcse_per_chain: Tensor
     trace: Tensor
@@ -59,19 +61,20 @@ def best_of(samples: Samples, draws: Tensor, initial_loss: float | Tensor | None
         _choice("all data", True, [full], trace),
         _choice("both", True, [draws, full - draws[:, looks.draws]], trace),
     ]
-    usable = [each for each in candidates if each.is_unbiased and not math.isnan(each.mcse)]
-    return min(usable, key=lambda each: each.mcse, default=plain)
+    usable = [each for each in candidates if each.is_unbiased and not math.isnan(each.rank)]
+    return min(usable, key=lambda each: each.rank, default=plain)
 
 
 def _choice(source: str, is_unbiased: bool, terms: list[Tensor], trace: Tensor) -> Choice:
-    """The sum of some means over draws, `[c, …]` each, whose errors are taken to be independent."""
+    """The sum of some means over draws, `[c, …]` each."""
     per_chain = torch.stack([term.mean(1) for term in terms]).sum(0)
-    mcse = math.hypot(*(float(diagnostics(term).mcse_mean) for term in terms))
+    rank = math.hypot(*(float(diagnostics(term).mcse_mean) for term in terms))
     # Each chain by itself, for a sweep, where no two chains sample one distribution.
     of_chains = [[diagnostics(row[None]).mcse_mean for row in term] for term in terms]
     mcse_per_chain = torch.tensor(of_chains, dtype=torch.float64).square().sum(0).sqrt()
     mean = float(per_chain.mean())
-    return Choice(source, is_unbiased, mean, mcse, per_chain, mcse_per_chain, trace)
+    mcse = float(mean_error(*terms))
+    return Choice(source, is_unbiased, mean, mcse, rank, per_chain, mcse_per_chain, trace)
 
 
 def _is_independent(samples: Samples) -> bool:

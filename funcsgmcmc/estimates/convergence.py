@@ -4,6 +4,7 @@ Shapes: values of a quantity are `[C, D, …]`, C chains of D draws; what is tol
 """
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from funcsgmcmc import checks
 
 # Tail ESS at the 5 % and 95 % quantiles, as in Vehtari et al. 2021, section 4.3.
 TAIL_QUANTILE = 0.95
+# From so many chains on, their spread tells the error of their mean.
+FEWEST_CHAINS = 4
 
 
 class Diagnostics(NamedTuple):
@@ -79,6 +82,58 @@ def diagnostics(values: Tensor) -> Diagnostics:
             )
         )
     )
+
+
+def mean_error(*terms: Tensor) -> Tensor:
+    """The Monte Carlo standard error of a mean over chains and draws, or of a sum of such means.
+
+    Means over draws x̄_c of C independent chains are as good as Gaussian, so that their spread gives
+    the error of their mean whatever the autocorrelation is:
+
+        (q/2) √(Σ (x̄_c − x̄)²/(C (C − 1))),    P(|t| < q) = P(|z| < 2) = 0.954
+
+    with t of Student's distribution with C − 1 degrees of freedom and z normal. So the mean is
+    within twice the error in 95 % of runs, of few chains and of short ones too. For fewer than four
+    chains it is `diagnostics(values).mcse_mean`, which is too small for short chains.
+
+    Args:
+        *terms: `[C, D, …]` each, of the same healthy chains; numbers of draws may differ.
+
+    Returns:
+        `[…]`, float64.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+        ValueError: There is no term, or one has fewer than two dimensions, or no draw.
+    """
+    if not terms:
+        raise ValueError("mean_error needs the values of one mean at least, got none")
+    for values in terms:
+        _check_draws(values)
+    number = len(terms[0])
+    if number < FEWEST_CHAINS:
+        errors = [diagnostics(values).mcse_mean for values in terms]
+        return torch.stack(errors).square().sum(0).sqrt()
+    means = torch.stack([values.double().mean(1) for values in terms]).sum(0)
+    return means.std(0) * (wider(number, 2.0) / math.sqrt(number))
+
+
+def wider(num_chains: int, z: float) -> float:
+    """By how much an interval of ±z is wider, where the standard error is that of a few values.
+
+    Args:
+        num_chains: C ≥ 2, the values whose spread gave the error.
+        z: In standard errors.
+
+    Returns:
+        q/z, with P(|t| < q) = P(|z'| < z), t of C − 1 degrees of freedom and z' normal.
+
+    Raises:
+        ImportError: The extra `diagnostics` is not installed.
+    """
+    with needs_arviz():
+        from scipy.stats import norm, t
+    return float(t.isf(norm.sf(z), num_chains - 1)) / z
 
 
 def weighted_mean(values: Tensor, log_weights: Tensor) -> WeightedMean:

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import tree
+from funcsgmcmc.estimates.bias import Bias
 from funcsgmcmc.estimates.choice import FEWEST_LOOKS, Choice
-from funcsgmcmc.estimates.convergence import diagnostics
+from funcsgmcmc.estimates.convergence import FEWEST_CHAINS, diagnostics, mean_error, wider
 from funcsgmcmc.estimates.draws import forces_and_noises
 from funcsgmcmc.runs.record import Samples
 
-# Of Gaussian draws, drift beyond this many standard errors is chance once in 10⁴ runs.
+# Drift beyond this many standard errors is chance once in 10⁴ runs.
 _Z_OF_DRIFT = 4.0
 _LARGEST_R_HAT = 1.1
 # Priors and steps raise the estimate of a regular model by less than this factor.
@@ -24,7 +25,7 @@ def drift_of(trace: Tensor) -> float:
     """By how much the second half of the draws differs from the first, beyond chance.
 
     The error of the difference is that between chains; with fewer than four chains, that of the
-    autocorrelated draws of both halves.
+    autocorrelated draws of both halves. Chance alone passes for drift once in 10⁴ runs.
 
     Args:
         trace: `[C, D]`.
@@ -37,21 +38,21 @@ def drift_of(trace: Tensor) -> float:
         return 0.0
     first, second = trace[:, :half].double(), trace[:, -half:].double()
     difference = second.mean(1) - first.mean(1)
-    if len(trace) >= FEWEST_LOOKS:
-        error = float(difference.std() / math.sqrt(len(trace)))
+    size, number = float(difference.mean()), len(trace)
+    if number >= FEWEST_CHAINS:
+        error = wider(number, _Z_OF_DRIFT) * float(difference.std()) / math.sqrt(number)
     else:
-        error = math.hypot(*(float(diagnostics(part).mcse_mean) for part in (first, second)))
-    size = float(difference.mean())
+        error = float(mean_error(first, second))
     return size if abs(size) > _Z_OF_DRIFT * error else 0.0
 
 
-def find_faults(samples: Samples, chosen: Choice, bias: float, drift: float) -> list[str]:
+def find_faults(samples: Samples, chosen: Choice, bias: Bias, drift: float) -> list[str]:
     """Say what is wrong with an estimate.
 
     Args:
         samples: The run.
         chosen: The estimate.
-        bias: Of step size and gradient noise; NaN if it is not known.
+        bias: Of step size and gradient noise.
         drift: As `drift_of` finds it.
 
     Returns:
@@ -69,7 +70,10 @@ def find_faults(samples: Samples, chosen: Choice, bias: float, drift: float) -> 
             "full_loss=20, or data as tensors with minibatches='replacement'"
         )
     if math.isnan(chosen.mcse):
-        found.append(f"{samples.num_draws} draws are too few for an error: make 4 at least")
+        found.append(
+            f"{samples.num_draws} draws of {samples.num_chains} chains are too few for an error: "
+            "make 4 draws, or 4 chains"
+        )
     return found
 
 
@@ -96,6 +100,11 @@ def _mixing(samples: Samples, chosen: Choice, drift: float) -> list[str]:
             f"chains have not mixed: R-hat of the loss on {name} is {r_hat:.3g}: run longer, with "
             "more burn-in"
         )
+    if samples.options["burnin_settled"] is False:
+        found.append(
+            f"burn-in ended at its limit of {samples.num_burnin_steps} steps while loss or "
+            "distance still drifted: make more draws, with a larger num_steps_between_draws"
+        )
     if drift:
         found.append(
             f"the estimate drifts by {drift:+.2g} between the halves of the draws: take more "
@@ -118,18 +127,24 @@ def _relaxation(samples: Samples) -> str:
     )
 
 
-def _bias(samples: Samples, chosen: Choice, bias: float) -> list[str]:
-    if math.isnan(bias) or bias <= max(_LARGEST_SHARE * abs(chosen.mean), 2 * chosen.mcse):
+def _bias(samples: Samples, chosen: Choice, bias: Bias) -> list[str]:
+    """A bias beyond chance, and beyond what an estimate may have.
+
+    One that was extrapolated may have either sign.
+    """
+    size = abs(bias.value)
+    limit = max(_LARGEST_SHARE * abs(chosen.mean), 2 * math.hypot(chosen.mcse, bias.error))
+    if math.isnan(size) or size <= limit:
         return []
-    force, noise = (float(each[samples.healthy].mean()) for each in forces_and_noises(samples))
-    what = "gradient noise raises" if noise > force else "the step size raises"
-    how = (
-        "larger batches, control_variates, or a smaller lr"
-        if noise > force
-        else "halve lr, or use baoa"
-    )
-    share = f" ({bias / abs(chosen.mean):.0%} of it)" if chosen.mean else ""
-    return [f"{what} the estimate by about {bias:.2g}{share}: {how}"]
+    what, how = "the step size", "halve lr, or use baoa"
+    if samples.looks is not None:
+        force, noise = (float(each[samples.healthy].mean()) for each in forces_and_noises(samples))
+        if noise > force:
+            what = "gradient noise"
+            how = "larger batches, control_variates, or a smaller lr"
+    changes = "raises" if bias.value > 0 else "lowers"
+    share = f" ({size / abs(chosen.mean):.0%} of it)" if chosen.mean else ""
+    return [f"{what} {changes} the estimate by about {size:.2g}{share}: {how}"]
 
 
 def _implausible(samples: Samples, chosen: Choice) -> list[str]:

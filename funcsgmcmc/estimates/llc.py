@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import checks
-from funcsgmcmc.estimates.choice import best_of
-from funcsgmcmc.estimates.convergence import diagnostics
-from funcsgmcmc.estimates.draws import forces_and_noises, full_llc_draws, llc_draws
+from funcsgmcmc.estimates.bias import Bias, extrapolated_bias, measured_bias
+from funcsgmcmc.estimates.choice import Choice, best_of
+from funcsgmcmc.estimates.convergence import mean_error
+from funcsgmcmc.estimates.draws import llc_draws
 from funcsgmcmc.estimates.faults import drift_of, find_faults
-from funcsgmcmc.runs.attributes import settings_of_draws
-from funcsgmcmc.runs.record import Samples
+from funcsgmcmc.estimates.ladder import rungs_of
+from funcsgmcmc.runs.record import Samples, check_initial_loss, of_chains
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,11 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     E⟨w − w₀, nβ g⟩ = k nβ E[L − L(w₀)], so that λ̂ is too large by this over k T, with k as it is
     measured: 2 for quadratics, where all this is exact, and more where the loss is flatter.
 
+    Chains that differ in the step size only (`step_ladder`) tell their bias themselves, for any
+    sampler: their means are extrapolated by E λ̂(h) = a + b hᵖ, p the order of the sampler
+    (`Sampler.step_order`). Then the estimate is that of the chains with the smallest step, b hᵖ its
+    bias, and a is `corrected`.
+
     Source: Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
     complexity measure", 2023 (arXiv:2308.12108), eq. 8, for λ̂.
 
@@ -130,52 +136,67 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
             different settings (see `Samples.groups`), or the draws have weights.
     """
     checks.instance("samples", samples, Samples)
-    samples.check_poolable()
-    draws = llc_draws(samples, initial_loss)
-    chosen = best_of(samples, draws, initial_loss)
-    bias = _bias(samples, initial_loss)
-    drift = drift_of(chosen.trace)
-    parts = [chosen.mcse, bias, drift]
-    mcse_per_chain = torch.full_like(draws[:, 0], torch.nan)
-    mcse_per_chain[samples.healthy] = chosen.mcse_per_chain
-    per_chain = torch.full_like(draws[:, 0], torch.nan)
-    per_chain[samples.healthy] = chosen.per_chain
-    number = int(samples.healthy.sum())
+    samples.usable_chains()
+    given = None
+    if initial_loss is not None:
+        given = check_initial_loss(initial_loss, samples.num_chains)
+    rungs = [_Rung(rows, samples[rows], of_chains(given, rows)) for rows in rungs_of(samples)]
+    chosen = [rung.best() for rung in rungs]
+    # The chains of the smallest step, if there are several.
+    last, found = rungs[-1], chosen[-1]
+    bias = _bias(rungs, chosen)
+    drift = drift_of(found.trace)
+    parts = [found.mcse, bias.value, drift]
+    per_chain = torch.full((2, samples.num_chains), torch.nan, dtype=torch.float64)
+    for rung, choice in zip(rungs, chosen, strict=True):
+        rows = rung.rows & samples.healthy
+        per_chain[:, rows] = torch.stack([choice.per_chain, choice.mcse_per_chain])
     return LLC(
-        mean=chosen.mean,
+        mean=found.mean,
         # Without a Monte Carlo error there is none; a bias that is not known is left out.
-        error=math.nan if math.isnan(chosen.mcse) else math.hypot(*(x for x in parts if x == x)),
-        mcse=chosen.mcse,
-        bias=bias,
+        error=math.nan if math.isnan(found.mcse) else math.hypot(*(x for x in parts if x == x)),
+        mcse=found.mcse,
+        bias=bias.value,
         drift=drift,
-        warnings=find_faults(samples, chosen, bias, drift),
-        source=chosen.source,
-        per_chain=per_chain,
-        mcse_per_chain=mcse_per_chain,
-        num_chains=number,
-        num_frozen=samples.num_chains - number,
+        warnings=find_faults(last.samples, found, bias, drift),
+        source=found.source,
+        per_chain=per_chain[0],
+        mcse_per_chain=per_chain[1],
+        num_chains=int(last.samples.healthy.sum()),
+        num_frozen=samples.num_chains - int(samples.healthy.sum()),
     )
 
 
-def _bias(samples: Samples, initial_loss: float | Tensor | None) -> float:
-    """How much step size and gradient noise raise λ̂; NaN where it is not known."""
-    looks, healthy = samples.looks, samples.healthy
-    if looks is None or not len(looks.draws):
-        return math.nan
-    sampler = samples.sampler.to(torch.device("cpu"))
-    excess = sampler.virial_excess(*forces_and_noises(samples))
-    if excess is None:
-        return math.nan
-    _, temperature = settings_of_draws(samples)
-    # The degree of a quadratic, where chains are below the anchor or L(w₀) of a part is not known.
-    degree = 2.0
-    if looks.is_all:
-        rise = float(full_llc_draws(samples, initial_loss)[healthy].mean())
-        virial = float((looks.virials.double() / temperature[:, looks.draws])[healthy].mean())
-        if rise > 0 and virial > rise:
-            degree = virial / rise
-    excess = excess.expand(samples.num_chains) / temperature[:, -1]
-    return float(excess[healthy].mean()) / degree
+class _Rung(NamedTuple):
+    """The chains of one step size.
+
+    Attributes:
+        rows: Which of the run's they are, bool `[C]`.
+        samples: Their record.
+        initial_loss: As for `llc`.
+    """
+
+    rows: Tensor
+    samples: Samples
+    initial_loss: Tensor | None
+
+    def best(self) -> Choice:
+        """The mean of these chains."""
+        self.samples.check_poolable()
+        return best_of(self.samples, llc_draws(self.samples, self.initial_loss), self.initial_loss)
+
+
+def _bias(rungs: list[_Rung], chosen: list[Choice]) -> Bias:
+    """The bias of the last rung."""
+    last = rungs[-1].samples
+    if len(rungs) == 1:
+        return measured_bias(last, rungs[-1].initial_loss)
+    sizes = torch.stack([rung.samples.sampler.lr[0].cpu() for rung in rungs])
+    means = torch.tensor([choice.mean for choice in chosen])
+    errors = torch.tensor([choice.mcse for choice in chosen])
+    options = last.options
+    is_noisy = options["batch_size"] != options["num_examples"]
+    return extrapolated_bias(sizes, means, errors, last.sampler.step_order(is_noisy=is_noisy))
 
 
 class RunningLLC(NamedTuple):
@@ -211,5 +232,5 @@ def running_llc(samples: Samples, num_points: int = 50) -> RunningLLC:
     return RunningLLC(
         num_draws=points,
         mean=torch.stack([draws[:, :count].mean() for count in points]),
-        mcse=torch.stack([diagnostics(draws[:, :count]).mcse_mean for count in points]),
+        mcse=torch.stack([mean_error(draws[:, :count]) for count in points]),
     )

@@ -20,18 +20,28 @@ class Clock:
     Attributes:
         draw_steps: The step of each draw, `[D]`; the last one ends the run.
         first_step: The run's first step.
+        num_burnin_steps: Steps before those that draws are made of: at most, while burn-in is open.
+        is_open: Whether burn-in may end earlier: `end_burnin` says so.
+        burnin_settled: Whether burn-in ended because no drift was seen; None where its length was
+            given, or while it is open.
         next_step: The step that not all chains have made yet.
         num_steps: T.
     """
 
     draw_steps: Tensor
     first_step: int = 0
+    num_burnin_steps: int = 0
+    is_open: bool = False
+    burnin_settled: bool | None = None
     next_step: int = field(init=False)
     num_steps: int = field(init=False)
     _draw_at: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.next_step = self.first_step
+        self._number_draws()
+
+    def _number_draws(self) -> None:
         self.num_steps = int(self.draw_steps[-1]) + 1 - self.first_step
         # Asked at every step, which is too often for reading a tensor.
         self._draw_at = {step: draw for draw, step in enumerate(self.draw_steps.tolist())}
@@ -49,6 +59,12 @@ class Clock:
     def due_draw(self) -> int | None:
         """Index of the draw that the next step makes; None if it makes none."""
         return self._draw_at.get(self.next_step)
+
+    def end_burnin(self, num_steps: int, settled: bool) -> None:
+        """Let burn-in have so many steps, no more than were allowed: draws begin after them."""
+        self.draw_steps = self.draw_steps - (self.num_burnin_steps - num_steps)
+        self.num_burnin_steps, self.is_open, self.burnin_settled = num_steps, False, settled
+        self._number_draws()
 
     def tick(self) -> None:
         """Count a step that all chains have made."""

@@ -61,7 +61,7 @@ class DiskStore:
     ) -> None:
         self._root = open_group(path, mode=mode)
         self._sizes, self._coordinates = sizes, coordinates
-        self._draw_at = {int(row): draw for draw, row in enumerate(draw_rows.tolist())}
+        self.place_draws(draw_rows)
         self._arrays: dict[Field, Array[Any]] = {}
         self._dtypes: dict[Field, torch.dtype] = {}
         # The block of each field that waits: its index, and its values `[C, block, …]`.
@@ -73,6 +73,10 @@ class DiskStore:
         store = cls(path, {"chain": num_chains}, {}, torch.empty(0), mode="r")
         store.restore(plain, torch.device("cpu"))
         return store
+
+    def place_draws(self, rows: Tensor) -> None:
+        """Say where the draws' steps stand among the steps of the run, `[D]`."""
+        self._draw_at = {int(row): draw for draw, row in enumerate(rows.tolist())}
 
     def clear(self) -> None:
         """Delete what a run left that ended before its first checkpoint."""

@@ -118,7 +118,9 @@ def full_data_of(
     # of some gradients.
     if not isinstance(batches, TensorData) or num_parameters >= _LARGE_MODEL:
         return None
-    spent = _SHARE * clock.num_steps * batches.batch_size
+    # A burn-in that is open may be short.
+    num_steps = clock.num_steps - (clock.num_burnin_steps if clock.is_open else 0)
+    spent = _SHARE * num_steps * batches.batch_size
     number = min(_MOST, request.num_draws, int(spent / batches.num_examples))
     if number >= _FEWEST:
         return _all(batches, request.num_draws // number)

@@ -149,8 +149,35 @@ class Keeper:
             self.store.resize()
         return self.store
 
+    def burnin(self) -> tuple[int, bool] | None:
+        """The length of a burn-in that has ended by itself, and whether it settled."""
+        settings = self._place.settings
+        if settings is None or settings["is_open"]:
+            return None
+        return settings["num_burnin_steps"], settings["options"]["burnin_settled"]
+
     def begin(self, run: "Run") -> None:
         """Write what does not change, and a first checkpoint."""
+        self._write_settings(run)
+        self.write(run)
+        self.store.set_attributes(attributes_of(self.samples()))
+        self._write_constants(run)
+
+    def draws_begin(self, run: "Run") -> None:
+        """Write which steps make draws, where burn-in has told it.
+
+        A checkpoint may be older: the run that is resumed from it makes the same draws.
+        """
+        self.store.place_draws(run.clock.draw_steps - run.clock.first_step)
+        self._write_settings(run)
+        self._write_constants(run)
+
+    def _write_constants(self, run: "Run") -> None:
+        clock, number = run.clock, run.request.num_chains
+        constants = constants_of(run.sampler, clock.draw_steps, number, run.initial_loss)
+        self.store.write_variables("constant_data", constants)
+
+    def _write_settings(self, run: "Run") -> None:
         self._place.begin(
             {
                 "fingerprint": self._fingerprint,
@@ -160,7 +187,8 @@ class Keeper:
                 "initial_loss": run.initial_loss,
                 "first_step": run.clock.first_step,
                 "draw_steps": run.clock.draw_steps,
-                "num_burnin_steps": run.request.num_burnin_steps,
+                "num_burnin_steps": run.clock.num_burnin_steps,
+                "is_open": run.clock.is_open,
                 "num_steps_between_draws": run.request.num_steps_between_draws,
                 "chain_method": run.chain_method,
                 "chunk_size": run.chunk_size,
@@ -168,12 +196,6 @@ class Keeper:
                 "options": run.options(),
             }
         )
-        self.write(run)
-        self.store.set_attributes(attributes_of(self.samples()))
-        constants = constants_of(
-            run.sampler, run.clock.draw_steps, run.request.num_chains, run.initial_loss
-        )
-        self.store.write_variables("constant_data", constants)
 
     def step_done(self, run: "Run") -> None:
         """Write a checkpoint, if one is due."""

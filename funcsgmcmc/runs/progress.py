@@ -31,6 +31,9 @@ class Progress(Protocol):
     def tell(self, text: str) -> None:
         """Say something that stays to be read."""
 
+    def shorten(self, num_steps: int) -> None:
+        """Say that the run has so many steps, fewer than before."""
+
     def step_done(self, status: Callable[[], str]) -> None:
         """Count a step; `status` tells how the run is doing."""
 
@@ -76,6 +79,9 @@ class _Nothing:
     def tell(self, text: str) -> None:
         pass
 
+    def shorten(self, num_steps: int) -> None:
+        pass
+
     def step_done(self, status: Callable[[], str]) -> None:
         pass
 
@@ -99,9 +105,12 @@ def _bar(num_steps: int, done: int) -> Iterator[Progress]:
         def tell(self, text: str) -> None:
             bar.write(text, file=sys.stderr)
 
+        def shorten(self, num_steps: int) -> None:
+            bar.total = num_steps
+
         def step_done(self, status: Callable[[], str]) -> None:
             now = time.monotonic()
-            if now - self.read_at >= _SECONDS_BETWEEN_READINGS or bar.n + 1 == num_steps:
+            if now - self.read_at >= _SECONDS_BETWEEN_READINGS or bar.n + 1 == bar.total:
                 bar.set_postfix_str(status(), refresh=False)
                 self.read_at = now
             bar.update()
@@ -143,6 +152,9 @@ class _Lines:
         logger.info(text)
 
     tell = note
+
+    def shorten(self, num_steps: int) -> None:
+        self._num_steps = num_steps
 
     def step_done(self, status: Callable[[], str]) -> None:
         self._steps += 1

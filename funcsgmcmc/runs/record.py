@@ -297,7 +297,7 @@ class Samples:
             # What chains share stays shared.
             sampler=self.sampler[picked] if self.sampler.shape else self.sampler,
             chains=pick(self.chains),
-            initial_loss=_of_chains(self.initial_loss, picked),
+            initial_loss=of_chains(self.initial_loss, picked),
             frozen_at=pick(self.frozen_at),
         )
 
@@ -448,7 +448,7 @@ def observable_of(name: Any, known: Mapping[str, Tensor]) -> Tensor:
     return known[name]
 
 
-def _of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
+def of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """A value that chains share, or have one each of."""
     return value if value is None or not value.shape else value[rows]
 

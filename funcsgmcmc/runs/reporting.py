@@ -36,7 +36,7 @@ class Reporter:
     def _look_at_mixing(self) -> None:
         """Take the last step into what is told of mixing, if it is one after burn-in."""
         row = self._run.clock.steps_done - 1
-        since = row - self._run.request.num_burnin_steps
+        since = row - self._run.clock.num_burnin_steps
         if since >= 0 and self._mixing.is_due(since):
             losses, distances = self._run.recorder.at_step(row)
             self._mixing.add({"loss": losses, "distance": distances})

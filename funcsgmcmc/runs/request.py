@@ -37,7 +37,7 @@ class Request:
     key: Tensor
     num_chains: int
     num_draws: int
-    num_burnin_steps: int
+    num_burnin_steps: int | Literal["auto"]
     num_steps_between_draws: int
     batch_size: int | None
     minibatches: Literal["replacement", "epochs"]
@@ -65,7 +65,10 @@ class Request:
             checks.function("log_prior", self.log_prior)
         checks.count("num_chains", self.num_chains, minimum=1)
         checks.count("num_draws", self.num_draws, minimum=1)
-        checks.count("num_burnin_steps", self.num_burnin_steps, minimum=0)
+        if isinstance(self.num_burnin_steps, str):
+            checks.choice("num_burnin_steps", self.num_burnin_steps, ("auto",))
+        else:
+            checks.count("num_burnin_steps", self.num_burnin_steps, minimum=0)
         checks.count("num_steps_between_draws", self.num_steps_between_draws, minimum=1)
         checks.count("chain_offset", self.chain_offset, minimum=0)
         if not self.chain_offset + self.num_chains <= _MAX_CHAINS:

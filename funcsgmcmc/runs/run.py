@@ -20,6 +20,7 @@ from torch import Tensor
 from funcsgmcmc import tree
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
+from funcsgmcmc.runs.burnin import has_settled
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
@@ -136,6 +137,8 @@ class Run:
                 while clock.steps_done < clock.num_steps:
                     self.make_step_and_look_at_rounding()
                     reporter.step_done()
+                    if clock.is_open:
+                        self._end_burnin(progress)
                     if keeper is not None:
                         keeper.step_done(self)
                     # Reading health waits for the device: only if it is asked for.
@@ -158,6 +161,25 @@ class Run:
                     failure.add_note(note)
                 raise failure from error
             return self._end()
+
+    def _end_burnin(self, progress: Progress) -> None:
+        """End a burn-in that lasts as long as drift is seen, if none is; or at its limit."""
+        clock, healthy = self.clock, gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0
+        settled = has_settled(self.recorder, clock.steps_done, healthy)
+        if not settled and clock.steps_done < clock.num_burnin_steps:
+            return
+        if not settled:
+            warnings.warn(
+                f"burn-in ended at its limit of {clock.steps_done} steps, as many as the draws "
+                "take, while loss or distance still drifted: make more draws, with a larger "
+                "num_steps_between_draws, or give num_burnin_steps",
+                stacklevel=5,
+            )
+        clock.end_burnin(clock.steps_done, settled)
+        progress.shorten(clock.num_steps)
+        progress.tell(f"burn-in ended after {clock.steps_done} steps")
+        if self.keeper is not None:
+            self.keeper.draws_begin(self)
 
     def _check_health(self) -> None:
         """Stop where a chain has failed.
@@ -349,7 +371,9 @@ class Run:
             frozen_at=frozen_at,
             first_step=clock.first_step,
             draw_steps=draw_steps,
-            num_burnin_steps=self.request.num_burnin_steps,
+            num_burnin_steps=min(clock.num_burnin_steps, clock.steps_done)
+            if clock.is_open
+            else clock.num_burnin_steps,
             num_steps_between_draws=self.request.num_steps_between_draws,
             chain_method=self.chain_method,
             options=self.options(),
@@ -358,7 +382,7 @@ class Run:
     def options(self) -> dict[str, Any]:
         """`Samples.options`."""
         data = {"batch_size": self.batches.batch_size, "num_examples": self.batches.num_examples}
-        return self.request.options() | data
+        return self.request.options() | data | {"burnin_settled": self.clock.burnin_settled}
 
     def _next_batch(self, chunk: Chunk) -> Any:
         """The batch of a chunk's next step; before it, its memory is made where it is due."""

@@ -26,6 +26,7 @@ from funcsgmcmc.runs.start import Start, start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
 from funcsgmcmc.runs.trial import Trial, try_functions
 from funcsgmcmc.samplers.base import Sampler, State, check_sampler
+from funcsgmcmc.schedules import Schedule
 
 # Names of the record's own quantities and dimensions.
 _TAKEN = {"loss", "llc", "chain", "draw", "step"}
@@ -39,7 +40,7 @@ def sample(
     *,
     num_chains: int,
     num_draws: int,
-    num_burnin_steps: int = 0,
+    num_burnin_steps: int | Literal["auto"] = 0,
     num_steps_between_draws: int = 1,
     batch_size: int | None = None,
     minibatches: Literal["replacement", "epochs"] = "replacement",
@@ -92,7 +93,9 @@ def sample(
         sampler: For instance `sgld(…)`, of batch size `[]` or `[num_chains]`.
         num_chains: C ≥ 1.
         num_draws: D ≥ 1, for each chain.
-        num_burnin_steps: Steps before draws are made, of this run.
+        num_burnin_steps: Steps before draws are made, of this run. `"auto"`: until no drift of loss
+            and distance is seen, but no more than the draws take; a warning says if it still is.
+            `Samples.num_burnin_steps` tells how many these were.
         num_steps_between_draws: Steps a draw, ≥ 1.
         batch_size: Examples a minibatch, for tensors; None means all of them at every step.
         minibatches: `"replacement"`: uniform, independent at every step. `"epochs"`: a new
@@ -242,6 +245,8 @@ def _make_runs(
     start = start_of(request, given, sampler)
     _check_names(request, start.state.params)
     clock = _clock_of(request, sampler, start)
+    if clock.is_open and keeper is not None and (known := keeper.burnin()) is not None:
+        clock.end_burnin(*known)
     batches = stream(
         data,
         batch_size=request.batch_size,
@@ -314,15 +319,30 @@ def _resumed(start: Start, batches: Batches, keeper: Keeper) -> _Plan:
 
 
 def _clock_of(request: Request, sampler: Sampler, start: Start) -> Clock:
-    """The clock of a run, before its first step."""
+    """The clock of a run, before its first step.
+
+    Raises:
+        ValueError: Burn-in shall end by itself, with settings that change with the step.
+    """
+    is_open, burnin = request.num_burnin_steps == "auto", request.num_burnin_steps
+    if isinstance(burnin, str):
+        names = [
+            name for name in sampler.schedulable() if isinstance(getattr(sampler, name), Schedule)
+        ]
+        if names:
+            raise ValueError(
+                "num_burnin_steps='auto' needs settings that do not change with the step, got a "
+                f"schedule for {names[0]}"
+            )
+        burnin = request.num_draws * request.num_steps_between_draws
     draw_steps = steps_of_draws(
         sampler.temperature,
         request.num_draws,
-        request.num_burnin_steps,
+        burnin,
         request.num_steps_between_draws,
         start.first_step,
     )
-    return Clock(draw_steps, start.first_step)
+    return Clock(draw_steps, start.first_step, burnin, is_open)
 
 
 def _memory_store(request: Request, clock: Clock, every: int) -> Store:

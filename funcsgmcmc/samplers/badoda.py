@@ -60,6 +60,10 @@ class BADODA(ThermostatSampler, frozen=True):
         """T."""
         return self.temperature
 
+    def step_order(self, *, is_noisy: bool) -> int:
+        """2, but 1 with gradient noise, of which the thermostat takes up a part."""
+        return 1 if is_noisy else 2
+
     def advance(
         self, state: ThermostatState, evaluation: Evaluation, noise: TensorDict
     ) -> tuple[ThermostatState, Terms]:

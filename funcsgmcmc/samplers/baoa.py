@@ -76,6 +76,20 @@ class BAOA(MomentumSampler, frozen=True):
         remaining = torch.exp(-self.friction * self.lr)
         return self.lr**2 / 4 * (1 + remaining) / (1 - remaining) * noise
 
+    def step_order(self, *, is_noisy: bool) -> int:
+        """2, but 1 where the noise of minibatches meets less damping in shorter steps.
+
+        The law's share of gradient noise is of order h² at fixed e^(−ζh), and h/ζ at fixed ζ.
+        """
+        return 1 if is_noisy and not self.has_one_damping() else 2
+
+    def has_one_damping(self) -> bool:
+        """Whether ζh is the same for all chains, as it is by default."""
+        if isinstance(self.lr, Schedule):
+            return False
+        damping = (self.friction * self.lr).reshape(-1)
+        return torch.allclose(damping, damping[:1].expand_as(damping), rtol=1e-6)
+
     def is_entrywise(self) -> bool:
         """Every entry has its own momentum."""
         return type(self) is BAOA

@@ -205,6 +205,23 @@ class Sampler(TensorClass, frozen=True):
         """
         return None
 
+    def step_order(self, *, is_noisy: bool) -> int:
+        """The power of lr by which averages at stationarity are off, at small lr.
+
+        1 unless a class says otherwise.
+
+        Args:
+            is_noisy: Whether the gradient is estimated on minibatches.
+        """
+        return 1
+
+    def has_one_damping(self) -> bool:
+        """Whether chains that differ in lr keep the same part of their momentum in a step.
+
+        False unless a class, whose friction may be set in units of 1/lr, says otherwise.
+        """
+        return False
+
     def relaxation_rate(self) -> Tensor | None:
         """Rate a step at which directions return to the anchor that localization alone holds.
 
