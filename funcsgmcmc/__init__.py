@@ -5,23 +5,28 @@ Pure functions over `TensorDict` parameter trees compute a sampler's step and it
 for loops of your own.
 
 The functions for a run stand here. The rest has namespaces: `random`, `schedules`,
-`preconditioners`, `samplers`, `gradients`, `tree`, `norms`, `sketch`, `plots`, `testing`.
+`preconditioners`, `samplers`, `gradients`, `tree`, `norms`, `sketch`, `response`, `plots`,
+`testing`.
 """
 
 import importlib
 from typing import Any
 
 from funcsgmcmc import gradients, norms, preconditioners, random, samplers, schedules, sketch, tree
-from funcsgmcmc.estimates import plots
+from funcsgmcmc.components import restrict
+from funcsgmcmc.estimates import plots, response
 from funcsgmcmc.estimates.calibration import sweep
 from funcsgmcmc.estimates.convergence import diagnostics, weighted_mean
 from funcsgmcmc.estimates.draws import llc_draws
 from funcsgmcmc.estimates.ladder import step_ladder
 from funcsgmcmc.estimates.llc import LLC, default_nbeta, llc
+from funcsgmcmc.estimates.predictive import predictive
+from funcsgmcmc.estimates.response import influence, susceptibilities
 from funcsgmcmc.estimates.summary import summary, to_datatree
 from funcsgmcmc.gradients import accumulated, control_variates, svrg
 from funcsgmcmc.losses import module_loss
 from funcsgmcmc.modules import params_of
+from funcsgmcmc.per_example import losses_on
 from funcsgmcmc.random import key
 from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError, SamplingInterrupt
 from funcsgmcmc.runs.sampling import sample
@@ -52,17 +57,22 @@ __all__ = [
     "default_nbeta",
     "diagnostics",
     "gradients",
+    "influence",
     "kernel",
     "key",
     "llc",
     "llc_draws",
+    "losses_on",
     "module_loss",
     "norms",
     "open_run",
     "params_of",
     "plots",
     "preconditioners",
+    "predictive",
     "random",
+    "response",
+    "restrict",
     "rmsprop_sgld",
     "sample",
     "samplers",
@@ -74,6 +84,7 @@ __all__ = [
     "sketch",
     "step_ladder",
     "summary",
+    "susceptibilities",
     "svrg",
     "sweep",
     "to_datatree",

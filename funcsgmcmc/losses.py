@@ -35,13 +35,15 @@ def module_loss(
                               that has it as `.loss`, as models of Hugging Face return
 
     A dict's entries are keyword arguments, inputs that are a dict likewise. Where there is a
-    criterion, entries of a batch that `forward` does not name are left to it.
+    criterion, entries of a batch that `forward` does not name are left to it. A model that could
+    keep keys and values for a next token (`use_cache`) is told not to.
 
     Args:
         model: Any module. Its buffers are used as they are and not sampled. Parameters that the
             tree given to the loss lacks keep the module's values.
         criterion: The mean loss over the batch, of the model's output and the targets, for instance
-            `torch.nn.functional.cross_entropy`. Default: the model returns its loss.
+            `torch.nn.functional.cross_entropy`; one that does not average makes a per-example loss,
+            for `losses_on`. Default: the model returns its loss.
         dtype: The dtype to evaluate the model in, for instance `torch.bfloat16`: parameters,
             buffers and floating inputs are cast to it. The criterion sees outputs in the dtype of
             the parameters, float32 at least, which is also that of gradients and updates.
@@ -111,6 +113,7 @@ class ModuleLoss:
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
         self._check_leaves(leaves)
         args, kwargs, targets = self._split(batch)
+        kwargs = self._keywords.with_defaults(kwargs)
         if self._dtype is None:
             output = functional_call(self._model, leaves, args, kwargs)
         else:
@@ -228,6 +231,13 @@ class _Keywords:
         self._known = {each.name for each in named}
         self._needed = [each.name for each in named if each.default is each.empty]
         self._takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+
+    def with_defaults(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Keyword arguments with those that a loss needs to be evaluated once.
+
+        Models of Hugging Face would keep the keys and values of every layer for a next token.
+        """
+        return {"use_cache": False, **given} if "use_cache" in self._known else given
 
     def of(self, entries: TensorDictBase | Mapping[str, Any], *, has_rest: bool) -> dict[str, Any]:
         """The keyword arguments in the entries of a dict.

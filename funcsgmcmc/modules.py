@@ -52,7 +52,7 @@ def params_of(
             "module must have a parameter to sample, got frozen ones (requires_grad=False), which "
             f"include_frozen=True takes: {listed(aliases)}"
         )
-    selected = selected_names(named, aliases, only)
+    selected = select(named, aliases, only)
     taken = {name: leaf for name, leaf in named.items() if name in selected}
     for name, leaf in taken.items():
         if isinstance(leaf, UninitializedParameter):
@@ -73,8 +73,11 @@ def first_names_of(module: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(leaf), name) for name, leaf in everything}
 
 
-def selected_names(
-    named: Mapping[str, Tensor], aliases: Mapping[str, str], only: Selection | None
+def select(
+    named: Mapping[str, Tensor],
+    aliases: Mapping[str, str],
+    only: Selection | None,
+    argument: str = "only",
 ) -> set[str]:
     """Names of the parameters that a selection takes.
 
@@ -82,6 +85,7 @@ def selected_names(
         named: The parameters that may be taken, by their first names.
         aliases: All names of all parameters, each with the first.
         only: The selection.
+        argument: Its name in errors.
 
     Raises:
         TypeError: The selection is of another type.
@@ -92,37 +96,41 @@ def selected_names(
     if not isinstance(only, str | list | tuple | set) and (
         isinstance(only, nn.Module) or not callable(only)
     ):
-        raise TypeError(f"only must be patterns of names or a function, got {type(only).__name__}")
+        raise TypeError(
+            f"{argument} must be patterns of names or a function, got {type(only).__name__}"
+        )
     if callable(only):
         selected = {name for name, leaf in named.items() if only(name, leaf)}
         if not selected:
-            raise ValueError(f"only must take a parameter, got none of {listed(named)}")
+            raise ValueError(f"{argument} must take a parameter, got none of {listed(named)}")
         return selected
     patterns = [only] if isinstance(only, str) else list(only)
     if not patterns:
-        raise ValueError("only must hold at least one pattern, got none")
-    return set[str]().union(*(_matching(pattern, named, aliases) for pattern in patterns))
+        raise ValueError(f"{argument} must hold at least one pattern, got none")
+    return set[str]().union(*(_matching(pattern, named, aliases, argument) for pattern in patterns))
 
 
-def _matching(pattern: Any, named: Mapping[str, Tensor], aliases: Mapping[str, str]) -> set[str]:
+def _matching(
+    pattern: Any, named: Mapping[str, Tensor], aliases: Mapping[str, str], argument: str
+) -> set[str]:
     """First names of the parameters that a pattern matches, of those that may be taken.
 
     Raises:
         TypeError: The pattern is no string.
         ValueError: It matches none.
     """
-    checks.instance("a pattern of only", pattern, str)
+    checks.instance(f"a pattern of {argument}", pattern, str)
     # Any name of a tied weight selects it.
     found = {first for name, first in aliases.items() if fnmatch.fnmatchcase(name, pattern)}
     if not found:
         is_module = any(name.startswith(f"{pattern}.") for name in aliases)
         hint = f"; {pattern + '.*'!r} takes all of {pattern!r}" if is_module else ""
         raise ValueError(
-            f"only={pattern!r} must match a parameter, got none of {listed(aliases)}{hint}"
+            f"{argument}={pattern!r} must match a parameter, got none of {listed(aliases)}{hint}"
         )
     if not found & set(named):
         raise ValueError(
-            f"only={pattern!r} must match a parameter to sample, got frozen ones "
+            f"{argument}={pattern!r} must match a parameter to sample, got frozen ones "
             f"(requires_grad=False), which include_frozen=True takes: {listed(sorted(found))}"
         )
     return found & set(named)

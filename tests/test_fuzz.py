@@ -23,6 +23,10 @@ from torch import nn
 
 import compat
 import funcsgmcmc as fs
+from decoders import decoder
+from funcsgmcmc.decoders import components_of
+from funcsgmcmc.estimates.predictive import calibration_error, log_predictive_density
+from funcsgmcmc.runs.restricted import sample_components
 from funcsgmcmc.testing import SPECS
 from problems import good_loss
 
@@ -134,6 +138,19 @@ SWEEP = fs.sweep(
     num_draws=6,
     key=fs.key(0),
 )
+LOSSES = fs.losses_on(lambda params, batch: batch * params["w"].sum(), torch.ones(6))
+SEEN = fs.sample(
+    quadratic,
+    W,
+    torch.ones(6),
+    fs.sgld(0.01, nbeta=1.0, localization=1.0),
+    num_chains=2,
+    num_draws=6,
+    key=fs.key(0),
+    observables={"x": LOSSES},
+)
+LINEAR = nn.Linear(3, 1)
+DECODER = decoder("llama")
 SAMPLE = Target(
     fs.sample,
     {
@@ -308,6 +325,119 @@ TARGETS = [
     Target(fs.summary, {"samples": FIRST}, {"max_entries": COUNTS}),
     Target(fs.to_datatree, {"samples": FIRST}),
     Target(fs.plots.plot_llc, {"samples": FIRST}),
+    Target(
+        fs.restrict,
+        {"function": quadratic, "params": W, "component": "w"},
+        {
+            "function": CALLABLE,
+            "params": {"tree"},
+            "component": {"function", "class", "factory"},
+        },
+        {"params": "component"},
+    ),
+    Target(
+        fs.losses_on,
+        {"per_example_loss": quadratic, "data": torch.ones(6)},
+        {
+            "per_example_loss": CALLABLE,
+            "data": {
+                "pair",
+                "triple",
+                "matrix",
+                "key",
+                "tree",
+                "wrong tree",
+                "nan tree",
+                "int tree",
+            },
+            "batch_size": {"none", *COUNTS},
+            "mask": {"none"},
+        },
+        {"mask": "mask"},
+    ),
+    Target(
+        fs.influence,
+        {"samples": SEEN, "of": "x"},
+        {
+            "of": {"text"},
+            "on": {"none", "text"},
+            "normalized": SWITCH,
+            "block_size": COUNTS,
+        },
+    ),
+    Target(
+        fs.susceptibilities,
+        {"runs": {"full": SEEN, "part": SEEN}, "of": "x"},
+        {
+            "of": {"text"},
+            "loss": {"none", "text"},
+            "initial_loss": {"none", "negative", "negative int", "zero", "half", "one", "three"}
+            | {"huge", "scalar", "int scalar"},
+        },
+    ),
+    Target(
+        sample_components,
+        {
+            "loss_fn": quadratic,
+            "params": W,
+            "data": torch.ones(6),
+            "sampler": fs.sgld(0.01, nbeta=1.0, localization=1.0),
+            "components": {"part": "w"},
+            "num_chains": 2,
+            "num_draws": 2,
+            "key": fs.key(0),
+        },
+        {
+            "params": {"tree"},
+            "data": {"pair", "triple", "matrix"},
+            "sampler": {"sampler"},
+            "num_chains": COUNTS,
+            "observables": {"none", "empty dict"},
+            "store": {"none"},
+        },
+        {"loss_fn": "function", "params": "component", "components": "component"},
+    ),
+    Target(log_predictive_density, {"samples": SEEN, "of": "x"}, {"of": {"text"}}),
+    Target(
+        calibration_error,
+        {"probabilities": torch.eye(3), "targets": torch.arange(3)},
+        {"num_bins": COUNTS},
+        {"probabilities": "targets"},
+    ),
+    Target(
+        fs.plots.plot_susceptibilities,
+        {"found": fs.susceptibilities({"full": SEEN, "part": SEEN}, "x")},
+        {"labels": {"none"}, "per_component": SWITCH},
+    ),
+    Target(fs.plots.plot_influence, {"found": fs.influence(SEEN, "x")}, {"order": {"none"}}),
+    Target(
+        fs.plots.plot_traces,
+        {"samples": SEEN, "of": "x", "examples": [0]},
+        {"of": {"text"}, "examples": {"key"}},
+    ),
+    Target(components_of, {"model": DECODER}),
+    Target(fs.response.functional_variance, {"samples": SEEN, "of": "x"}, {"of": {"text"}}),
+    Target(
+        fs.response.llc_shares,
+        {"samples": SEEN, "of": "x", "initial_losses": torch.ones(6)},
+        {"of": {"text"}},
+    ),
+    Target(
+        fs.predictive,
+        {
+            "model": LINEAR,
+            "draws": fs.params_of(LINEAR).expand(2),
+            "inputs": torch.ones(6, 3),
+        },
+        {
+            "model": {"module"},
+            "inputs": {"matrix"},
+            "transform": {"none"},
+            "batch_size": {"none", *COUNTS},
+            "draws_at_once": COUNTS,
+        },
+        {"inputs": "data", "transform": "outputs"},
+    ),
     Target(fs.diagnostics, {"values": torch.randn(2, 8)}, {"values": {"matrix", "key"} - {"key"}}),
     Target(
         fs.weighted_mean,

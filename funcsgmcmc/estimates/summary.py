@@ -15,10 +15,10 @@ from funcsgmcmc.estimates.draws import full_llc_draws, llc_draws
 from funcsgmcmc.runs.attributes import (
     Variables,
     attributes_of,
+    check_one_law,
     constants_of,
     looks_of,
     moments_of,
-    settings_of_draws,
 )
 from funcsgmcmc.runs.record import Samples
 
@@ -70,7 +70,7 @@ def summary(samples: Samples, *, max_entries: int = 8) -> Summary:
     checks.instance("samples", samples, Samples)
     checks.count("max_entries", max_entries, minimum=1)
     samples.check_poolable()
-    _check_one_law(samples)
+    check_one_law(samples)
     with needs_arviz():
         import arviz_base
         import arviz_stats
@@ -124,25 +124,12 @@ def _of_looks(samples: Samples) -> dict[str, Tensor]:
     return known | {"loss (all data)": looks.losses}
 
 
-def _check_one_law(samples: Samples) -> None:
-    """Refuse draws of several distributions, as those of a schedule are.
-
-    Raises:
-        ValueError: nβ or T differs between draws.
-    """
-    names = ("nbeta", "temperature")
-    for name, values in zip(names, settings_of_draws(samples), strict=True):
-        if not bool((values == values[:, :1]).all()):
-            raise ValueError(
-                f"draws must be of one {name} for one average over them, got from "
-                f"{float(values.min()):g} to {float(values.max()):g}: let burn-in last as long as "
-                "the schedule changes it (llc, which scales each draw, takes them all)"
-            )
-
-
 def _worst(values: Tensor) -> dict[str, float]:
     """The worst of each diagnostic over the entries of a quantity `[C, D, …]`."""
-    found = diagnostics(values)
+    entries = values.flatten(2)
+    # Losses of tokens are NaN where there is none.
+    known = ~entries.isnan().all((0, 1))
+    found = diagnostics(entries[:, :, known] if known.any() else entries)
     # Entries that never change have no R-hat.
     return {
         "ess_bulk": float(found.ess_bulk.min()),

@@ -24,6 +24,22 @@ def settings_of_draws(samples: Samples) -> tuple[Tensor, Tensor]:
     return settings_at(samples.sampler, samples.draw_steps, samples.num_chains)
 
 
+def check_one_law(samples: Samples) -> None:
+    """Refuse draws of several distributions, as those of a schedule are.
+
+    Raises:
+        ValueError: nβ or T differs between draws.
+    """
+    names = ("nbeta", "temperature")
+    for name, values in zip(names, settings_of_draws(samples), strict=True):
+        if not bool((values == values[:, :1]).all()):
+            raise ValueError(
+                f"draws must be of one {name} for one average over them, got from "
+                f"{float(values.min()):g} to {float(values.max()):g}: let burn-in last as long as "
+                "the schedule changes it (llc, which scales each draw, takes them all)"
+            )
+
+
 def settings_at(sampler: Sampler, draw_steps: Tensor, num_chains: int) -> tuple[Tensor, Tensor]:
     """The settings nβ, and T of the law that is sampled, of the steps that lead to some draws.
 

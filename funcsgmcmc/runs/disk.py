@@ -300,13 +300,17 @@ class DiskStore:
             chains = max(
                 n for n in range(1, min(self.unit, max(1, chains)) + 1) if self.unit % n == 0
             )
+        names = [f"{name}_dim_{i}" for i in range(len(item))]
+        if field.group == "observables":  # their entries are examples and tokens, to be picked
+            for entries, number in zip(names, item, strict=True):
+                write_array(group, entries, torch.arange(number), (entries,))
         group.create_array(
             name,
             shape=(num_chains, size, *item),
             chunks=(chains, length, *(max(1, each) for each in item)),
             dtype=kind,
             fill_value=math.nan if kind.kind == "f" else 0,
-            dimension_names=(*field.dimensions, *(f"{name}_dim_{i}" for i in range(len(item)))),
+            dimension_names=(*field.dimensions, *names),
             compressors="auto" if value.dtype == torch.bfloat16 else None,
             # One that was made after the checkpoint is made again.
             overwrite=True,

@@ -6,6 +6,7 @@ It is of what all chains were asked for, so that it is one for any number of pro
 from typing import Any
 
 from funcsgmcmc import tree
+from funcsgmcmc.components import RestrictedFunction
 from funcsgmcmc.losses import ModuleLoss
 from funcsgmcmc.runs.checkpoint import major_version
 from funcsgmcmc.runs.data import Batches
@@ -54,7 +55,7 @@ def fingerprint(
         "record": sorted(request.record),
         **{name: getattr(request, name) for name in _SETTINGS},
     }
-    if isinstance(loss, ModuleLoss):
+    if isinstance(loss, ModuleLoss | RestrictedFunction):
         named |= loss.fixed(sampled)
     return {
         **{name: digest(value) for name, value in named.items()},

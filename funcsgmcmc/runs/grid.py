@@ -17,7 +17,7 @@ from tensordict import TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
 from funcsgmcmc import checks, tree
-from funcsgmcmc.modules import selected_names
+from funcsgmcmc.modules import select
 from funcsgmcmc.samplers.base import Sampler, check_sampler
 
 Label = float | str
@@ -399,7 +399,7 @@ def _mask(settings: Mapping[str, Any], params: TensorDict) -> dict[tree.Name, Te
     """The mask of a cell by the leaves that it names; none if all is sampled."""
     if "only" in settings:
         named = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
-        chosen = selected_names(named, {name: name for name in named}, settings["only"])
+        chosen = select(named, {name: name for name in named}, settings["only"])
         return {
             name: torch.tensor(float(tree.dotted(name) in chosen)) for name in tree.names(params)
         }

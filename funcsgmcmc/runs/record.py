@@ -1,7 +1,7 @@
 """The record that a run returns, and the errors that carry one."""
 
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -215,6 +215,19 @@ class Samples:
     def num_draws(self) -> int:
         """The number of draws made, D."""
         return len(self.draw_steps)
+
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables whose values were recorded."""
+        return list(self.observables)
+
+    def observable(self, name: str) -> Tensor:
+        """The values of one observable, `[C, D, …]`: of a record on disk, they alone are read.
+
+        Raises:
+            ValueError: It was not recorded, or only its moments were.
+        """
+        return observable_of(name, self.observables)
 
     @property
     def draw_losses(self) -> Tensor:
@@ -434,6 +447,20 @@ class Samples:
             )
 
 
+def observable_of(name: Any, known: Mapping[str, Tensor]) -> Tensor:
+    """An observable of a record.
+
+    Raises:
+        TypeError: The name is none.
+        ValueError: There is no such observable.
+    """
+    checks.instance("the observable's name", name, str)
+    if name not in known:
+        names = ", ".join(map(repr, known)) or "none"
+        raise ValueError(f"there must be an observable {name!r}, got values of {names}")
+    return known[name]
+
+
 def of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """A value that chains share, or have one each of."""
     return value if value is None or not value.shape else value[rows]
@@ -467,16 +494,18 @@ class SamplingError(RuntimeError):
 
     Attributes:
         samples: The record until then.
+        finished: Of `sample_components`, the records of the components that were complete.
     """
 
     def __init__(self, message: str, samples: Samples) -> None:
         super().__init__(message)
         self.samples = samples
+        self.finished: dict[str, Samples] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As an exception alone it would be made anew from its message, without the record: a pool
         # of processes would wait forever for one that it cannot read.
-        return type(self), (str(self), self.samples)
+        return type(self), (str(self), self.samples), {"finished": self.finished}
 
 
 class SamplingInterrupt(KeyboardInterrupt):
@@ -484,14 +513,16 @@ class SamplingInterrupt(KeyboardInterrupt):
 
     Attributes:
         samples: The record until then, with which `sample` can go on.
+        finished: As for `SamplingError`.
     """
 
     def __init__(self, message: str, samples: Samples) -> None:
         super().__init__(message)
         self.samples = samples
+        self.finished: dict[str, Samples] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.samples)
+        return type(self), (str(self), self.samples), {"finished": self.finished}
 
 
 class DivergenceError(SamplingError):

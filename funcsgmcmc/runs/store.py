@@ -206,10 +206,17 @@ class Recorder:
         read = {name: self._store.read(field, 0, num_steps) for name, field in _METRICS.items()}
         return Metrics(**read)
 
-    def observables(self, num_draws: int) -> dict[str, Tensor]:
-        """Observables of the first draws, each `[C, D, …]`."""
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables whose values are kept."""
+        return [tree.dotted(field.name) for field in self._store.fields("observables")]
+
+    def observables(self, num_draws: int, only: str | None = None) -> dict[str, Tensor]:
+        """Observables of the first draws, each `[C, D, …]`; all, or one."""
         fields = self._store.fields("observables")
-        return {tree.dotted(field.name): self._store.read(field, 0, num_draws) for field in fields}
+        named = {tree.dotted(field.name): field for field in fields}
+        chosen = named if only is None else {name: named[name] for name in named if name == only}
+        return {name: self._store.read(field, 0, num_draws) for name, field in chosen.items()}
 
     def draws(self, num_draws: int) -> TensorDict | None:
         """Parameters of the first draws, leaves `[C, D, *shape]`; None if not asked for."""

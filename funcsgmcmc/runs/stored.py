@@ -13,7 +13,7 @@ from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.checkpoint import Place
 from funcsgmcmc.runs.disk import DiskStore
 from funcsgmcmc.runs.encoding import decode
-from funcsgmcmc.runs.record import Looks, Samples
+from funcsgmcmc.runs.record import Looks, Samples, observable_of
 from funcsgmcmc.runs.store import Recorder
 from funcsgmcmc.samplers.base import State
 
@@ -55,6 +55,17 @@ class StoredSamples(Samples):
     def observables(self) -> dict[str, Tensor]:
         """Name to values `[C, D, …]`."""
         return self._recorder.observables(self.num_draws)
+
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables whose values were recorded."""
+        return self._recorder.observable_names
+
+    def observable(self, name: str) -> Tensor:
+        """The values of one observable, `[C, D, …]`; they are not kept in memory."""
+        if "observables" in vars(self):
+            return super().observable(name)
+        return observable_of(name, self._recorder.observables(self.num_draws, only=name))
 
     @cached_property
     def log_weights(self) -> Tensor | None:
