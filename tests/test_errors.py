@@ -4,7 +4,10 @@ import math
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from tensordict import TensorDict
+from torch import nn
+from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
 from funcsgmcmc.estimates.faults import drift_of
@@ -255,3 +258,45 @@ class TestWarnings:
         assert any("raises the estimate" in text or "diverged" in text for text in found)
         far = sampled(problem, sgld(1e-3), batch_size=1)
         assert any("above d/2 = 5" in text for text in fs.llc(far).warnings)
+
+    def test_chains_that_run_away_and_are_still_finite(self):
+        """A step beyond the limit of stability, ε Λ = 4, of a part of the directions."""
+        problem = regression()
+        estimate = fs.llc(sampled(problem, sgld(2.5e-2), num_draws=100, num_chains=4))
+        assert math.isfinite(estimate.mean)
+        assert estimate.mean > 1e6
+        assert any("times d/2 = 5: chains run away" in text for text in estimate.warnings)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize(
+        ("lr", "fault"), [(1e-3, "gradient noise raises"), (1e-5, "chains have not mixed")]
+    )
+    def test_a_convolutional_network_on_small_batches(self, lr, fault):
+        """Settings that suit a small dense network: 60 % too large, or far too low."""
+        torch.set_default_dtype(torch.float32)
+        inputs, targets = map(torch.as_tensor, load_digits(return_X_y=True))
+        inputs = inputs.float().view(-1, 1, 8, 8) / 16
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            *(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+            *(nn.Conv2d(8, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10)),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(300):
+            batch = torch.randint(len(inputs), (128,))
+            optimizer.zero_grad()
+            cross_entropy(model(inputs[batch]), targets[batch]).backward()
+            optimizer.step()
+        samples = fs.sample(
+            fs.module_loss(model, cross_entropy),
+            fs.params_of(model),
+            (inputs, targets),
+            fs.sgld(lr, nbeta=fs.default_nbeta(len(inputs)), localization=100.0),
+            num_chains=8,
+            num_draws=100,
+            num_burnin_steps=200,
+            num_steps_between_draws=5,
+            batch_size=64,
+            key=fs.key(0),
+        )
+        assert any(text.startswith(fault) for text in fs.llc(samples).warnings)

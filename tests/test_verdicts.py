@@ -152,7 +152,8 @@ def test_flat_directions_that_are_not_filled_are_found():
 def test_few_draws_are_too_few():
     (cell,) = sweep(fs.baoa, grid={"lr": [0.1]}, num_draws=12).cells
     assert cell.verdict.name == "too few draws"
-    (cell,) = sweep(fs.baoa, grid={"lr": [0.1]}, num_draws=2).cells
+    few = {"num_draws": 2, "chains_per_cell": 3}
+    (cell,) = sweep(fs.baoa, grid={"lr": [0.1]}, **few).cells
     assert cell.verdict.reason == "there are too few draws for an error"
 
 

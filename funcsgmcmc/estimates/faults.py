@@ -15,8 +15,9 @@ from funcsgmcmc.runs.record import Samples
 # Drift beyond this many standard errors is chance once in 10⁴ runs.
 _Z_OF_DRIFT = 4.0
 _LARGEST_R_HAT = 1.1
-# Priors and steps raise the estimate of a regular model by less than this factor.
-_FAR = 1.5
+# Priors and steps raise the estimate of a regular model, d/2, by less than the first factor. Beyond
+# the second one steps are unstable, whatever the error of the estimate is.
+FAR, RUN_AWAY = 1.5, 100.0
 # A bias is a fault beyond this share of the estimate.
 _LARGEST_SHARE = 0.03
 
@@ -159,7 +160,12 @@ def _implausible(samples: Samples, chosen: Choice) -> list[str]:
         )
     numbers = tree.count(samples.state.params, samples.sampler.mask)
     most = float(torch.as_tensor(numbers, dtype=torch.float64).max()) / 2
-    if chosen.mean - 3 * chosen.mcse > _FAR * most:
+    if chosen.mean > RUN_AWAY * most:
+        found.append(
+            f"the estimate is more than {RUN_AWAY:g} times d/2 = {most:.4g}: chains run away, since lr "
+            "is too large to be stable: lower it"
+        )
+    elif chosen.mean - 3 * chosen.mcse > FAR * most:
         found.append(
             f"the estimate is above d/2 = {most:.4g}, which a regular model of as many parameters "
             "has: chains have left the neighbourhood of the anchor, or lr is too large"

@@ -39,6 +39,7 @@ from funcsgmcmc import tree
 from funcsgmcmc.estimates.choice import FEWEST_LOOKS, best_of
 from funcsgmcmc.estimates.convergence import diagnostics
 from funcsgmcmc.estimates.draws import forces_and_noises, llc_draws
+from funcsgmcmc.estimates.faults import FAR, RUN_AWAY
 from funcsgmcmc.estimates.llc import LLC, llc
 from funcsgmcmc.runs.attributes import settings_of_draws
 from funcsgmcmc.runs.record import Samples
@@ -56,7 +57,6 @@ Name = Literal[
     "control",
 ]
 
-_FAR, _RUN_AWAY = 1.5, 100.0
 _LARGEST_R_HAT = 1.1
 # The coefficient of one regular parameter: shares of less would ask for what nobody needs.
 _SMALLEST = 0.5
@@ -151,7 +151,7 @@ def find(samples: Samples) -> Findings:
     estimate, r_hat, ess, number, change, error = None, nan, nan, 0, nan, nan
     reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
     height = rise * _scale(samples) / most
-    has_run_away = max(reach, height) > _RUN_AWAY
+    has_run_away = max(reach, height) > RUN_AWAY
     # Squares of its losses may overflow.
     if _is_pulled(samples) and not has_run_away:
         estimate = llc(samples)
@@ -281,8 +281,8 @@ def _of_frozen(samples: Samples) -> Verdict:
 
 
 def _left(found: Findings, estimate: LLC) -> Verdict | None:
-    is_far = found.reach > _FAR
-    is_high = estimate.mean - 3 * estimate.mcse > _FAR * found.most
+    is_far = found.reach > FAR
+    is_high = estimate.mean - 3 * estimate.mcse > FAR * found.most
     # A step or noise that is too large drives chains away as well, and is then what to change.
     if not (is_far or is_high) or _share_of_bias(estimate) > _LARGEST_BIAS:
         return None
