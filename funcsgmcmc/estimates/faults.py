@@ -162,8 +162,8 @@ def _implausible(samples: Samples, chosen: Choice) -> list[str]:
     most = float(torch.as_tensor(numbers, dtype=torch.float64).max()) / 2
     if chosen.mean > RUN_AWAY * most:
         found.append(
-            f"the estimate is more than {RUN_AWAY:g} times d/2 = {most:.4g}: chains run away, since "
-            "lr is too large to be stable: lower it"
+            f"the estimate is more than {RUN_AWAY:g} times d/2 = {most:.4g}: chains run away, "
+            "since lr is too large to be stable: lower it"
         )
     elif chosen.mean - 3 * chosen.mcse > FAR * most:
         found.append(
