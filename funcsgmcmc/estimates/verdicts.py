@@ -36,9 +36,9 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.estimates.choice import FEWEST_LOOKS, best_of
+from funcsgmcmc.estimates.choice import FEWEST_LOOKS
 from funcsgmcmc.estimates.convergence import diagnostics
-from funcsgmcmc.estimates.draws import forces_and_noises, llc_draws
+from funcsgmcmc.estimates.draws import forces_and_noises, full_llc_draws, llc_draws
 from funcsgmcmc.estimates.faults import FAR, RUN_AWAY
 from funcsgmcmc.estimates.llc import LLC, llc
 from funcsgmcmc.runs.attributes import settings_of_draws
@@ -155,7 +155,7 @@ def find(samples: Samples) -> Findings:
     # Squares of its losses may overflow.
     if _is_pulled(samples) and not has_run_away:
         estimate = llc(samples)
-        trace = best_of(samples, llc_draws(samples), None).trace
+        trace = _trace(samples)
         found = diagnostics(trace)
         r_hat, ess, number = float(found.r_hat), float(found.ess_bulk), trace.shape[1]
         change, error = _change(trace)
@@ -195,6 +195,14 @@ def _signal_to_noise(samples: Samples) -> tuple[float, float]:
         share = 1 - step / both if both > 0 else 0.0
     signal, spread = float(force[healthy].mean()), float(noise[healthy].mean())
     return signal / spread if spread > 0 else math.inf, share
+
+
+def _trace(samples: Samples) -> Tensor:
+    """What tells whether chains have mixed, `[c, K]`: free of minibatches' noise, if known."""
+    looks = samples.looks
+    if looks is None or len(looks.draws) < 2 * FEWEST_LOOKS:
+        return llc_draws(samples)[samples.healthy]
+    return full_llc_draws(samples, 0.0, of_part=True)[samples.healthy]
 
 
 def _is_pulled(samples: Samples) -> bool:
