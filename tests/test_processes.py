@@ -63,6 +63,11 @@ class TestResults:
             more = {"params": shared, "init_noise": 0.0}
             assert_same_runs(ranks.call(work.sampled, "chunks", more, size=5 - size)[0], second)
 
+    def test_a_mesh_of_one_rank_samples_alone(self, ranks: Ranks):
+        first, *others = ranks.call(work.alone, "chunks")
+        assert_same_runs(first, work.sampled(None, "chunks"))
+        assert others == [None, None]
+
     def test_the_default_chunks_give_the_same_to_rounding(self, ranks: Ranks):
         alone = work.sampled(None, "chunks", {"chunk_size": None})
         for samples in ranks.call(work.sampled, "chunks", {"chunk_size": None}):
