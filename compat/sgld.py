@@ -144,7 +144,7 @@ class SGLD(SamplingOptimizer):
         return StepInputs(
             slope=Slope(grad, localization, weight_decay, distance),
             factors=diagonal_factors(None, mask),
-            noise=noise_of(param, generator, self.place(param)),
+            noise=noise_of(param, generator, self.place),
             noise_level=now["noise_level"],
             mask=mask,
         )

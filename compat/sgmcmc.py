@@ -239,7 +239,7 @@ class SGMCMC(SamplingOptimizer):
             slope=Slope(force, pulled.localization, pulled.weight_decay, distance),
             factors=coefs.factors(w, mask),
             # After coefficients and pulls, as published: both may draw from the global generator.
-            noise=noise_of(param, generator, self.place(param)),
+            noise=noise_of(param, generator, self.place),
             noise_level=now["noise_level"],
             mask=mask,
         )

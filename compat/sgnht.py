@@ -129,7 +129,7 @@ class SGNHT(SamplingOptimizer):
                 inputs = StepInputs(
                     slope=Slope(Term(now["nbeta"], dense_grad(param)), None, None, None),
                     factors=diagonal_factors(None, mask),
-                    noise=noise_of(param, None, 0),
+                    noise=noise_of(param, None, self.place),
                     noise_level=1.0,
                     mask=mask,
                 )

@@ -9,7 +9,7 @@ Parameters that are no DTensors are their own part.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -42,7 +42,8 @@ class Spread(NamedTuple):
 
 def spread_of(param: Tensor) -> Spread | None:
     """Over which processes the entries of a parameter are spread; None for none."""
-    if not isinstance(param, DTensor):
+    # Asked at every step of every parameter: `isinstance` would take twice the time.
+    if type(param) is not DTensor:
         return None
     dims = tuple(i for i, each in enumerate(param.placements) if each.is_shard())
     return Spread(param.device_mesh, dims) if dims else None
@@ -50,16 +51,18 @@ def spread_of(param: Tensor) -> Spread | None:
 
 def is_sharded(param: Tensor) -> bool:
     """Whether a parameter is one of several processes."""
-    return isinstance(param, DTensor)
+    return type(param) is DTensor
 
 
 def check_placements(params: list[Tensor]) -> None:
     """Refuse DTensors whose local tensors are no parts of them.
 
     Raises:
-        TypeError: A placement is neither a shard nor a replica.
+        TypeError: A placement is neither a shard nor a replica, or it is a subclass's.
     """
     for index, param in enumerate(params):
+        if isinstance(param, DTensor) and type(param) is not DTensor:
+            raise TypeError(f"params[{index}] must be a DTensor itself, got {type(param).__name__}")
         kinds = param.placements if isinstance(param, DTensor) else ()
         if not all(type(each) in (Shard, Replicate) for each in kinds):
             raise TypeError(
@@ -70,17 +73,19 @@ def check_placements(params: list[Tensor]) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process has, the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if type(tensor) is DTensor else tensor
 
 
 def part_of(whole: Tensor, param: Tensor) -> Tensor:
     """Of a tensor like a whole parameter, the part that this process has, a view."""
-    if not isinstance(param, DTensor) or isinstance(whole, DTensor):
+    if type(param) is not DTensor or isinstance(whole, DTensor):
         return local(whole)
     return whole[_region(param)]
 
 
-def noise_of(param: Tensor, generator: Generator | Tensor | None, index: int) -> Tensor:
+def noise_of(
+    param: Tensor, generator: Generator | Tensor | None, place: Callable[[Tensor], int]
+) -> Tensor:
     """Standard normals of a parameter's shape, in the default dtype: the part that is here.
 
     Args:
@@ -88,17 +93,20 @@ def noise_of(param: Tensor, generator: Generator | Tensor | None, index: int) ->
         generator: A generator, or None for the global one: the noise of the whole parameter is
             drawn, as all processes do, and this one keeps its part. Or a key, which gives each
             entry its noise: then only the part is drawn.
-        index: The parameter's place among all, for a key.
+        place: Tells the parameter's place among all, for a key.
     """
     dtype = torch.get_default_dtype()
     if isinstance(generator, Tensor):
-        return _keyed_noise(random.fold_in(generator, index).to(param.device), param, dtype)
+        key = random.fold_in(generator, place(param)).to(param.device)
+        return _keyed_noise(key, param, dtype)
     # Contiguous, in the default dtype, as torch.normal(size=…) of the published package draws it:
     # in another layout or dtype the same seed gives other numbers.
+    if type(param) is not DTensor:
+        empty = torch.empty_like(param, dtype=dtype, memory_format=torch.contiguous_format)
+        return empty.normal_(generator=generator)
     whole = torch.empty(param.shape, dtype=dtype, device=param.device)
-    drawn = part_of(whole.normal_(generator=generator), param)
     # A copy, so that the rest is free.
-    return drawn.clone() if isinstance(param, DTensor) else drawn
+    return part_of(whole.normal_(generator=generator), param).clone()
 
 
 def _keyed_noise(key: Tensor, param: Tensor, dtype: torch.dtype) -> Tensor:

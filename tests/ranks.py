@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from tensordict import TensorDict
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -50,16 +51,18 @@ class Ranks:
         for pipe in self.pipes:
             pipe.send((function, arguments, size or len(self.pipes)))
 
-    def results(self, *, timeout: float = 120.0) -> list[Any]:
-        """What the ranks return; an exception that they raise; None of those without a part."""
-        found = []
-        for rank, pipe in enumerate(self.pipes):
-            try:
-                assert pipe.poll(timeout), f"rank {rank} has not answered"
-                found.append(pipe.recv())
-            except EOFError:
-                found.append(EOFError(f"rank {rank} has ended"))
-        return found
+    def result(self, rank: int, *, timeout: float = 120.0) -> Any:
+        """What a rank returns, or the exception that it raises; None of one without a part."""
+        pipe = self.pipes[rank]
+        try:
+            assert pipe.poll(timeout), f"rank {rank} has not answered"
+            return pipe.recv()
+        except EOFError:
+            return EOFError(f"rank {rank} has ended")
+
+    def results(self) -> list[Any]:
+        """What each rank returns."""
+        return [self.result(rank) for rank in range(len(self.pipes))]
 
     def call(self, function: Callable, *arguments: Any, size: int | None = None) -> list[Any]:
         """Call a function on the first so many ranks, and give what each returns.
@@ -217,6 +220,10 @@ def interrupt() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def hang() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -277,3 +284,34 @@ def said(mesh: DeviceMesh, how: str, changes: Mapping[str, Any]) -> list[str]:
         sampled(mesh, how, changes)
     logger.removeHandler(handler)
     return [*heard, *(str(each.message) for each in warned)][::-1]
+
+
+def alone(mesh: DeviceMesh, how: str) -> fs.Samples | None:
+    """A run of the first rank, of which the others know nothing."""
+    here = mesh.get_rank()
+    return sampled(DeviceMesh("cpu", [here]), how) if here == 0 else None
+
+
+def digits(mesh: DeviceMesh | None, is_sweep: bool, changes: Mapping[str, Any]) -> fs.Samples:
+    """The digits network of the example, at its start: twelve chains, or a sweep of them."""
+    from sklearn.datasets import load_digits  # of the extra `examples`
+
+    known = load_digits()
+    inputs = torch.tensor(known.data / 16, dtype=torch.float32)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).float()
+    lr = torch.linspace(1e-4, 1e-3, 12) if is_sweep else 1e-3
+    return fs.sample(
+        fs.module_loss(model, cross_entropy),
+        fs.params_of(model),
+        (inputs, torch.tensor(known.target)),
+        fs.sgld(lr, nbeta=240.0, localization=100.0),
+        num_chains=12,
+        num_draws=20,
+        num_burnin_steps=20,
+        batch_size=128,
+        key=fs.key(0),
+        record=["draws", "metrics"],
+        mesh=mesh,
+        **{"chunk_size": 2, **changes},
+    )

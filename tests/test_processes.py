@@ -63,6 +63,11 @@ class TestResults:
             more = {"params": shared, "init_noise": 0.0}
             assert_same_runs(ranks.call(work.sampled, "chunks", more, size=5 - size)[0], second)
 
+    def test_a_mesh_of_one_rank_samples_alone(self, ranks: Ranks):
+        first, *others = ranks.call(work.alone, "chunks")
+        assert_same_runs(first, work.sampled(None, "chunks"))
+        assert others == [None, None]
+
     def test_the_default_chunks_give_the_same_to_rounding(self, ranks: Ranks):
         alone = work.sampled(None, "chunks", {"chunk_size": None})
         for samples in ranks.call(work.sampled, "chunks", {"chunk_size": None}):
@@ -232,3 +237,29 @@ def test_a_run_survives_the_death_of_its_processes(seed, tmp_path):
     resumed = work.sampled(None, how, kept)
     assert_same_runs(resumed, alone)
     assert_same_arrays(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_sweep", [False, True], ids=["one setting", "a sweep"])
+def test_the_digits_run(is_sweep, ranks: Ranks, tmp_path):
+    """In float32, with chunks of one size; and to rounding with the default ones."""
+    pytest.importorskip("sklearn")
+    alone = work.digits(None, is_sweep, {"store": tmp_path / "1"})
+    for size in (2, 3):
+        kept = {"store": tmp_path / str(size)}
+        for samples in ranks.call(work.digits, is_sweep, kept, size=size):
+            assert_same_runs(samples, alone)
+        assert_same_arrays(tmp_path / str(size), tmp_path / "1")
+    whole_chunk = work.digits(None, is_sweep, {"chunk_size": None})
+    for samples in ranks.call(work.digits, is_sweep, {"chunk_size": None}, size=2):
+        torch.testing.assert_close(samples.losses, whole_chunk.losses, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(tmp_path):
+    kept = {"store": tmp_path / "run", "resume": True, "checkpoint_seconds": 0.0}
+    with ranks_of(3, timeout=8.0) as ranks:
+        ranks.start(work.failing, 1, 30, work.hang, "chunks", kept)
+        told = [ranks.result(rank) for rank in (0, 2)]
+    assert all("rank 1 has not been heard of for 8 s" in str(each) for each in told), told
+    assert_same_runs(work.sampled(None, "chunks", kept), work.sampled(None, "chunks"))
