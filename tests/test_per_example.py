@@ -110,3 +110,39 @@ def test_they_can_be_pickled():
     again = pickle.loads(pickle.dumps(OBSERVABLES["train"]))
     params = fs.params_of(MODEL)
     torch.testing.assert_close(again(params), OBSERVABLES["train"](params))
+
+
+@pytest.mark.parametrize("how", [{}, {"chain_method": "loop"}, {"chunk_size": 2}], ids=str)
+def test_aux_of_the_loss_is_recorded(how):
+    """On the batches of the draws, under its names."""
+
+    def loss(params, batch):
+        each = LOSSES(params, batch)
+        return each.mean(), {"each": each, "more": (each.max(), params["2.bias"])}
+
+    samples = run(SAMPLER, loss_fn=loss, record=["aux", "draws"], **how)
+    seen = samples.observables
+    assert list(seen) == ["aux.each", "aux.more.0", "aux.more.1"]
+    torch.testing.assert_close(seen["aux.each"].mean(-1), samples.draw_losses)
+    torch.testing.assert_close(seen["aux.more.0"], seen["aux.each"].amax(-1))
+    assert torch.equal(seen["aux.more.1"], samples.draws["2.bias"])
+    one = run(SAMPLER, loss_fn=lambda p, b: (LOSSES(p, b).mean(), LOSSES(p, b)), record=["aux"])
+    torch.testing.assert_close(
+        one.observables["aux"], run(SAMPLER, loss_fn=loss, record=["aux"]).observables["aux.each"]
+    )
+
+
+def test_aux_must_be_there_to_be_recorded(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"needs a loss that returns \(loss, aux\), got the loss alone"
+    ):
+        run(SAMPLER, record=["aux"])
+    with pytest.raises(ValueError, match="an observable must not be named 'aux' where record"):
+        run(SAMPLER, record=["aux"], observables={"aux": lambda params: params["2.bias"]})
+
+    def loss(params, batch):
+        return LOSSES(params, batch).mean(), LOSSES(params, batch)
+
+    stored = run(SAMPLER, loss_fn=loss, record=["aux"], store=tmp_path / "run")
+    in_memory = run(SAMPLER, loss_fn=loss, record=["aux"])
+    torch.testing.assert_close(stored.observables["aux"], in_memory.observables["aux"])

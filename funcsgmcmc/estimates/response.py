@@ -248,7 +248,8 @@ def susceptibilities(
         per: As for `influence`, for ℓ.
 
     Returns:
-        `[components, …]`, of all runs but the full one, in their order.
+        `[components, …]`, of all runs but the full one, in their order; with the number of chains
+        of the run that has fewest, and that of frozen ones of all.
 
     Raises:
         TypeError, ValueError: As `influence`; L(w*) is not known, or there is no full run.

@@ -19,7 +19,7 @@ ChainMethod = Literal["vmap", "loop"]
 _MAX_CHAINS = 1 << 62
 
 Observable = Callable[[TensorDict], Tensor]
-Recorded = Literal["draws", "draw_moments", "observable_moments", "metrics"]
+Recorded = Literal["draws", "draw_moments", "observable_moments", "metrics", "aux"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -87,8 +87,8 @@ def sample(
 
     Args:
         loss_fn: `loss_fn(params, batch) -> loss` or `-> (loss, aux)`, the mean loss over the batch
-            of one chain; `module_loss(model, criterion)` makes one. `aux` is not recorded. Or an
-            estimator of its gradient: `accumulated`, `control_variates`, `svrg`.
+            of one chain; `module_loss(model, criterion)` makes one. Or an estimator of its
+            gradient: `accumulated`, `control_variates`, `svrg`.
         params: Where to start. A tree of batch size `[]` for all chains (`params_of(model)`), or
             `[C]`: new chains, from step 0. With the key of an earlier run their noise is that
             run's again, so that a run that shall go on is not started from its last parameters but
@@ -120,9 +120,11 @@ def sample(
         log_prior: log p(w) of one chain's parameters, up to a constant: a further pull.
         observables: Name to a function of one chain's parameters, evaluated at each draw.
         record: What to record beside losses, distances and observables. `"draws"`: parameters at
-            each draw. `"metrics"`: metrics at every step. In memory that does not grow with the
-            number of draws: `"draw_moments"`, means and variances of parameters, and
-            `"observable_moments"`, means and covariances of observables in place of their values.
+            each draw. `"metrics"`: metrics at every step. `"aux"`: what the loss returns beside
+            itself, on the draws' batches, among the observables as `aux` or `aux.name`. In memory
+            that does not grow with the number of draws: `"draw_moments"`, means and variances of
+            parameters, and `"observable_moments"`, means and covariances of observables in place of
+            their values.
         chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
             after the other, for models that do not vmap. `"auto"`: a few steps of each are timed,
             and the faster one is taken; with `compile`, both are compiled. One that fails is left
@@ -441,6 +443,10 @@ def _check_names(request: Request, params: TensorDict) -> None:
     # In `to_datatree` observables and parameters are variables of one group.
     taken = _TAKEN | {tree.dotted(name) for name in tree.names(params)}
     for name in request.observables:
+        if "aux" in request.record and (name == "aux" or name.startswith("aux.")):
+            raise ValueError(
+                f"an observable must not be named {name!r} where record has 'aux', which is it"
+            )
         if name in taken:
             raise ValueError(
                 f"an observable must not be named {name!r}, which the record has already: it is "

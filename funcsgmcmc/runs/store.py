@@ -5,11 +5,12 @@ Shapes: C chains, T steps, D draws; a field holds `[C, T, …]` or `[C, D, …]`
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
 from funcsgmcmc.norms import Metrics
@@ -113,6 +114,11 @@ _METRICS = {
 } | {"distance": _DISTANCE}
 
 
+def _part_of_name(key: Any) -> str:
+    """A key of a pytree's path as people read it: that of a dict, or an index."""
+    return str(getattr(key, "key", getattr(key, "idx", key)))
+
+
 class Recorder:
     """Writes what chains report into a store, and reads it as `Samples` has it.
 
@@ -168,6 +174,10 @@ class Recorder:
                     self._store.write(_METRICS[name], rows, step, value)
         if draw is not None and info.log_weight is not None:
             self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight)
+        if draw is not None and "aux" in self._record:
+            for path, leaf in pytree.tree_leaves_with_path(info.aux):
+                name = ".".join(["aux", *map(_part_of_name, path)])
+                self._store.write(Field("observables", name, "draw"), rows, draw, leaf)
 
     def losses(self, num_steps: int) -> Tensor:
         """Losses of the first steps, `[C, T]`."""

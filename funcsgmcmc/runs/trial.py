@@ -100,6 +100,8 @@ def _try_method(
     # A gradient of zeros is fine, at a minimum: only the graph tells that none was taken.
     _check_dependence(plain, params[0], first)
     _warn_of_a_sum(plain, params[0], first)
+    if "aux" in request.record:
+        _check_aux(plain.evaluate(params[0], first, None).aux)
     return observed
 
 
@@ -172,6 +174,19 @@ def _impure(name: str, what_happened: str) -> ValueError:
         "updates buffers (dropout, batch normalization in train mode): call model.eval(). "
         f"What happened: {what_happened}"
     )
+
+
+def _check_aux(aux: Any) -> None:
+    """Refuse to record what the loss does not return.
+
+    Raises:
+        ValueError: It returns the loss alone.
+    """
+    leaves = [] if aux is None else pytree.tree_leaves(aux)
+    if not leaves:
+        raise ValueError("record=['aux'] needs a loss that returns (loss, aux), got the loss alone")
+    for leaf in leaves:
+        check_observable("aux", leaf)
 
 
 def _warn_of_a_sum(loss_fn: GradientEstimator, params: TensorDict, batch: Any) -> None:
