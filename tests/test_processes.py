@@ -106,7 +106,7 @@ class TestStores:
             told = ranks.errors(work.failing, rank, calls, work.raise_error, how, kept, size=size)
             assert all("on fire" in each for each in told)
         for samples in ranks.call(work.interrupted, 1, 14, work.interrupt, how, kept, size=2):
-            assert 0 < samples.num_steps < 15
+            assert 0 < samples.num_steps <= 15  # the others may be at the end
             rows = slice(0, samples.num_steps)
             assert_identical([samples.losses], [alone.losses[:, rows]])
         assert_same_runs(work.sampled(None, how, kept), alone)
