@@ -157,6 +157,7 @@ class Run:
             except (KeyboardInterrupt, InterruptedProcessError) as error:
                 # So that all chains have made the same steps, and can go on. Where that fails, or
                 # Ctrl-C is pressed again, the record is handed over as it is.
+                self.is_with_others = False
                 with contextlib.suppress(KeyboardInterrupt, Exception):
                     self.finish_step()
                     self._catch_up()
@@ -220,7 +221,6 @@ class Run:
         Raises:
             ProcessError: They do not answer.
         """
-        self.is_with_others = False
         last = self.processes.level(self.clock.next_step)
         while self.clock.next_step < last:
             self.make_step()
