@@ -81,7 +81,7 @@ def regression(batch_size: int | None) -> Problem:
         regression_loss,
         {"w": torch.linalg.lstsq(inputs, targets[:, None]).solution[:, 0]},
         (inputs, targets),
-        [3e-5, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+        [3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2],
         nbeta,
         pull,
         {
