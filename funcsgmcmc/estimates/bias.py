@@ -52,6 +52,28 @@ def measured_bias(samples: Samples, initial_loss: float | Tensor | None) -> Bias
     return Bias(float(excess[healthy].mean()) / degree)
 
 
+def noise_share(samples: Samples) -> float:
+    """The part of the measured bias that gradient noise makes; the step makes the rest.
+
+    Args:
+        samples: A run.
+
+    Returns:
+        In [0, 1]; NaN where the bias is not known.
+    """
+    if samples.looks is None or not len(samples.looks.draws):
+        return math.nan
+    sampler, healthy = samples.sampler.to(torch.device("cpu")), samples.healthy
+    force, noise = forces_and_noises(samples)
+    both = sampler.virial_excess(force, noise)
+    of_step = sampler.virial_excess(force, torch.zeros_like(noise))
+    if both is None or of_step is None:
+        return math.nan
+    total = float(both.expand(len(healthy))[healthy].mean())
+    step = float(of_step.expand(len(healthy))[healthy].mean())
+    return 1 - step / total if total > 0 else 0.0
+
+
 def extrapolated_bias(sizes: Tensor, means: Tensor, errors: Tensor, order: int) -> Bias:
     """The bias at the smallest of several step sizes.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc.estimates.convergence import diagnostics, mean_error
-from funcsgmcmc.estimates.draws import full_llc_draws
+from funcsgmcmc.estimates.draws import full_llc_draws, llc_draws
 from funcsgmcmc.runs.record import Samples
 
 # Fewer looks at all data have no standard error.
@@ -48,7 +48,7 @@ def best_of(samples: Samples, draws: Tensor, initial_loss: float | Tensor | None
         initial_loss: As for `llc`.
     """
     draws = draws[samples.healthy]
-    trace = _trace(samples, draws)
+    trace = mixing_trace(samples)
     plain = _choice("minibatches", _is_independent(samples), [draws], trace)
     looks = samples.looks
     if looks is None or not looks.is_all or len(looks.draws) < FEWEST_LOOKS:
@@ -86,9 +86,12 @@ def _is_independent(samples: Samples) -> bool:
     return is_all or samples.options["minibatches"] == "replacement"
 
 
-def _trace(samples: Samples, draws: Tensor) -> Tensor:
-    """Losses of the draws in units of λ̂, up to a constant: on all data or a part, if known."""
+def mixing_trace(samples: Samples) -> Tensor:
+    """What tells whether healthy chains have mixed, `[c, K]`: free of minibatches' noise, if known.
+
+    Losses of the draws in units of λ̂, up to a constant: on all data or a part of it, at the looks.
+    """
     looks = samples.looks
     if looks is None or len(looks.draws) < 2 * FEWEST_LOOKS:
-        return draws
+        return llc_draws(samples, 0.0)[samples.healthy]
     return full_llc_draws(samples, 0.0, of_part=True)[samples.healthy]

@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.estimates.bias import Bias
+from funcsgmcmc.estimates.bias import Bias, noise_share
 from funcsgmcmc.estimates.choice import FEWEST_LOOKS, Choice
 from funcsgmcmc.estimates.convergence import FEWEST_CHAINS, diagnostics, mean_error, wider
-from funcsgmcmc.estimates.draws import forces_and_noises
 from funcsgmcmc.runs.record import Samples
 
 # Drift beyond this many standard errors is chance once in 10⁴ runs.
@@ -20,6 +19,7 @@ _LARGEST_R_HAT = 1.1
 FAR, RUN_AWAY = 1.5, 100.0
 # A bias is a fault beyond this share of the estimate.
 _LARGEST_SHARE = 0.03
+_HALF = 0.5
 
 
 def drift_of(trace: Tensor) -> float:
@@ -137,12 +137,13 @@ def _bias(samples: Samples, chosen: Choice, bias: Bias) -> list[str]:
     limit = max(_LARGEST_SHARE * abs(chosen.mean), 2 * math.hypot(chosen.mcse, bias.error))
     if math.isnan(size) or size <= limit:
         return []
-    what, how = "the step size", "halve lr, or use baoa"
-    if samples.looks is not None:
-        force, noise = (float(each[samples.healthy].mean()) for each in forces_and_noises(samples))
-        if noise > force:
-            what = "gradient noise"
-            how = "larger batches, control_variates, or a smaller lr"
+    part = noise_share(samples)
+    if math.isnan(part):
+        what, how = "the step size, or gradient noise,", "halve lr"
+    elif part > _HALF:
+        what, how = "gradient noise", "larger batches, control_variates, or a smaller lr"
+    else:
+        what, how = "the step size", "halve lr, or use baoa"
     changes = "raises" if bias.value > 0 else "lowers"
     share = f" ({size / abs(chosen.mean):.0%} of it)" if chosen.mean else ""
     return [f"{what} {changes} the estimate by about {size:.2g}{share}: {how}"]

@@ -36,9 +36,10 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.estimates.choice import FEWEST_LOOKS
+from funcsgmcmc.estimates.bias import noise_share
+from funcsgmcmc.estimates.choice import FEWEST_LOOKS, mixing_trace
 from funcsgmcmc.estimates.convergence import diagnostics
-from funcsgmcmc.estimates.draws import forces_and_noises, full_llc_draws, llc_draws
+from funcsgmcmc.estimates.draws import forces_and_noises
 from funcsgmcmc.estimates.faults import FAR, RUN_AWAY
 from funcsgmcmc.estimates.llc import LLC, llc
 from funcsgmcmc.runs.attributes import settings_of_draws
@@ -147,7 +148,6 @@ def find(samples: Samples) -> Findings:
     late = float(squares[:, squares.shape[1] // 2 :].mean())
     average = float(squares.mean())
     growth, growth_error = (each / max(average, 1e-300) for each in _change(squares))
-    ratio, noise_share = _signal_to_noise(samples)
     estimate, r_hat, ess, number, change, error = None, nan, nan, 0, nan, nan
     reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
     height = rise * _scale(samples) / most
@@ -155,7 +155,7 @@ def find(samples: Samples) -> Findings:
     # Squares of its losses may overflow.
     if _is_pulled(samples) and not has_run_away:
         estimate = llc(samples)
-        trace = _trace(samples)
+        trace = mixing_trace(samples)
         found = diagnostics(trace)
         r_hat, ess, number = float(found.r_hat), float(found.ess_bulk), trace.shape[1]
         change, error = _change(trace)
@@ -170,8 +170,8 @@ def find(samples: Samples) -> Findings:
         growth_error,
         math.sqrt(average),
         reach,
-        ratio,
-        noise_share,
+        _signal_to_noise(samples),
+        noise_share(samples),
         frozen,
         rise,
         most,
@@ -179,30 +179,12 @@ def find(samples: Samples) -> Findings:
     )
 
 
-def _signal_to_noise(samples: Samples) -> tuple[float, float]:
-    """Gradient to gradient noise, and the part of the bias that the noise makes."""
+def _signal_to_noise(samples: Samples) -> float:
+    """Gradient to gradient noise; NaN where nothing was seen."""
     if samples.looks is None or not len(samples.looks.draws):
-        return math.nan, math.nan
-    force, noise = forces_and_noises(samples)
-    sampler, healthy = samples.sampler.to(torch.device("cpu")), samples.healthy
-    excess = sampler.virial_excess(force, noise)
-    of_step = sampler.virial_excess(force, torch.zeros_like(noise))
-    share = math.nan
-    if excess is not None and of_step is not None:
-        both, step = (
-            float(each.expand(len(healthy))[healthy].mean()) for each in (excess, of_step)
-        )
-        share = 1 - step / both if both > 0 else 0.0
-    signal, spread = float(force[healthy].mean()), float(noise[healthy].mean())
-    return signal / spread if spread > 0 else math.inf, share
-
-
-def _trace(samples: Samples) -> Tensor:
-    """What tells whether chains have mixed, `[c, K]`: free of minibatches' noise, if known."""
-    looks = samples.looks
-    if looks is None or len(looks.draws) < 2 * FEWEST_LOOKS:
-        return llc_draws(samples)[samples.healthy]
-    return full_llc_draws(samples, 0.0, of_part=True)[samples.healthy]
+        return math.nan
+    force, noise = (float(each[samples.healthy].mean()) for each in forces_and_noises(samples))
+    return force / noise if noise > 0 else math.inf
 
 
 def _is_pulled(samples: Samples) -> bool:
