@@ -29,7 +29,7 @@ bias as in `llc`.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -88,6 +88,8 @@ class Findings:
     """What the record of a cell's chains says; NaN where it does not.
 
     Attributes:
+        frozen: The share of chains that were frozen.
+        most: d/2, with d the number of entries that are sampled.
         estimate: The learning coefficient; None at nβ = 0, or if no chain is healthy, or chains
             have run away.
         r_hat: Of the loss, on all data or a part where it was evaluated.
@@ -103,29 +105,27 @@ class Findings:
             averaged.
         noise_share: The part of the estimate's bias that gradient noise makes; the step makes the
             rest.
-        frozen: The share of chains that were frozen.
         rise: E L − L(w₀).
-        most: d/2, with d the number of entries that are sampled.
         has_run_away: Whether `reach`, or λ̂ in units of d/2, is beyond 100: the step is
             unstable.
     """
 
-    estimate: LLC | None
-    r_hat: float
-    ess: float
-    num_traced: int
-    change: float
-    change_error: float
-    growth: float
-    growth_error: float
-    distance: float
-    reach: float
-    signal_to_noise: float
-    noise_share: float
     frozen: float
-    rise: float
     most: float
-    has_run_away: bool
+    estimate: LLC | None = None
+    r_hat: float = math.nan
+    ess: float = math.nan
+    num_traced: int = 0
+    change: float = math.nan
+    change_error: float = math.nan
+    growth: float = math.nan
+    growth_error: float = math.nan
+    distance: float = math.nan
+    reach: float = math.nan
+    signal_to_noise: float = math.nan
+    noise_share: float = math.nan
+    rise: float = math.nan
+    has_run_away: bool = False
 
 
 def find(samples: Samples) -> Findings:
@@ -135,47 +135,41 @@ def find(samples: Samples) -> Findings:
         ImportError: The extra `diagnostics` is not installed.
         ValueError: L(w₀) is not known, or draws have weights.
     """
-    nan = math.nan
-    frozen = 1 - float(samples.healthy.double().mean())
+    healthy = samples.healthy
+    frozen = 1 - float(healthy.double().mean())
     sampled = tree.count(samples.state.params, samples.sampler.mask)
     most = float(torch.as_tensor(sampled, dtype=torch.float64).max()) / 2
-    if not samples.healthy.any() or not samples.num_draws:
-        return Findings(
-            None, nan, nan, 0, nan, nan, nan, nan, nan, nan, nan, nan, frozen, nan, most, False
-        )
-    healthy = samples.healthy
+    if not healthy.any() or not samples.num_draws:
+        return Findings(frozen, most)
     squares = samples.distances[:, samples.draw_rows][healthy].double().square()
-    late = float(squares[:, squares.shape[1] // 2 :].mean())
-    average = float(squares.mean())
+    late, average = float(squares[:, squares.shape[1] // 2 :].mean()), float(squares.mean())
     growth, growth_error = (each / max(average, 1e-300) for each in _change(squares))
-    estimate, r_hat, ess, number, change, error = None, nan, nan, 0, nan, nan
     reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
-    height = rise * _scale(samples) / most
-    has_run_away = max(reach, height) > RUN_AWAY
-    # Squares of its losses may overflow.
-    if _is_pulled(samples) and not has_run_away:
-        estimate = llc(samples)
-        trace = mixing_trace(samples)
-        found = diagnostics(trace)
-        r_hat, ess, number = float(found.r_hat), float(found.ess_bulk), trace.shape[1]
-        change, error = _change(trace)
-    return Findings(
-        estimate,
-        r_hat,
-        ess,
-        number,
-        change,
-        error,
-        growth,
-        growth_error,
-        math.sqrt(average),
-        reach,
-        _signal_to_noise(samples),
-        noise_share(samples),
+    found = Findings(
         frozen,
-        rise,
         most,
-        has_run_away,
+        growth=growth,
+        growth_error=growth_error,
+        distance=math.sqrt(average),
+        reach=reach,
+        signal_to_noise=_signal_to_noise(samples),
+        noise_share=noise_share(samples),
+        rise=rise,
+        has_run_away=max(reach, rise * _scale(samples) / most) > RUN_AWAY,
+    )
+    # Squares of losses may overflow in chains that have run away.
+    if found.has_run_away or not _is_pulled(samples):
+        return found
+    trace = mixing_trace(samples)
+    mixing, (change, error) = diagnostics(trace), _change(trace)
+    return replace(
+        found,
+        estimate=llc(samples),
+        r_hat=float(mixing.r_hat),
+        ess=float(mixing.ess_bulk),
+        num_traced=trace.shape[1],
+        change=change,
+        change_error=error,
     )
 
 
