@@ -173,9 +173,10 @@ def finding(mean=10.0, mcse=0.1, bias=0.0) -> Findings:
     estimate = LLC(
         mean, math.hypot(*parts), mcse, bias, 0.0, [], "all data", per_chain, per_chain, 4
     )
-    return Findings(
-        estimate, 1.0, 400.0, 50, 0.0, 0.2, 0.0, 0.1, 1.0, 0.5, 1.0, 0.5, 0.0, 0.1, 50.0, False
-    )
+    mixing = {"r_hat": 1.0, "ess": 400.0, "num_traced": 50, "change": 0.0, "change_error": 0.2}
+    away = {"growth": 0.0, "growth_error": 0.1, "distance": 1.0, "reach": 0.5, "rise": 0.1}
+    noise = {"signal_to_noise": 1.0, "noise_share": 0.5}
+    return Findings(frozen=0.0, most=50.0, estimate=estimate, **mixing, **away, **noise)
 
 
 FINE = Verdict("fine", "")
