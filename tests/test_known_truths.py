@@ -25,8 +25,8 @@ def module(monkeypatch):
 def values(module, monkeypatch):
     """The module of values, with shorter runs."""
     found = module("values")
-    monkeypatch.setattr(found, "NUM_RISES", 30)
-    monkeypatch.setattr(found, "NUM_MOVES", 80)
+    monkeypatch.setattr(found, "NUM_RISES", 20)
+    monkeypatch.setattr(found, "NUM_MOVES", 40)
     return found
 
 
@@ -67,8 +67,8 @@ def test_values_of_networks_do_not_depend_on_the_order_of_widths(values, widths)
     error = float((weight * (loss - expected)).square().sum().sqrt())
     assert abs(found["value"] - expected) < 3 * math.hypot(error, found["value_error"])
     assert error < 0.03 * expected
-    slope = expected - float(weight @ (loss - expected).square())
-    assert found["slope"] == pytest.approx(slope, abs=0.05 * expected)
+    below = values.network_value(widths, 0, nbeta / math.e, localization, 1)
+    assert found["slope"] == pytest.approx(found["value"] - below["value"], abs=0.05 * expected)
 
 
 def test_a_rank_adds_its_regular_directions(values):
@@ -140,14 +140,16 @@ def line(index, mean, error, warnings=(), truth=10.0, kind="estimate"):
         "truth": truth,
         "rank": 1,
         "mean": mean,
+        "corrected": mean and mean - 0.1,
         "error": error,
         "warnings": list(warnings),
     }
 
 
-def value(index, number, ess=5000.0, slope=0.0):
+def value(index, number, ess=5000.0, rhat=1.0, slope=0.0):
     found = line(index, None, None, kind="value")
-    return found | {"value": number, "value_error": 0.0, "ess": ess, "slope": slope}
+    found |= {"value": number, "value_error": 0.01, "leeway": 0.4}
+    return found | {"ess": ess, "rhat": rhat, "slope": slope}
 
 
 def test_figures(module):
@@ -158,19 +160,23 @@ def test_figures(module):
         line(1, 9.8, 0.2),
         line(2, 8.5, 0.1),
         value(0, 9.8),
-        value(1, 9.9),
+        value(1, 9.9, slope=0.2),
         value(2, 8.4, ess=900.0),
-        value(3, 8.4, slope=0.2),
+        value(3, 8.4, slope=0.3),
+        value(4, 10.0, rhat=1.2),
+        line(4, 10.0, 0.1),
     ]
     found = compare.comparisons(lines, "small")
-    assert [one.value for one in found] == [9.8, 9.9, None, None]
+    assert [one.value for one in found] == [9.8, 9.9, None, None, None]
+    assert found[1].value_error == pytest.approx(math.hypot(0.01, 0.08))
     figures = compare.figures(found)
-    assert (figures.number, figures.known, figures.warned) == (4, 2, 1)
-    assert figures.median == pytest.approx((0.02 + 0.15) / 2)
+    assert (figures.number, figures.known, figures.warned) == (5, 2, 1)
+    assert figures.median == pytest.approx(0.02)
     assert figures.high == pytest.approx(0.2)
     assert figures.share_within == 0.5  # 10.1 is three errors from 9.8
     assert figures.median_known == pytest.approx((0.3 / 9.8 + 0.1 / 9.9) / 2)
-    assert figures.median_error == pytest.approx(0.015)
+    assert figures.median_corrected == pytest.approx((0.2 / 9.8 + 0.2 / 9.9) / 2)
+    assert figures.median_error == pytest.approx(0.01)
     assert (figures.far, figures.far_silent, figures.far_wrong) == (2, 1, 2)
 
 

@@ -19,7 +19,7 @@ class Comparison:
         line: The estimate's line.
         truth: λ.
         value: The value at the run's nβ; None where it is not known.
-        value_error: Its Monte Carlo error.
+        value_error: Its error.
     """
 
     line: Line
@@ -32,7 +32,7 @@ class Comparison:
         """An estimate's line, with the line of its value if there is one that can be trusted."""
         if value is None or not is_known(value):
             return cls(line, line["truth"], None, 0.0)
-        return cls(line, line["truth"], value["value"], value["value_error"])
+        return cls(line, line["truth"], value["value"], error_of(value))
 
     @property
     def reference(self) -> float:
@@ -50,21 +50,31 @@ class Comparison:
         return self.line["mean"] / self.reference - 1
 
     @property
+    def off_corrected(self) -> float:
+        """Relative deviation of the estimate without its bias."""
+        return self.line["corrected"] / self.reference - 1
+
+    @property
     def is_within(self) -> bool:
         """Whether the reference is within twice the errors, its own Monte Carlo error included."""
         error = math.hypot(self.line["error"], self.value_error)
         return abs(self.line["mean"] - self.reference) < 2 * error
 
 
+def error_of(value: Line) -> float:
+    """The error of a value: Monte Carlo, and what is not known of nβ at ranks beyond 0."""
+    return math.hypot(value["value_error"], value["slope"] * value["leeway"])
+
+
 def is_known(value: Line) -> bool:
     """Whether a value at the run's nβ can be compared with.
 
-    It was computed, by an effective number of draws above 1,000 and chains that agree. Where a rank
-    beyond 0 leaves a factor of nβ open, e times nβ would change it by less than 1 %.
+    It was computed, by an effective number of draws above 1,000 and chains that agree, and its
+    error is at most 1 % of λ.
     """
-    if value["value"] is None or not value["ess"] > 1000 or not value.get("rhat", 1.0) < 1.1:
+    if value["value"] is None or not value["ess"] > 1000 or not value["rhat"] < 1.1:
         return False
-    return value["rank"] in (None, 0) or abs(value["slope"]) < 0.01 * value["truth"]
+    return error_of(value) <= 0.01 * value["truth"]
 
 
 def comparisons(lines: Iterable[Line], group: str) -> list[Comparison]:
@@ -89,6 +99,7 @@ class Figures:
         median, high: Median and 95th percentile of the absolute relative deviation from λ.
         known: How many have a known value at the run's nβ.
         median_known: Median absolute relative deviation from that.
+        median_corrected: The same of the estimates without their bias.
         share_within: The share of these that are within twice the total error.
         median_error: Median of the total error, relative to λ.
         far: How many are further than 10 % from λ.
@@ -102,6 +113,7 @@ class Figures:
     high: float
     known: int
     median_known: float
+    median_corrected: float
     share_within: float
     median_error: float
     far: int
@@ -121,7 +133,8 @@ def figures(found: list[Comparison]) -> Figures:
         # Of n sorted values, the one that 95 % are not above.
         high=deviations[math.ceil(0.95 * len(deviations)) - 1],
         known=len(known),
-        median_known=statistics.median([abs(one.off) for one in known]) if known else math.nan,
+        median_known=_median([abs(one.off) for one in known]),
+        median_corrected=_median([abs(one.off_corrected) for one in known]),
         share_within=statistics.fmean(one.is_within for one in known) if known else math.nan,
         median_error=statistics.median(one.line["error"] / one.truth for one in found),
         far=len(far),
@@ -129,3 +142,7 @@ def figures(found: list[Comparison]) -> Figures:
         far_wrong=sum(abs(one.off) > 0.1 for one in found),
         warned=sum(bool(one.line["warnings"]) for one in found),
     )
+
+
+def _median(values: list[float]) -> float:
+    return statistics.median(values) if values else math.nan

@@ -14,18 +14,18 @@ STYLES = {
     "monomials": ("#E69F00", "s", "monomials"),
     "separable": ("#CC79A7", "P", "½ Σ |wᵢ|ᵖ"),
     "reduced rank": ("#009E73", "D", "reduced-rank regression"),
-    "small": ("#0072B2", "o", "deep linear networks, up to 5 layers"),
-    "deep": ("#56B4E9", "^", "deep linear networks, up to 10 layers"),
-    "small, minibatches": ("#0072B2", "o", "the same on minibatches"),
-    "deep, minibatches": ("#56B4E9", "^", "the same on minibatches"),
+    "small": ("#0072B2", "o", "deep linear networks, 2–5 layers"),
+    "deep": ("#56B4E9", "^", "deep linear networks, 2–10 layers"),
+    "small, minibatches": ("#0072B2", "o", "the same on minibatches, 2–5 layers"),
+    "deep, minibatches": ("#56B4E9", "^", "the same on minibatches, 2–10 layers"),
 }
-PUBLISHED = ("#D55E00", "X", "devinterp 2.0.1, equal gradients")
-INK = "#333333"
+PUBLISHED = ("#D55E00", "X", "devinterp 2.0.1, as many gradients")
+INK, BAND = "#333333", "#efefef"
+CROSS = {"markersize": 8, "markeredgecolor": "white", "markeredgewidth": 0.6, "zorder": 4}
+Line = dict[str, Any]
 
 
-def draw(
-    groups: dict[str, list[Comparison]], published: Sequence[dict[str, Any]], folder: Path
-) -> None:
+def draw(groups: dict[str, list[Comparison]], published: Sequence[Line], folder: Path) -> None:
     """Write `truth.png`.
 
     Args:
@@ -33,6 +33,8 @@ def draw(
         published: Lines of the published optimizer.
         folder: Where to.
     """
+    ours = {one.line["index"]: one.reference for one in groups.get("compared", [])}
+    theirs = [(ours.get(line["index"], line["truth"]), line) for line in published]
     style = {
         "font.size": 11,
         "axes.edgecolor": INK,
@@ -53,117 +55,104 @@ def draw(
             sharex=True,
             layout="constrained",
         )
-        _draw_estimates(top, groups, published)
-        _draw_deviations(bottom, groups, published)
+        _draw_estimates(top, groups, theirs)
+        _draw_deviations(bottom, groups, theirs)
         figure.savefig(folder / "truth.png", dpi=160, facecolor="white")
         plt.close(figure)
 
 
 def _draw_estimates(
-    axes: Axes, groups: dict[str, list[Comparison]], published: Sequence[dict[str, Any]]
+    axes: Axes, groups: dict[str, list[Comparison]], published: Sequence[tuple[float, Line]]
 ) -> None:
-    truths = [one.truth for group in groups.values() for one in group]
-    ends = [min(truths) / 1.6, max(truths) * 1.6]
-    axes.fill_between(
-        ends, [0.9 * end for end in ends], [1.1 * end for end in ends], color="#eeeeee", lw=0
-    )
-    axes.plot(ends, ends, color=INK, lw=1)
-    for name, group in groups.items():
-        if name in STYLES:
-            _points(
-                axes,
-                name,
-                [one.truth for one in group],
-                [one.line["mean"] for one in group],
-                [2 * one.line["error"] for one in group],
-            )
-    color, marker, label = PUBLISHED
+    known = [one.reference for group in groups.values() for one in group]
+    ends = [min(known) / 1.7, max(known) * 1.7]
+    band = [[share * end for end in ends] for share in (0.9, 1.1)]
+    axes.fill_between(ends, *band, color=BAND, linewidth=0)
+    axes.plot(ends, ends, color=INK, linewidth=1)
+    for name in STYLES.keys() & groups.keys():
+        group = groups[name]
+        _points(
+            axes,
+            name,
+            [one.reference for one in group],
+            [one.line["mean"] for one in group],
+            [2 * one.line["error"] for one in group],
+        )
     if published:
+        color, marker, label = PUBLISHED
         axes.errorbar(
-            [line["truth"] for line in published],
-            [line["mean"] for line in published],
-            [2 * line["error"] for line in published],
+            [known for known, _ in published],
+            [line["mean"] for _, line in published],
+            [2 * line["error"] for _, line in published],
             fmt=marker,
             color=color,
-            ms=8,
-            mec="white",
-            mew=0.6,
             elinewidth=1,
             label=label,
-            zorder=4,
+            **CROSS,
         )
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
-    axes.set_ylabel("estimate λ̂")
-    axes.set_title(
-        "Estimated against known learning coefficients", loc="left", fontsize=14, weight="bold"
-    )
-    axes.legend(frameon=False, loc="upper left", fontsize=10)
+    axes.set_ylabel("estimate ± twice its total error")
+    axes.set_title("Learning coefficients: estimated and known", loc="left", fontsize=14, pad=10)
+    # In the order of the table, whatever was drawn first.
+    handles, labels = axes.get_legend_handles_labels()
+    order = [*(label for *_, label in STYLES.values()), PUBLISHED[2]]
+    rows = sorted(zip(handles, labels, strict=True), key=lambda row: order.index(row[1]))
+    axes.legend(*zip(*rows, strict=True), frameon=False, loc="upper left", fontsize=10)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_major_formatter(plain)
     axes.xaxis.set_major_formatter(plain)
-    axes.grid(which="major", color="#e6e6e6", lw=0.6)
-    axes.set_axisbelow(True)
+    axes.yaxis.set_major_formatter(plain)
+    _grid(axes)
 
 
 def _points(
-    axes: Axes, name: str, truths: list[float], values: list[float], errors: list[float]
+    axes: Axes, name: str, known: list[float], values: list[float], errors: list[float]
 ) -> None:
     color, marker, label = STYLES[name]
-    hollow = "minibatches" in name
+    is_hollow = "minibatches" in name
     axes.errorbar(
-        truths,
+        known,
         values,
         errors,
         fmt=marker,
         color=color,
-        ms=5.5,
-        mfc="white" if hollow else color,
-        mec=color if hollow else "white",
-        mew=1 if hollow else 0.5,
+        markersize=5.5,
+        markerfacecolor="white" if is_hollow else color,
+        markeredgecolor=color if is_hollow else "white",
+        markeredgewidth=1 if is_hollow else 0.5,
         elinewidth=0.9,
-        alpha=0.9,
         label=label,
-        zorder=2 if hollow else 3,
+        zorder=2 if is_hollow else 3,
     )
 
 
 def _draw_deviations(
-    axes: Axes, groups: dict[str, list[Comparison]], published: Sequence[dict[str, Any]]
+    axes: Axes, groups: dict[str, list[Comparison]], published: Sequence[tuple[float, Line]]
 ) -> None:
-    axes.axhline(0, color=INK, lw=1)
-    axes.axhspan(-10, 10, color="#eeeeee", lw=0)
-    references = {}
-    for name, group in groups.items():
-        for one in group:
-            references[name, one.line["index"]] = one.reference
-        if name in STYLES:
-            _points(
-                axes,
-                name,
-                [one.truth for one in group],
-                [100 * one.off for one in group],
-                [200 * one.line["error"] / one.reference for one in group],
-            )
-    color, marker, _ = PUBLISHED
-    for line in published:
-        reference = references.get((line["group"], line["index"]), line["truth"])
-        axes.plot(
-            line["truth"],
-            100 * (line["mean"] / reference - 1),
-            marker,
-            color=color,
-            ms=8,
-            mec="white",
-            mew=0.6,
-            zorder=4,
+    axes.axhspan(-10, 10, color=BAND, linewidth=0)
+    axes.axhline(0, color=INK, linewidth=1)
+    for name in STYLES.keys() & groups.keys():
+        group = groups[name]
+        _points(
+            axes,
+            name,
+            [one.reference for one in group],
+            [100 * one.off for one in group],
+            [200 * one.line["error"] / one.reference for one in group],
         )
+    color, marker, _ = PUBLISHED
+    for known, line in published:
+        axes.plot(known, 100 * (line["mean"] / known - 1), marker, color=color, **CROSS)
+    # Linear within ±10 %, logarithmic beyond: there the published ones are.
     axes.set_yscale("symlog", linthresh=10, linscale=1.5)
-    axes.set_yticks(
-        [-50, -10, -5, 0, 5, 10, 50], ["−50 %", "−10 %", "−5 %", "0", "+5 %", "+10 %", "+50 %"]
-    )
+    ticks = (-50, -10, -5, 0, 5, 10, 50)
+    axes.set_yticks(ticks, [f"{tick:+d} %".replace("-", "−") if tick else "0" for tick in ticks])
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylim(-100, 60)
-    axes.set_xlabel("known coefficient λ")
-    axes.set_ylabel("off the value at the run's nβ")
-    axes.grid(which="major", color="#e6e6e6", lw=0.6)
+    axes.set_xlabel("known value, at the run's nβ (λ where only that is known)")
+    axes.set_ylabel("deviation")
+    _grid(axes)
+
+
+def _grid(axes: Axes) -> None:
+    axes.grid(which="major", color="#e4e4e4", linewidth=0.6)
     axes.set_axisbelow(True)

@@ -153,7 +153,7 @@ def main() -> None:
         lines = run(jobs, path, options.workers)
     print(page.summary(lines))
     if not options.quick:
-        page.write(lines, ROOT / "docs")
+        page.write(lines, len(jobs), ROOT / "docs")
 
 
 if __name__ == "__main__":

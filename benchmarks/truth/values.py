@@ -17,9 +17,12 @@ N × N triangles R_j with chi-distributed diagonals (Bartlett). The last layer i
     nβ E[L] = −d log Z/d log κ = (D/2) E_κ[tr(κ P Pᵀ (1 + κ P Pᵀ)⁻¹)]
 
 with E_κ by Hamiltonian Monte Carlo on the triangles, from draws of the prior through rising κ; it
-accepts or rejects, and so has no bias of its own. This is exact at rank 0. At other ranks the free
-scales of the regular directions multiply κ by a factor of order one: there the value is known as
-well as it does not depend on κ.
+accepts or rejects, and so has no bias of its own. This is exact at rank 0. At other ranks the
+singular block is not quite that network: of two layers, with C and D the parts of them that
+connect their r regular hidden directions with the others, its product is A_2 (1 − D C)⁻¹ A_1.
+That is a factor of κ whose logarithm is of the order of the mean square of D C, r Δ_1/γ², and for
+more layers of that of the sum over hidden layers: the `leeway`. So the value has a further error of
+the leeway times its change with log κ.
 """
 
 import math
@@ -33,15 +36,15 @@ from funcsgmcmc.estimates.convergence import diagnostics
 
 # Number of triangles times N³, up to which a value takes a minute at most.
 MOST_WORK = 12_000
-NUM_CHAINS, NUM_RISES, NUM_MOVES, NUM_LEAPS = 128, 60, 200, 8
+NUM_CHAINS, NUM_RISES, NUM_MOVES, NUM_LEAPS = 128, 50, 90, 8
 
 
 def value_at(problem: Problem, seed: int) -> dict[str, Any]:
     """The value at the problem's nβ, with its error, or None where it is not computed.
 
     Returns:
-        `value`, `error` (Monte Carlo), `ess` (effective number of particles), and `slope`: the
-        change of the value with log nβ.
+        `value`, its Monte Carlo error `value_error`, the effective number of draws `ess`, `rhat`;
+        `slope`, by how much the value at nβ/e is below it; and `leeway`, of log nβ.
     """
     if problem.settings.localization == 0:
         # Separable losses: the same at every nβ.
@@ -54,8 +57,16 @@ def value_at(problem: Problem, seed: int) -> dict[str, Any]:
     return network_value(widths, rank, problem.settings.nbeta, problem.settings.localization, seed)
 
 
-def _known(value: float | None, error: float = 0.0, ess: float = math.inf, slope: float = 0.0):
-    return {"value": value, "value_error": error, "ess": min(ess, 1e9), "slope": slope}
+def _known(value: float | None, ess: float = 1e9) -> dict[str, Any]:
+    """What is known exactly, or not at all."""
+    return {
+        "value": value,
+        "value_error": 0.0,
+        "ess": ess,
+        "rhat": 1.0,
+        "slope": 0.0,
+        "leeway": 0.0,
+    }
 
 
 def monomial_value(powers: tuple[int, ...], scale: float) -> float:
@@ -97,7 +108,8 @@ def network_value(
     scale = nbeta / localization ** (len(widths) - 1)
     generator = torch.Generator().manual_seed(seed)
     found = SingularBlock(smallest, tuple(inner), largest).sampled(scale, generator)
-    return found | {"value": regular + found["value"]}
+    leeway = rank * sum(width - rank for width in widths[1:-1]) / localization**2
+    return found | {"value": regular + found["value"], "leeway": leeway}
 
 
 class SingularBlock:
@@ -143,47 +155,49 @@ class SingularBlock:
         factor = torch.linalg.cholesky(self._shifted(triangles, scale))
         return self.largest * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
 
-    def rise(self, triangles: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-        """(D/2) tr S and (D/2) tr (S − S²), with S = κ P Pᵀ (1 + κ P Pᵀ)⁻¹.
-
-        The first is d tilt/d log κ. They are mean, and mean minus variance, of nβ L under the
-        Gaussian law of the last layer.
-        """
+    def rise(self, triangles: Tensor, scale: float) -> Tensor:
+        """(D/2) tr(κ P Pᵀ (1 + κ P Pᵀ)⁻¹), which is d tilt/d log κ."""
         inverse = torch.linalg.inv(self._shifted(triangles, scale))
         trace = inverse.diagonal(dim1=-2, dim2=-1).sum(-1)
-        square = inverse.square().sum((-2, -1))
-        return self.largest / 2 * (self.smallest - trace), self.largest / 2 * (trace - square)
+        return self.largest / 2 * (self.smallest - trace)
 
     def _shifted(self, triangles: Tensor, scale: float) -> Tensor:
         return torch.eye(self.smallest, dtype=torch.float64) + scale * self.gram(triangles)
 
     def sampled(self, scale: float, generator: torch.Generator) -> dict[str, float]:
         """The value with its Monte Carlo error, effective number of draws, R-hat, and slope."""
-        triangles, step, rises, excesses = self.draw(NUM_CHAINS, generator), 0.2, [], []
-        # From where the tilt is of order one.
+        triangles, step = self.draw(NUM_CHAINS, generator), 0.2
+        # From where the tilt is of order one, to where the slope is taken from.
         typical = float(self.gram(triangles).diagonal(dim1=-2, dim2=-1).sum(-1).mean())
-        low = min(1 / (self.largest * typical), scale / 10)
-        ladder = [low * (scale / low) ** (i / NUM_RISES) for i in range(NUM_RISES)]
-        for now in [*ladder, *[scale] * NUM_MOVES]:
-            triangles, accepted = self.move(triangles, now, step, generator)
-            # Steps are tuned before the target is reached, and in the first half there: not after.
-            if len(rises) < NUM_MOVES // 2:
-                step *= math.exp(0.3 * (accepted - 0.8))
-            if now == scale:
-                rise, excess = self.rise(triangles, now)
-                rises.append(rise)
-                excesses.append(excess)
-        kept = torch.stack(rises[NUM_MOVES // 2 :], 1)
-        excess = torch.stack(excesses[NUM_MOVES // 2 :], 1)
-        found = diagnostics(kept)
+        below = scale / math.e
+        low = min(1 / (self.largest * typical), below / 10)
+        ladder = [low * (below / low) ** (i / NUM_RISES) for i in range(NUM_RISES)]
+        for now in ladder:
+            triangles, step = self.tuned_move(triangles, now, step, generator)
+        stages = []
+        for now in (below, scale):
+            for _ in range(NUM_MOVES // 3):
+                triangles, step = self.tuned_move(triangles, now, step, generator)
+            rises = []
+            for _ in range(NUM_MOVES):  # of a fixed step: tuning would bias
+                triangles, _ = self.move(triangles, now, step, generator)
+                rises.append(self.rise(triangles, now))
+            stages.append(torch.stack(rises, 1))
+        found = diagnostics(stages[1])
         return {
-            "value": float(kept.mean()),
+            "value": float(stages[1].mean()),
             "value_error": float(found.mcse_mean),
             "ess": float(found.ess_bulk),
             "rhat": float(found.r_hat),
-            # d E/d log κ = E − Var of nβ L, the variance of the triangles' part included.
-            "slope": float(excess.mean() - kept.var()),
+            "slope": float(stages[1].mean() - stages[0].mean()),
         }
+
+    def tuned_move(
+        self, triangles: Tensor, scale: float, step: float, generator: torch.Generator
+    ) -> tuple[Tensor, float]:
+        """A move, and a step nearer to one of which four in five proposals are accepted."""
+        triangles, accepted = self.move(triangles, scale, step, generator)
+        return triangles, step * math.exp(0.3 * (accepted - 0.8))
 
     def move(
         self, triangles: Tensor, scale: float, step: float, generator: torch.Generator
