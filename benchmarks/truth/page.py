@@ -51,7 +51,8 @@ REDUCED = (
 PUBLISHED = """The first networks of the smaller class through `devinterp.optim.SGMCMC.sgld` of
 devinterp 2.0.1 in the loop that it documents, and through this library: the same loss on all data,
 nβ, γ, burn-in, number of chains and of gradients. Its step size is the best of three in a pilot,
-judged by the known truth. Its error is the spread of its chains."""
+judged by the known truth. Its error is the spread of its chains. Seconds are those of one processor
+core."""
 
 EXCEPTIONS = """An estimate can be right at its nβ and far from λ. A run at one nβ cannot see that:
 where this matters, sample at two."""

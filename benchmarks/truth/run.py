@@ -29,9 +29,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 # Of each group, which problems the quick mode takes.
 QUICK = {
     "monomials": (0, 1),
-    "separable": (2, 4),
+    "separable": (2,),
     "reduced rank": (0, 3, 8),
-    "small": (0, 2, 13, 19, 22),
+    "small": (2, 8, 13, 22),
     "small, minibatches": (41,),
 }
 Line = dict[str, Any]
