@@ -196,6 +196,19 @@ def test_a_run_goes_on_with_what_is_missing(module, tmp_path):
     assert run.read(tmp_path / "nothing.jsonl") == []
 
 
+def test_a_job_that_fails_takes_no_other_with_it(module, tmp_path):
+    run = module("run")
+    path = tmp_path / "made" / "truth.jsonl"
+    good = run.Job("value", "monomials", 0)
+    bad = run.Job("published", "monomials", 0)  # which is no network
+    with pytest.raises(ExceptionGroup, match="all others are done") as caught:
+        run.run([bad, good], path, workers=1)
+    assert "published" in caught.value.exceptions[0].__notes__[-1]
+    (line,) = run.read(path)
+    assert line["kind"] == "value"
+    assert run.run([good], path, workers=1) == [line]  # nothing to do
+
+
 @pytest.mark.slow
 def test_estimates_are_right(tmp_path):
     """The quick mode, in processes of its own, as a user runs it."""

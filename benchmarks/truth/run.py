@@ -112,7 +112,11 @@ def line_of(job: Job, lines: list[Line]) -> Line | None:
 
 
 def run(jobs: list[Job], path: Path, workers: int) -> list[Line]:
-    """Do what is missing, each result appended to the file when it is there; the lines of all."""
+    """Do what is missing, each result appended to the file when it is there; the lines of all.
+
+    Raises:
+        ExceptionGroup: Of jobs that failed, when all others are done.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = read(path)
     missing = [job for job in jobs if line_of(job, lines) is None]
@@ -120,19 +124,28 @@ def run(jobs: list[Job], path: Path, workers: int) -> list[Line]:
     # New processes: threads of torch do not survive a fork.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool, path.open("a") as file:
-        futures = [pool.submit(run_job, job) for job in missing]
+        futures = {pool.submit(run_job, job): job for job in missing}
+        failures = []
         for number, future in enumerate(as_completed(futures), 1):
-            line = future.result()
-            lines.append(json.loads(json.dumps(line)))
-            file.write(json.dumps(line) + "\n")
+            if (error := future.exception()) is not None:
+                error.add_note(str(futures[future]))
+                failures.append(error)
+                print(f"{number}/{len(missing)} {futures[future]} failed: {error!r}", flush=True)
+                continue
+            text = json.dumps(future.result())
+            file.write(text + "\n")
             file.flush()
-            found = line.get("mean", line.get("value"))
-            print(
-                f"{number}/{len(missing)} {line['kind']}, {line['group']}: {line['name']}: "
-                f"{found if found is None else round(found, 3)}, λ = {line['truth']:.4g}",
-                flush=True,
-            )
+            lines.append(json.loads(text))
+            print(f"{number}/{len(missing)} {_said(lines[-1])}", flush=True)
+    if failures:
+        raise BaseExceptionGroup("jobs failed, and were left out; all others are done", failures)
     return [line for job in jobs if (line := line_of(job, lines)) is not None]
+
+
+def _said(line: Line) -> str:
+    found = line["mean"] if "mean" in line else line["value"]
+    shown = "not known" if found is None else f"{found:.4g}"
+    return f"{line['kind']}, {line['group']}: {line['name']}: {shown}, λ = {line['truth']:.4g}"
 
 
 def main() -> None:
