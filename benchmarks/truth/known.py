@@ -164,11 +164,15 @@ def network_settings(widths: Sequence[int], batch_size: int | None, num_chains: 
     γ = mean width lets prior and layers have gains of about 1, so that nβ L + γ is about the
     largest curvature, and h = 0.35/√(nβ L + γ) is well within the limit of stability. Directions
     that the loss leaves flat have the frequency √γ: friction 4 √γ damps them about critically, and
-    cools in time what the start heats. With minibatches at least 0.05/h: noise heats by 1/friction.
+    cools in time what the start heats. Gains of many layers multiply to more while chains leave the
+    anchor: beyond 5 layers h is smaller by 5/L, and steps are as many more. With minibatches the
+    friction is at least 0.05/h: noise heats by 1/friction.
     """
     examples = 10**6 if batch_size is None else 10**5
+    num_layers = len(widths) - 1
+    stretch = max(1.0, num_layers / 5)
     nbeta, localization = fs.default_nbeta(examples), sum(widths) / len(widths)
-    lr = 0.35 / math.sqrt(nbeta * (len(widths) - 1) + localization)
+    lr = 0.35 / stretch / math.sqrt(nbeta * num_layers + localization)
     friction = 4 * math.sqrt(localization)
     return Settings(
         nbeta=nbeta,
@@ -176,8 +180,8 @@ def network_settings(widths: Sequence[int], batch_size: int | None, num_chains: 
         lr=lr,
         friction=friction if batch_size is None else max(friction, 0.05 / lr),
         num_chains=num_chains,
-        num_burnin_steps=1500,
-        num_draws=150,
+        num_burnin_steps=round(1500 * stretch),
+        num_draws=round(150 * stretch),
         num_steps_between_draws=10,
         # A look at 10⁵ examples costs as much as 200 batches.
         full_loss=50 if batch_size is None else 12,

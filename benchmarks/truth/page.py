@@ -62,7 +62,7 @@ RULES = (
     ("localization γ", "mean width", "1", "0"),
     (
         "step h",
-        "0.35/√(nβ L + γ), L layers",
+        "0.35/√(nβ L + γ), L layers; beyond 5 layers 5/L of it",
         "0.2/√(nβ Σ 2kᵢ)",
         "0.2 s/√(p(p − 1)), s = (2/nβ)^(1/p)",
     ),
