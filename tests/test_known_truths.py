@@ -215,7 +215,7 @@ def test_estimates_are_right(tmp_path):
     command = [sys.executable, TRUTH / "run.py", "--quick", "--results", tmp_path]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    lines = [json.loads(text) for text in (tmp_path / "truth-quick.jsonl").open()]
+    lines = [json.loads(text) for text in (tmp_path / "truth-quick.jsonl").read_text().splitlines()]
     values = {(line["group"], line["index"]): line for line in lines if line["kind"] == "value"}
     estimates = [line for line in lines if line["kind"] == "estimate"]
     assert len(estimates) == 11
