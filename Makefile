@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every test stands by itself: one process for each core, up to eight.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow mutants lint types docs bench bench-gpu clean
+.PHONY: demo test test-slow mutants truth truth-quick lint types docs bench bench-gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -19,6 +19,14 @@ test-slow: $(VENV)/.reference
 # Breaks the update mathematics in many ways, and writes docs/mutants.md: which test notices what.
 mutants: $(VENV)/.reference
 	$(BIN)/python tests/mutation/run.py
+
+# Samples losses whose learning coefficients are known, and writes docs/truth.md: an hour on two cores.
+# One that was stopped goes on where it was.
+truth: $(VENV)/.bench $(VENV)/.reference
+	$(BIN)/python benchmarks/truth/run.py
+
+truth-quick: $(VENV)/.bench $(VENV)/.reference
+	$(BIN)/python benchmarks/truth/run.py --quick
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

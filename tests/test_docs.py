@@ -39,6 +39,7 @@ def test_pages_have_code():
         docs / "samplers" / "index.md",
         docs / "mutants.md",
         docs / "reliability.md",
+        docs / "truth.md",
     }
     assert without == exempt | set(docs.glob("api/*.md")) | set(docs.glob("benchmarks/*.md"))
 
