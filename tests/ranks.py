@@ -288,8 +288,8 @@ def said(mesh: DeviceMesh, how: str, changes: Mapping[str, Any]) -> list[str]:
 
 def alone(mesh: DeviceMesh, how: str) -> fs.Samples | None:
     """A run of the first rank, of which the others know nothing."""
-    here = mesh.get_rank()
-    return sampled(DeviceMesh("cpu", [here]), how) if here == 0 else None
+    one = DeviceMesh("cpu", [0])  # made by all: else their later groups would have other names
+    return sampled(one, how) if mesh.get_rank() == 0 else None
 
 
 def digits(mesh: DeviceMesh | None, is_sweep: bool, changes: Mapping[str, Any]) -> fs.Samples:
