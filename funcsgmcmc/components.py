@@ -128,7 +128,7 @@ class RestrictedFunction:
         """What the function is made of beside the sampled parameters, by name."""
         # A leaf that is sampled as a whole has no value of its own here.
         kept = {
-            f"params[{name!r}]": leaf
+            f"the frozen params[{name!r}]": leaf
             for name, leaf in self._frozen.items()
             if name not in self._cuts or self._cuts[name] is not None
         }

@@ -67,6 +67,12 @@ def test_means_are_within_twice_their_error_in_95_percent_of_runs(
     assert float(within.double().mean()) == pytest.approx(0.9545, abs=0.01)
 
 
+def test_values_of_chains_that_ran_away_do_not_overflow():
+    values = torch.randn(4, 50, generator=torch.Generator().manual_seed(0))
+    near, far = fs.diagnostics(values), fs.diagnostics(values * 1e200)
+    torch.testing.assert_close(far._replace(mcse_mean=far.mcse_mean / 1e200), near)
+
+
 def test_the_error_of_a_sum_counts_what_its_terms_share():
     """mean(x) + mean(y − x): with four chains, of their sums; with fewer, as if independent."""
     x = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))

@@ -45,5 +45,5 @@ def test_what_is_not_there_is_named(mutation):
         make("kick", "lr / 3", "lr", "constant").applied("def kick(lr):\n    return lr / 2")
     with pytest.raises(ValueError, match=r"advance must name one definition, got \['samplers"):
         _ = make("advance", "self.lr", "1", "constant").module
-    with pytest.raises(ValueError, match=r"nothing must name one definition, got \[\]"):
-        _ = make("nothing", "self.lr", "1", "constant").module
+    with pytest.raises(ValueError, match=r"nowhere must name one definition, got \[\]"):
+        _ = make("nowhere", "self.lr", "1", "constant").module

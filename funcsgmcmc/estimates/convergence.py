@@ -15,6 +15,7 @@ from funcsgmcmc import checks
 
 # Tail ESS at the 5 % and 95 % quantiles, as in Vehtari et al. 2021, section 4.3.
 TAIL_QUANTILE = 0.95
+_HUGE = 1e100
 # From so many chains on, their spread tells the error of their mean.
 FEWEST_CHAINS = 4
 
@@ -69,7 +70,10 @@ def diagnostics(values: Tensor) -> Diagnostics:
     with needs_arviz():
         from arviz_stats.base import array_stats
     _check_draws(values)
-    array = values.double().cpu().numpy()
+    # Squares of the values of chains that have run away would overflow.
+    largest = float(values.abs().max())
+    unit = largest if _HUGE < largest < math.inf else 1.0
+    array = (values.double() / unit).cpu().numpy()
     axes = {"chain_axis": 0, "draw_axis": 1}
     return Diagnostics(
         *(
@@ -78,7 +82,7 @@ def diagnostics(values: Tensor) -> Diagnostics:
                 array_stats.rhat(array, **axes),
                 array_stats.ess(array, method="bulk", **axes),
                 array_stats.ess(array, method="tail", prob=TAIL_QUANTILE, **axes),
-                array_stats.mcse(array, method="mean", **axes),
+                unit * array_stats.mcse(array, method="mean", **axes),
             )
         )
     )
