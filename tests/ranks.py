@@ -102,6 +102,8 @@ def ranks_of(size: int, timeout: float = TIMEOUT) -> Iterator[Ranks]:
 
 def _serve(rank: int, size: int, address: str, timeout: float, pipe: Any) -> None:
     """Answer calls."""
+    # A shell's background jobs ignore it, and their children do.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
     dist.init_process_group(
