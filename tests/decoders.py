@@ -1,5 +1,7 @@
 """Tiny language models of Hugging Face, made from their configs: nothing is downloaded."""
 
+import copy
+
 import torch
 import transformers
 from torch import nn
@@ -37,7 +39,7 @@ CONFIGS = {
 def decoder(name: str, attention: str = "eager") -> nn.Module:
     """A model of two layers, in float64; all parameters are random, biases and norms too."""
     torch.manual_seed(0)
-    config = CONFIGS[name]
+    config = copy.deepcopy(CONFIGS[name])  # a model keeps it, and a test may change it
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     model = model.double().eval()
     with torch.no_grad():

@@ -40,6 +40,7 @@ def test_a_burnin_that_ended_is_one_that_was_given():
     assert_identical(whole(found), whole(given))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [{"chunk_size": 2}, {"chain_method": "loop"}], ids=str)
 def test_it_does_not_depend_on_how_chains_are_run(how):
     assert run(SGLD, num_burnin_steps="auto", **SETTINGS, **how).num_burnin_steps == (
@@ -47,7 +48,7 @@ def test_it_does_not_depend_on_how_chains_are_run(how):
     )
 
 
-@pytest.mark.parametrize("localization", [8.0, 40.0])
+@pytest.mark.parametrize("localization", [8.0, pytest.param(40.0, marks=pytest.mark.slow)])
 def test_it_lasts_as_long_as_flat_directions_need(localization):
     """Relaxation times 2/(εγ): squared distances are those of the stationary chain, to 8 %."""
     lr = 1e-3
@@ -61,6 +62,7 @@ def test_it_lasts_as_long_as_flat_directions_need(localization):
     assert float(squares) == pytest.approx(expected, rel=0.08)
 
 
+@pytest.mark.slow
 def test_estimates_after_it_are_right():
     """Chains that start far off, of a regression whose learning coefficient is known."""
     problem = regression()
@@ -94,7 +96,11 @@ def test_few_chains_and_frozen_chains():
 
 
 @pytest.mark.parametrize("steps", [[60], [110, 200]], ids=["within", "after"])
-@pytest.mark.parametrize("seconds", [0.0, 1e6], ids=["checkpoints", "one checkpoint"])
+@pytest.mark.parametrize(
+    "seconds",
+    [0.0, pytest.param(1e6, marks=pytest.mark.slow)],
+    ids=["checkpoints", "one checkpoint"],
+)
 def test_it_is_resumed(steps, seconds, tmp_path):
     """Also from a checkpoint that is older than its end."""
     settings = SETTINGS | {"num_burnin_steps": "auto"}

@@ -22,7 +22,7 @@ WAYS = {
 
 
 @pytest.mark.parametrize("batch_size", [None, 100, 20])
-@pytest.mark.parametrize("lr", [2e-3, 1e-3])
+@pytest.mark.parametrize("lr", [2e-3, pytest.param(1e-3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("way", WAYS)
 def test_the_total_error_covers_the_truth(way, lr, batch_size):
     """SGLD on batches of 20 is 76 % too large, and says so: of the quadratic nothing is left."""
@@ -56,7 +56,11 @@ def test_the_recommended_way_is_within_two_percent(lr, batch_size):
 
 @pytest.mark.parametrize(
     ("batch_size", "loss_fn"),
-    [(None, loss), (20, loss), (50, fs.control_variates(loss))],
+    [
+        pytest.param(None, loss, marks=pytest.mark.slow),
+        (20, loss),
+        pytest.param(50, fs.control_variates(loss), marks=pytest.mark.slow),
+    ],
     ids=["all data", "batches", "control variates"],
 )
 def test_the_virial_of_sgld_rises_by_its_excess(batch_size, loss_fn):

@@ -98,7 +98,7 @@ SAMPLERS = {
 }
 
 
-@pytest.mark.parametrize("batch_size", [None, 100])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_total_error_covers_the_truth(name, batch_size):
     """Also for samplers whose law says nothing of the bias, which is NaN without a ladder."""

@@ -14,6 +14,10 @@ def with_mask(case: Case, params: TensorDict, mask) -> fs.samplers.Sampler:
     return case.make(params).replace(mask=fs.sgld(1.0, nbeta=1.0, mask=mask).mask)
 
 
+def slow(case):
+    return pytest.param(case, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize("case", [plain_case(spec) for spec in SPECS.values()], ids=str)
 def test_leaves_without_a_mask_are_sampled(case, params):
     full = params.apply(torch.ones_like)
@@ -89,10 +93,10 @@ def test_an_empty_mask_samples_all_and_numbers_stand_for_leaves(params):
     "make",
     [
         lambda mask: fs.sgld(0.02, nbeta=1.0, mask=mask),
-        lambda mask: fs.sghmc(0.02, nbeta=1.0, friction=0.2, mask=mask),
+        slow(lambda mask: fs.sghmc(0.02, nbeta=1.0, friction=0.2, mask=mask)),
         lambda mask: fs.baoa(0.1, nbeta=1.0, friction=2.0, mask=mask),
-        lambda mask: fs.sgnht(0.004, nbeta=1.0, diffusion_factor=0.01, mask=mask),
-        lambda mask: fs.badoda(0.1, nbeta=1.0, diffusion_factor=1.0, mask=mask),
+        slow(lambda mask: fs.sgnht(0.004, nbeta=1.0, diffusion_factor=0.01, mask=mask)),
+        slow(lambda mask: fs.badoda(0.1, nbeta=1.0, diffusion_factor=1.0, mask=mask)),
     ],
     ids=["sgld", "sghmc", "baoa", "sgnht", "badoda"],
 )

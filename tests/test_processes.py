@@ -19,6 +19,9 @@ def ranks():
         yield started
 
 
+FAST = ("chunks", "a burn-in that ends by itself", "starts of their own", "looks at all data")
+
+
 def slow(*names: str) -> list:
     return [pytest.param(name, marks=pytest.mark.slow) for name in names]
 
@@ -46,7 +49,7 @@ def assert_same_runs(one: fs.Samples, other: fs.Samples) -> None:
 
 
 class TestResults:
-    @pytest.mark.parametrize("how", HOWS)
+    @pytest.mark.parametrize("how", [*FAST, *slow(*(name for name in HOWS if name not in FAST))])
     def test_any_number_of_processes_gives_the_chains_of_one(self, how, ranks: Ranks):
         alone = work.sampled(None, how)
         for size in (1, 2, 3) if how == "chunks" else (3,):
