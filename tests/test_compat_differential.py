@@ -348,7 +348,14 @@ def assert_same_metrics(published: Any, ours: Any, close: dict[str, float]) -> N
         assert mine.numel == theirs.numel
 
 
-@pytest.mark.parametrize("config", [configuration(seed) for seed in range(500)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(configuration(seed) for seed in range(250)),
+        *(pytest.param(configuration(seed), marks=pytest.mark.slow) for seed in range(250, 500)),
+    ],
+    ids=str,
+)
 def test_the_published_chain(config):
     print(repr(config))  # pytest shows it with a failure
     published, ours = Run(devinterp.optim, config), Run(compat, config)

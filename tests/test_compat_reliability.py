@@ -55,7 +55,7 @@ def train(make, compile_what=None, steps=3, **settings) -> list[torch.Tensor]:
 REPORTS = {"save_metrics": True, "sketch_dim": 5}  # `SGNHT` has neither
 
 
-@pytest.mark.parametrize("what", ["step", "iteration"])
+@pytest.mark.parametrize("what", [pytest.param("step", marks=pytest.mark.slow), "iteration"])
 @pytest.mark.parametrize(
     ("name", "settings"),
     [*((name, {}) for name in METHODS), *((name, REPORTS) for name in METHODS if name != "SGNHT")],

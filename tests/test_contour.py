@@ -155,6 +155,7 @@ def run(lr: float, **settings) -> fs.Samples:
     )
 
 
+@pytest.mark.slow
 def test_chains_stay_where_sgld_does_and_weights_are_right():
     """At a step size where chains of the published multiplier became NaN."""
     samples = run(0.05, num_draws=3_000, num_burnin_steps=2_000)

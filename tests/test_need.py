@@ -127,6 +127,7 @@ def test_a_record_too_large_for_the_disk_is_refused(monkeypatch, tmp_path):
         run(SAMPLER, store=tmp_path / "run.zarr")
 
 
+@pytest.mark.slow
 def test_what_is_recorded_is_what_was_told(monkeypatch, tmp_path):
     """Bytes of the record, by the store and in memory."""
     told = []

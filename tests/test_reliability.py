@@ -382,6 +382,7 @@ def test_estimators_of_the_gradient_pickle():
 # Compilation
 
 
+@pytest.mark.slow
 def test_more_networks_compile_than_torch_has_room_for(monkeypatch):
     """Torch stops at 256 compilations of one function, and then runs it in eager code or fails."""
     compile_now = torch.compile

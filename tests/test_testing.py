@@ -40,6 +40,7 @@ UNSHRUNK = hypothesis.settings(PROFILES["default"], phases=[Phase.generate])
 PAGE = Path(__file__).parents[1] / "docs" / "testing.md"
 
 
+@pytest.mark.slow
 def test_a_sampler_may_keep_its_last_noise_in_its_state():
     """Leimkuhler–Matthews obeys the laws, and has its law: at temperature 0 the noise is kept."""
     found = check_laws(users.leimkuhler_matthews)
