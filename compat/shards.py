@@ -67,7 +67,7 @@ def check_placements(params: list[Tensor]) -> None:
         if not all(type(each) in (Shard, Replicate) for each in kinds):
             raise TypeError(
                 f"params[{index}] must be sharded or replicated on each dimension of its mesh, got "
-                f"{param.placements}"  # type: ignore[attr-defined]
+                f"{kinds}"
             )
 
 

@@ -216,7 +216,8 @@ def test_what_neighbours_say_depends_on_their_steps():
 
 def cell(name="fine", error=0.1, **labels) -> SweepCell:
     found = finding(mcse=error)
-    return SweepCell(labels, None, found, Verdict(name, "because"), math.nan)  # type: ignore[arg-type]
+    # Advice reads no record.
+    return SweepCell(labels, None, found, Verdict(name, "because"), math.nan)
 
 
 def test_the_smallest_error_of_what_is_fine_everywhere_is_recommended():

@@ -170,7 +170,7 @@ class Ranks(Processes):
         self._group = group
         call = next(_calls[group.group_name])
         store: Any = group.get_group_store()
-        # The annotation hides methods that torch's type stubs lack.
+        # torch's type stubs lack the class, and methods of stores: hence the annotation.
         self._store: Any
         self._store = dist.PrefixStore(f"funcsgmcmc/{call}", store)  # type: ignore[attr-defined]
         self._watch = _Watch(self._store, self.rank, self.size)

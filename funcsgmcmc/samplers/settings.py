@@ -189,7 +189,7 @@ def takes_shared_settings(factory: Callable[P, T]) -> Callable[P, T]:
                 )
         return factory(*args, **kwargs)
 
-    # `help`, `inspect` and editors that run the code read this.
+    # `help`, `inspect` and editors that run the code read this; type stubs do not know it.
     make.__signature__ = full  # type: ignore[attr-defined]
     make.__doc__ = _with_sentences(
         factory.__doc__ or "", shared.name, [each.name for each in added]
