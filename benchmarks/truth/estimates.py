@@ -19,7 +19,7 @@ def estimate(problem: Problem, seed: int) -> dict[str, Any]:
         fs.baoa(
             settings.lr,
             friction=settings.friction,
-            nbeta=settings.nbeta,
+            nbeta=settings.nbetas if settings.num_warm_chains else settings.nbeta,
             localization=settings.localization,
         ),
         num_chains=settings.num_chains,
@@ -39,6 +39,8 @@ def estimate(problem: Problem, seed: int) -> dict[str, Any]:
         "mcse": found.mcse,
         "bias": found.bias,
         "drift": found.drift,
+        "slope": found.slope,
+        "slope_error": found.slope_error,
         "frozen": found.num_frozen,
         "warnings": found.warnings,
         "gradients": settings.num_chains * settings.num_steps,

@@ -28,13 +28,17 @@ def no_data() -> Tensor:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a problem is sampled; all of it follows from what is known before a run."""
+    """How a problem is sampled; all of it follows from what is known before a run.
+
+    Of its chains some are warm, at nβ/e²: they tell how far an estimate is from its limit.
+    """
 
     nbeta: float
     localization: float
     lr: float
     friction: float
     num_chains: int
+    num_warm_chains: int
     num_burnin_steps: int
     num_draws: int
     num_steps_between_draws: int
@@ -42,6 +46,13 @@ class Settings:
     init_noise: float = 0.0
     num_examples: int | None = None
     batch_size: int | None = None
+
+    @property
+    def nbetas(self) -> Tensor:
+        """The inverse temperature of each chain."""
+        nbetas = torch.full((self.num_chains,), self.nbeta, dtype=torch.float64)
+        nbetas[self.num_chains - self.num_warm_chains :] /= math.exp(2)
+        return nbetas
 
     @property
     def num_steps(self) -> int:
@@ -135,13 +146,14 @@ def network_problem(
     seed: int,
     batch_size: int | None = None,
     num_chains: int = 16,
+    num_warm_chains: int = 6,
 ) -> Problem:
     """A deep linear network, on all data or on minibatches."""
     network = Network(tuple(widths), rank)
     generator = torch.Generator().manual_seed(seed)
     anchor = network.anchor(generator)
     target = network.product(anchor)
-    settings = network_settings(widths, batch_size, num_chains)
+    settings = network_settings(widths, batch_size, num_chains, num_warm_chains)
     if settings.num_examples is None:
         loss, data = network.loss_at(target), no_data
     else:
@@ -158,33 +170,38 @@ def network_problem(
     )
 
 
-def network_settings(widths: Sequence[int], batch_size: int | None, num_chains: int) -> Settings:
+def network_settings(
+    widths: Sequence[int], batch_size: int | None, num_chains: int, num_warm_chains: int
+) -> Settings:
     """The rule for networks.
 
     γ = mean width lets prior and layers have gains of about 1, so that nβ L + γ is about the
     largest curvature, and h = 0.35/√(nβ L + γ) is well within the limit of stability. Directions
     that the loss leaves flat have the frequency √γ: friction 4 √γ damps them about critically, and
     cools in time what the start heats. Gains of many layers multiply to more while chains leave the
-    anchor: beyond 5 layers h is smaller by 5/L, and steps are as many more. With minibatches the
-    friction is at least 0.05/h: noise heats by 1/friction.
+    anchor: at 8 layers the largest curvature rises forty-fold. So beyond 5 layers h is smaller by
+    (5/L)², and on all data the steps are as many more. Noise of minibatches heats by h/friction:
+    with them the friction is at least 0.1 h/h₀², where h₀ is h without that factor.
     """
     examples = 10**6 if batch_size is None else 10**5
     num_layers = len(widths) - 1
-    stretch = max(1.0, num_layers / 5)
+    stretch = max(1.0, num_layers / 5) ** 2
     nbeta, localization = fs.default_nbeta(examples), sum(widths) / len(widths)
     lr = 0.35 / stretch / math.sqrt(nbeta * num_layers + localization)
     friction = 4 * math.sqrt(localization)
+    more = stretch if batch_size is None else math.sqrt(stretch)
     return Settings(
         nbeta=nbeta,
         localization=localization,
         lr=lr,
-        friction=friction if batch_size is None else max(friction, 0.05 / lr),
+        friction=friction if batch_size is None else max(friction, 0.1 / (lr * stretch**2)),
         num_chains=num_chains,
-        num_burnin_steps=round(1500 * stretch),
-        num_draws=round(150 * stretch),
+        num_warm_chains=num_warm_chains,
+        num_burnin_steps=round(1500 * more),
+        num_draws=round(150 * more),
         num_steps_between_draws=10,
-        # A look at 10⁵ examples costs as much as 200 batches.
-        full_loss=50 if batch_size is None else 12,
+        # A look at 10⁵ examples costs as much as 100 batches.
+        full_loss=50 if batch_size is None else 8,
         num_examples=None if batch_size is None else examples,
         batch_size=batch_size,
     )
@@ -219,6 +236,7 @@ def monomial_problem(powers: Sequence[int]) -> Problem:
             lr=0.2 / math.sqrt(nbeta * degree),
             friction=1.0,
             num_chains=4096,
+            num_warm_chains=1024,
             num_burnin_steps=1500,
             num_draws=150,
             num_steps_between_draws=30,
@@ -244,6 +262,7 @@ def separable_problem(num_parameters: int, power: int) -> Problem:
             lr=0.2 * scale / math.sqrt(power * (power - 1)),
             friction=1 / scale,
             num_chains=64,
+            num_warm_chains=16,
             num_burnin_steps=1000,
             num_draws=300,
             num_steps_between_draws=20,
@@ -272,7 +291,7 @@ REDUCED_RANK = (
 )
 # Number of layers and widths of the two smaller classes of Lau et al. 2023.
 SMALL, DEEP = ((2, 5), (5, 50)), ((2, 10), (5, 100))
-BATCH_SIZE = 500
+BATCH_SIZE = 1000
 
 
 def _reduced_rank(index: int) -> Problem:
@@ -280,13 +299,22 @@ def _reduced_rank(index: int) -> Problem:
     return network_problem(widths, rank, index)
 
 
-def _small(index: int, batch_size: int | None = None, num_chains: int = 16) -> Problem:
-    return network_problem(*drawn_network(index, *SMALL), index, batch_size, num_chains)
+def _small(index: int) -> Problem:
+    return network_problem(*drawn_network(index, *SMALL), index)
+
+
+def _small_on_batches(index: int) -> Problem:
+    return network_problem(*drawn_network(index, *SMALL), index, BATCH_SIZE, 12, 4)
+
+
+def _compared(index: int) -> Problem:
+    # All chains at one nβ: the published package has no other.
+    return network_problem(*drawn_network(index, *SMALL), index, None, 32, num_warm_chains=0)
 
 
 def _deep(index: int, batch_size: int | None = None) -> Problem:
     # Seeds of their own: these are no networks of the other class.
-    return network_problem(*drawn_network(1000 + index, *DEEP), index, batch_size)
+    return network_problem(*drawn_network(1000 + index, *DEEP), index, batch_size, 12, 4)
 
 
 @dataclass(frozen=True)
@@ -308,13 +336,11 @@ GROUPS = {
     "reduced rank": Group("reduced-rank regression", len(REDUCED_RANK), _reduced_rank),
     "small": Group("deep linear networks, 2–5 layers of 5–50", 100, _small),
     "deep": Group("deep linear networks, 2–10 layers of 5–100", 30, _deep),
-    "compared": Group(
-        "2–5 layers of 5–50, 32 chains", 8, lambda index: _small(index, num_chains=32)
-    ),
+    "compared": Group("2–5 layers of 5–50, 32 chains", 8, _compared),
     "small, minibatches": Group(
         f"2–5 layers of 5–50, batches of {BATCH_SIZE}",
         100,
-        lambda index: _small(index, BATCH_SIZE),
+        _small_on_batches,
     ),
     "deep, minibatches": Group(
         f"2–10 layers of 5–100, batches of {BATCH_SIZE}",

@@ -16,10 +16,8 @@ Line = dict[str, Any]
 HEADER = """# Known truths
 
 Of these losses the learning coefficient λ is known in closed form. Each was sampled once, by one
-rule for all problems of a kind. Where all chains diverge there is no estimate: by this rule that
-happens to some networks of eight layers and more. `make truth` repeats all of it, `make
-truth-quick` a few of each kind; a run that was stopped goes on where it was.
-[All figures](truth.jsonl).
+rule for all problems of a kind. `make truth` repeats all of it, `make truth-quick` a few of each
+kind; a run that was stopped goes on where it was. [All figures](truth.jsonl).
 
 ![Estimates against known learning coefficients](truth.png)
 
@@ -55,23 +53,24 @@ nβ, γ, burn-in, number of chains and of gradients. Its step size is the best o
 judged by the known truth. Its error is the spread of its chains. Seconds are those of one processor
 core."""
 
-EXCEPTIONS = """An estimate can be right at its nβ and far from λ. A run at one nβ cannot see that:
-where this matters, sample at two."""
+EXCEPTIONS = """An estimate can be right at its nβ and far from λ. Chains at one nβ cannot see that.
+Here some chains of each run are at nβ/e², and the estimate warns where it still changes with nβ."""
 
 RULES = (
     ("nβ", "n/log n, n = 10⁶; minibatches n = 10⁵", "1000", "1000"),
     ("localization γ", "mean width", "1", "0"),
     (
         "step h",
-        "0.35/√(nβ L + γ), L layers; beyond 5 layers 5/L of it",
+        "0.35/√(nβ L + γ), L layers; beyond 5 layers (5/L)² of it",
         "0.2/√(nβ Σ 2kᵢ)",
         "0.2 s/√(p(p − 1)), s = (2/nβ)^(1/p)",
     ),
-    ("friction", "4√γ; minibatches at least 0.05/h", "1", "1/s"),
+    ("friction", "4√γ; minibatches at least 0.1 h/h₀², h₀ without (5/L)²", "1", "1/s"),
 )
 
 SETTINGS = {
     "num_chains": "chains",
+    "num_warm_chains": "of these at nβ/e²",
     "num_burnin_steps": "burn-in steps",
     "num_draws": "draws",
     "num_steps_between_draws": "steps between draws",
@@ -244,8 +243,12 @@ def settings_table(lines: Sequence[Line]) -> str:
     rows = []
     for name, group in groups_of(lines).items():
         settings = group[0].line["settings"]
-        rows.append([GROUPS[name].title, *(str(settings[key] or "all") for key in SETTINGS)])
+        rows.append([GROUPS[name].title, *(_setting(settings[key]) for key in SETTINGS)])
     return table(["", *SETTINGS.values()], rows)
+
+
+def _setting(value: int | None) -> str:
+    return "all" if value is None else str(value)
 
 
 def write(lines: Sequence[Line], number: int, folder: Path) -> None:

@@ -19,6 +19,9 @@ _LARGEST_R_HAT = 1.1
 FAR, RUN_AWAY = 1.5, 100.0
 # A bias is a fault beyond this share of the estimate.
 _LARGEST_SHARE = 0.03
+# As is what a factor of e in nβ changes. Of deep linear networks that are within a tenth of their
+# limit it changes less.
+_LARGEST_SLOPE = 0.025
 _HALF = 0.5
 
 
@@ -76,6 +79,26 @@ def find_faults(samples: Samples, chosen: Choice, bias: Bias, drift: float) -> l
             "make 4 draws, or 4 chains"
         )
     return found
+
+
+def still_moving(mean: float, slope: float, error: float) -> list[str]:
+    """Whether an estimate is far from its limit of large nβ, as far as chains at several tell.
+
+    Args:
+        mean: The estimate.
+        slope: dλ̂/d log nβ.
+        error: Its standard error.
+
+    Returns:
+        A sentence, or none.
+    """
+    if not abs(slope) > max(_LARGEST_SLOPE * abs(mean), 2 * error):
+        return []
+    share = f" ({slope / mean:+.1%})" if mean else ""
+    return [
+        f"the estimate changes by {slope:+.2g}{share} as nβ grows by a factor e, so that it is no "
+        "limit of large nβ: raise nbeta, or compare with values at the same nβ only"
+    ]
 
 
 def _lost_chains(samples: Samples) -> list[str]:

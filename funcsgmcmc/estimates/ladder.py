@@ -1,4 +1,4 @@
-"""Chains at several step sizes in one run, which tell what the step size does to an estimate."""
+"""Chains at several step sizes, or at several nβ, in one run: what these do to an estimate."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.schedules import Schedule
 
-# No power of lr describes what step sizes do over a wider range.
+# No power of lr describes what step sizes do over a wider range, and no slope what nβ does.
 _WIDEST = 10.0
 
 
@@ -65,6 +65,27 @@ def rungs_of(samples: Samples) -> list[Tensor]:
     if samples.is_sweep_of(_with_one_step_size(samples.sampler)):
         return [everyone]
     return [sizes == size for size in found]
+
+
+def temperatures_of(samples: Samples) -> list[Tensor]:
+    """The chains of each nβ, the largest last, of a run that differs in nothing else.
+
+    Values further apart than a factor of 10 are a search, and no ladder.
+
+    Returns:
+        As for `rungs_of`.
+    """
+    everyone = torch.ones(samples.num_chains, dtype=torch.bool)
+    nbeta = samples.sampler.nbeta
+    if isinstance(nbeta, Schedule) or not nbeta.ndim:
+        return [everyone]
+    values = nbeta.cpu()
+    found = values[samples.healthy].unique(sorted=True)
+    if len(found) < 2 or not 0 < found[-1] <= _WIDEST * found[0]:
+        return [everyone]
+    if samples.is_sweep_of(samples.sampler.replace(nbeta=torch.ones_like(nbeta))):
+        return [everyone]
+    return [values == value for value in found]
 
 
 def _with_one_step_size(sampler: Sampler) -> Sampler:

@@ -1,7 +1,7 @@
 """The local learning coefficient (LLC)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -12,8 +12,8 @@ from funcsgmcmc.estimates.bias import Bias, extrapolated_bias, measured_bias
 from funcsgmcmc.estimates.choice import Choice, best_of
 from funcsgmcmc.estimates.convergence import mean_error
 from funcsgmcmc.estimates.draws import llc_draws
-from funcsgmcmc.estimates.faults import drift_of, find_faults
-from funcsgmcmc.estimates.ladder import rungs_of
+from funcsgmcmc.estimates.faults import drift_of, find_faults, still_moving
+from funcsgmcmc.estimates.ladder import rungs_of, temperatures_of
 from funcsgmcmc.runs.record import Samples, check_initial_loss, of_chains
 
 
@@ -35,6 +35,8 @@ class LLC:
         mcse_per_chain: The Monte Carlo standard error of each, `[C]`; NaN for frozen chains.
         num_chains: How many chains the estimate uses.
         num_frozen: How many chains are frozen, and left out.
+        slope: dλ̂/d log nβ, of chains at several nβ; NaN of chains at one.
+        slope_error: Its Monte Carlo standard error; NaN likewise.
     """
 
     mean: float
@@ -48,6 +50,8 @@ class LLC:
     mcse_per_chain: Tensor
     num_chains: int
     num_frozen: int = 0
+    slope: float = math.nan
+    slope_error: float = math.nan
 
     @property
     def corrected(self) -> float:
@@ -63,6 +67,8 @@ class LLC:
         )
         if self.drift:
             parts.append(f"drift {self.drift:.2g}")
+        if not math.isnan(self.slope):
+            parts.append(f"{self.slope:+.2g} ± {self.slope_error:.2g} as nβ grows by a factor e")
         parts.append(f"{self.num_chains} chains")
         if self.num_frozen:
             parts.append(f"{self.num_frozen} frozen")
@@ -120,6 +126,12 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     (`Sampler.step_order`). Then the estimate is that of the chains with the smallest step, b hᵖ its
     bias, and a is `corrected`.
 
+    λ is the limit of λ̂ for large nβ, and λ̂ may be far from it, where directions are singular: by
+    about (m − 1)/log nβ at a pole of multiplicity m, and more. Chains at one nβ cannot see that. Of
+    chains that differ in nβ only, by at most a factor of 10, the estimate is that of the largest,
+    and `slope` is (λ̂ − λ̂')/(log nβ − log nβ') with those of the smallest nβ': a slope that is no
+    chance, and more than a fortieth of λ̂, is among the warnings.
+
     Source: Lau, Furman, Wang, Murfet and Wei, "The local learning coefficient: a singularity-aware
     complexity measure", 2023 (arXiv:2308.12108), eq. 8, for λ̂.
 
@@ -140,6 +152,36 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     given = None
     if initial_loss is not None:
         given = check_initial_loss(initial_loss, samples.num_chains)
+    temperatures = temperatures_of(samples)
+    if len(temperatures) == 1:
+        return _llc(samples, given)
+    found = [_llc(samples[rows], of_chains(given, rows)) for rows in temperatures]
+    return _at_largest_nbeta(samples, temperatures, found)
+
+
+def _at_largest_nbeta(samples: Samples, temperatures: list[Tensor], found: list[LLC]) -> LLC:
+    """The last of the estimates at several nβ, with what they say together."""
+    first, last = found[0], found[-1]
+    nbeta = samples.sampler.nbeta.cpu()
+    span = float((nbeta[temperatures[-1]][0] / nbeta[temperatures[0]][0]).log())
+    slope = (last.mean - first.mean) / span
+    slope_error = math.hypot(last.mcse, first.mcse) / span
+    per_chain = torch.full((2, samples.num_chains), torch.nan, dtype=torch.float64)
+    for rows, each in zip(temperatures, found, strict=True):
+        per_chain[:, rows] = torch.stack([each.per_chain, each.mcse_per_chain])
+    return replace(
+        last,
+        warnings=[*last.warnings, *still_moving(last.mean, slope, slope_error)],
+        per_chain=per_chain[0],
+        mcse_per_chain=per_chain[1],
+        num_frozen=sum(each.num_frozen for each in found),
+        slope=slope,
+        slope_error=slope_error,
+    )
+
+
+def _llc(samples: Samples, given: Tensor | None) -> LLC:
+    """The estimate of chains at one nβ."""
     # A record on disk is read whole when its chains are picked.
     rungs = [
         _Rung(rows, samples if rows.all() else samples[rows], of_chains(given, rows))
