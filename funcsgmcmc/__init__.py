@@ -28,7 +28,8 @@ from funcsgmcmc.losses import module_loss
 from funcsgmcmc.modules import params_of
 from funcsgmcmc.per_example import losses_on
 from funcsgmcmc.random import key
-from funcsgmcmc.runs.record import DivergenceError, Samples, SamplingError, SamplingInterrupt
+from funcsgmcmc.runs.failures import DivergenceError, SamplingError, SamplingInterrupt
+from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.sampling import sample
 from funcsgmcmc.runs.stored import open_run
 from funcsgmcmc.samplers.badoda import badoda

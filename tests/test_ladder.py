@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import funcsgmcmc as fs
 from funcsgmcmc.estimates.bias import extrapolated_bias
-from funcsgmcmc.estimates.ladder import rungs_of
+from funcsgmcmc.estimates.ladder import rungs_of, temperatures_of
 from linear import GAMMA, NBETA, loss, regression, sampled
 
 PULL = {"nbeta": NBETA, "localization": GAMMA}
@@ -145,6 +145,66 @@ class TestRungs:
     def test_a_search_over_step_sizes_is_still_refused(self):
         with pytest.raises(ValueError, match="chains must have the same settings"):
             fs.llc(sampled(regression(), fs.sgld(torch.logspace(-5, -3, 4), **PULL), num_chains=4))
+
+
+class TestTemperatures:
+    """Chains at several nβ: how far an estimate is from its limit of large nβ."""
+
+    def test_the_slope_is_that_of_the_law(self):
+        """λ(nβ) = ½ Σ nβhᵢ/(nβhᵢ + γ), with a pull that flattens much of the loss."""
+        problem, gamma = regression(), 100.0
+        inputs, _ = problem.data
+        curvature = torch.linalg.eigvalsh(inputs.T @ inputs / len(inputs))
+
+        def law(nbeta: float) -> float:
+            return float((nbeta * curvature / (nbeta * curvature + gamma)).sum() / 2)
+
+        values = torch.tensor([NBETA, NBETA / 4] * 64, dtype=torch.float64)
+        sampler = fs.baoa(0.03, nbeta=values, localization=gamma)
+        estimate = fs.llc(sampled(problem, sampler, num_chains=128, num_draws=200))
+        slope = (law(NBETA) - law(NBETA / 4)) / math.log(4)
+        assert abs(estimate.mean - law(NBETA)) < 4 * estimate.mcse
+        assert abs(estimate.slope - slope) < 4 * estimate.slope_error < slope / 5
+        (warning,) = estimate.warnings
+        assert "as nβ grows by a factor e, so that it is no limit of large nβ" in warning
+        assert f"{estimate.slope:+.2g} ± {estimate.slope_error:.2g} as nβ grows" in str(estimate)
+        assert estimate.num_chains == 64
+        alone = [
+            float(estimate.per_chain[rows].mean())
+            for rows in (slice(0, None, 2), slice(1, None, 2))
+        ]
+        assert estimate.slope == pytest.approx((alone[0] - alone[1]) / math.log(4))
+
+    def test_of_a_regular_loss_it_is_chance(self):
+        values = torch.tensor([NBETA, NBETA / 4] * 16, dtype=torch.float64)
+        estimate = fs.llc(sampled(regression(), fs.baoa(0.03, nbeta=values, localization=1e-3)))
+        assert estimate.warnings == []
+        assert abs(estimate.slope) < 3 * estimate.slope_error
+
+    def test_other_runs_have_none(self):
+        for sampler in (
+            fs.sgld(1e-3, **PULL),
+            fs.sgld(fs.step_ladder(1e-3, 8), **PULL),
+            fs.sgld(fs.step_ladder(1e-3, 8), nbeta=torch.linspace(10, 20, 8)),
+            fs.sgld(1e-3, nbeta=fs.schedules.constant(torch.linspace(10, 20, 8))),
+            fs.sgld(1e-3, nbeta=torch.linspace(0, 20, 8)),
+            fs.sgld(1e-3, nbeta=torch.logspace(0, 2, 8)),
+        ):
+            samples = sampled(regression(), sampler, num_chains=8, num_draws=5)
+            assert len(temperatures_of(samples)) == 1
+        assert math.isnan(fs.llc(sampled(regression(), fs.sgld(1e-3, **PULL))).slope)
+
+    def test_a_search_over_nbeta_is_still_refused(self):
+        samples = sampled(regression(), fs.sgld(1e-3, nbeta=torch.logspace(0, 2, 8)), num_chains=8)
+        with pytest.raises(ValueError, match="chains must have the same settings"):
+            fs.llc(samples)
+
+    def test_frozen_chains_are_left_out(self):
+        values = torch.tensor([NBETA / 2, NBETA, 5 * NBETA] * 4, dtype=torch.float64)
+        sampler = fs.sgld(1e-2, nbeta=values, localization=GAMMA)
+        estimate = fs.llc(sampled(regression(), sampler, num_chains=12, num_draws=40))
+        assert (estimate.num_chains, estimate.num_frozen) == (4, 4)
+        assert estimate.per_chain.isnan().tolist() == [False, False, True] * 4
 
 
 def test_the_order_of_a_sampler():

@@ -22,6 +22,8 @@ _LARGEST_SHARE = 0.03
 # As is what a factor of e in nβ changes. Of deep linear networks that are within a tenth of their
 # limit it changes less.
 _LARGEST_SLOPE = 0.025
+# Chance once in 80 runs, of those whose error is that large.
+_Z_OF_SLOPE = 2.5
 _HALF = 0.5
 
 
@@ -92,7 +94,7 @@ def still_moving(mean: float, slope: float, error: float) -> list[str]:
     Returns:
         A sentence, or none.
     """
-    if not abs(slope) > max(_LARGEST_SLOPE * abs(mean), 2 * error):
+    if not abs(slope) > max(_LARGEST_SLOPE * abs(mean), _Z_OF_SLOPE * error):
         return []
     share = f" ({slope / mean:+.1%})" if mean else ""
     return [

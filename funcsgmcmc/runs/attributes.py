@@ -7,7 +7,8 @@ from tensordict import is_tensorclass
 from torch import Tensor
 
 from funcsgmcmc import tree
-from funcsgmcmc.runs.record import Looks, Samples
+from funcsgmcmc.runs.looks import Looks
+from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.samplers.base import Sampler
 from funcsgmcmc.schedules import over_steps
 

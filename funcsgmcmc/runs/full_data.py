@@ -11,7 +11,7 @@ from funcsgmcmc.batches import Piece
 from funcsgmcmc.gradients import Evaluation, GradientEstimator, estimator_of, mean_evaluation
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches, TensorData
-from funcsgmcmc.runs.record import Look
+from funcsgmcmc.runs.looks import Look
 from funcsgmcmc.runs.request import Request
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.terms import scaled, sum_terms

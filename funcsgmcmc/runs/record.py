@@ -1,9 +1,9 @@
-"""The record that a run returns, and the errors that carry one."""
+"""The record that a run returns."""
 
 import numbers
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks
 from funcsgmcmc.norms import Metrics
+from funcsgmcmc.runs.looks import Looks, followed
 from funcsgmcmc.runs.moments import DrawMoments, Moments, ObservableMoments
 from funcsgmcmc.runs.rows import rows_of, setting_labels
 from funcsgmcmc.samplers.base import Sampler, State
@@ -35,69 +36,6 @@ class Frozen:
 
     def __str__(self) -> str:
         return f"chain {self.chain} frozen at step {self.step}: {self.reason}"
-
-
-class Look(NamedTuple):
-    """What a look finds at a draw of each chain, each `[*chains]`.
-
-    Attributes:
-        loss: L_n(w), on all data.
-        virial: ⟨w − w₀, nβ g⟩, with g the gradient on all data.
-        force: ⟨nβ g, m ∇U⟩: of ‖∇U‖², the part that the loss has.
-        noise: (nβ)² (ĝ − g)ᵀ m (ĝ − g), with ĝ the gradient as the step estimates it.
-    """
-
-    loss: Tensor
-    virial: Tensor
-    force: Tensor
-    noise: Tensor
-
-
-class Looks(NamedTuple):
-    """Looks at all data, K of them at some draws; `[C, K]` each unless said.
-
-    Attributes:
-        draws: Indices of the draws, `[K]`.
-        losses: L_n(w).
-        virials: As in `Look`.
-        forces: As in `Look`.
-        noises: As in `Look`.
-        num_examples: How many examples were evaluated; None if their number is not known.
-        is_all: Whether these are all data; else they are a fixed part, evenly spread.
-    """
-
-    draws: Tensor
-    losses: Tensor
-    virials: Tensor
-    forces: Tensor
-    noises: Tensor
-    num_examples: int | None
-    is_all: bool
-
-    @classmethod
-    def of(cls, look: Look, every: int, num_examples: int | None, is_all: bool) -> "Looks":
-        """Those that a run recorded, of every so many draws the last."""
-        draws = torch.arange(1, look.loss.shape[1] + 1) * every - 1
-        return cls(draws, *look, num_examples, is_all)
-
-    def of_chains(self, rows: Tensor) -> "Looks":
-        """Those of some chains."""
-        return self._replace(
-            losses=self.losses[rows],
-            virials=self.virials[rows],
-            forces=self.forces[rows],
-            noises=self.noises[rows],
-        )
-
-    def followed_by(self, more: "Looks", num_draws: int) -> "Looks":
-        """Those of this run, of some draws, and of one that went on from it."""
-        return self._replace(
-            draws=torch.cat([self.draws, more.draws + num_draws]),
-            losses=torch.cat([self.losses, more.losses], 1),
-            virials=torch.cat([self.virials, more.virials], 1),
-            forces=torch.cat([self.forces, more.forces], 1),
-            noises=torch.cat([self.noises, more.noises], 1),
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,7 +317,7 @@ class Samples:
         return more.replaced(
             losses=torch.cat([self.losses, more.losses], 1),
             distances=torch.cat([self.distances, more.distances], 1),
-            looks=_followed(self.looks, more.looks, self.num_draws),
+            looks=followed(self.looks, more.looks, self.num_draws),
             draws=draws,
             observables=observables,
             draw_moments=_merged(self.draw_moments, more.draw_moments),
@@ -471,13 +409,6 @@ def _of_rows(moments: M | None, rows: Tensor) -> M | None:
     return None if moments is None else moments[rows]
 
 
-def _followed(one: Looks | None, two: Looks | None, num_draws: int) -> Looks | None:
-    """The looks of two runs; None where one has none, or they looked at other examples."""
-    if one is None or two is None or one.num_examples != two.num_examples:
-        return None
-    return one.followed_by(two, num_draws)
-
-
 def _merged(one: M | None, two: M | None) -> M | None:
     """The moments of two runs' draws; None if there are none.
 
@@ -487,46 +418,6 @@ def _merged(one: M | None, two: M | None) -> M | None:
     if (one is None) != (two is None):
         raise ValueError("both runs must have recorded moments, got those of one")
     return None if one is None or two is None else one.merged(two)
-
-
-class SamplingError(RuntimeError):
-    """A run stopped before its end.
-
-    Attributes:
-        samples: The record until then.
-        finished: Of `sample_components`, the records of the components that were complete.
-    """
-
-    def __init__(self, message: str, samples: Samples) -> None:
-        super().__init__(message)
-        self.samples = samples
-        self.finished: dict[str, Samples] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As an exception alone it would be made anew from its message, without the record: a pool
-        # of processes would wait forever for one that it cannot read.
-        return type(self), (str(self), self.samples), {"finished": self.finished}
-
-
-class SamplingInterrupt(KeyboardInterrupt):
-    """Ctrl-C in a run, which stops a loop over runs too.
-
-    Attributes:
-        samples: The record until then, with which `sample` can go on.
-        finished: As for `SamplingError`.
-    """
-
-    def __init__(self, message: str, samples: Samples) -> None:
-        super().__init__(message)
-        self.samples = samples
-        self.finished: dict[str, Samples] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.samples), {"finished": self.finished}
-
-
-class DivergenceError(SamplingError):
-    """A chain became non-finite, and `on_divergence="raise"` was asked for."""
 
 
 def check_initial_loss(value: Any, num_chains: int) -> Tensor:

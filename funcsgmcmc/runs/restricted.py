@@ -10,7 +10,8 @@ from torch import Tensor
 from funcsgmcmc import checks
 from funcsgmcmc.components import Component, restrict
 from funcsgmcmc.gradients import LossFn
-from funcsgmcmc.runs.record import Samples, SamplingError, SamplingInterrupt
+from funcsgmcmc.runs.failures import SamplingError, SamplingInterrupt
+from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.request import Observable
 from funcsgmcmc.runs.sampling import sample
 from funcsgmcmc.samplers.base import Sampler

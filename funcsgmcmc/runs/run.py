@@ -26,19 +26,15 @@ from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.encoding import decode, encode, joined, picked, with_chain
+from funcsgmcmc.runs.failures import DivergenceError, SamplingError, SamplingInterrupt
 from funcsgmcmc.runs.full_data import FullData
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
+from funcsgmcmc.runs.looks import Looks
 from funcsgmcmc.runs.moments import with_draw
 from funcsgmcmc.runs.need import Cost, Need, StepBytes, largest_chunk, need_of
 from funcsgmcmc.runs.processes import InterruptedProcessError, ProcessError, Processes
 from funcsgmcmc.runs.progress import Progress
-from funcsgmcmc.runs.record import (
-    DivergenceError,
-    Looks,
-    Samples,
-    SamplingError,
-    SamplingInterrupt,
-)
+from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.reporting import Reporter
 from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps

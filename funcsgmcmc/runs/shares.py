@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from funcsgmcmc.runs.chunks import gather
+from funcsgmcmc.runs.looks import Looks
 from funcsgmcmc.runs.processes import Processes
-from funcsgmcmc.runs.record import Looks, Samples, check_initial_loss
+from funcsgmcmc.runs.record import Samples, check_initial_loss
 from funcsgmcmc.runs.request import Request
 from funcsgmcmc.runs.start import check_chains
 from funcsgmcmc.samplers.base import Sampler, State

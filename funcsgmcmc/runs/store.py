@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from funcsgmcmc import tree
 from funcsgmcmc.norms import Metrics
-from funcsgmcmc.runs.record import Look
+from funcsgmcmc.runs.looks import Look
 from funcsgmcmc.runs.request import Observable, Recorded, check_observable
 from funcsgmcmc.stepping import Info
 

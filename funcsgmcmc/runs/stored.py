@@ -13,7 +13,8 @@ from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.checkpoint import Place
 from funcsgmcmc.runs.disk import DiskStore
 from funcsgmcmc.runs.encoding import decode
-from funcsgmcmc.runs.record import Looks, Samples, observable_of
+from funcsgmcmc.runs.looks import Looks
+from funcsgmcmc.runs.record import Samples, observable_of
 from funcsgmcmc.runs.store import Recorder
 from funcsgmcmc.samplers.base import State
 
