@@ -198,7 +198,7 @@ def network_settings(
         num_chains=num_chains,
         num_warm_chains=num_warm_chains,
         num_burnin_steps=round(1500 * more),
-        num_draws=round(150 * more),
+        num_draws=round((150 if batch_size is None else 100) * more),
         num_steps_between_draws=10,
         # A look at 10⁵ examples costs as much as 100 batches.
         full_loss=50 if batch_size is None else 8,
@@ -292,6 +292,7 @@ REDUCED_RANK = (
 # Number of layers and widths of the two smaller classes of Lau et al. 2023.
 SMALL, DEEP = ((2, 5), (5, 50)), ((2, 10), (5, 100))
 BATCH_SIZE = 1000
+FEW = 8, 3  # chains, and how many of them are warm: so that all problems take an hour
 
 
 def _reduced_rank(index: int) -> Problem:
@@ -304,7 +305,7 @@ def _small(index: int) -> Problem:
 
 
 def _small_on_batches(index: int) -> Problem:
-    return network_problem(*drawn_network(index, *SMALL), index, BATCH_SIZE, 12, 4)
+    return network_problem(*drawn_network(index, *SMALL), index, BATCH_SIZE, *FEW)
 
 
 def _compared(index: int) -> Problem:
@@ -314,7 +315,7 @@ def _compared(index: int) -> Problem:
 
 def _deep(index: int, batch_size: int | None = None) -> Problem:
     # Seeds of their own: these are no networks of the other class.
-    return network_problem(*drawn_network(1000 + index, *DEEP), index, batch_size, 12, 4)
+    return network_problem(*drawn_network(1000 + index, *DEEP), index, batch_size, *FEW)
 
 
 @dataclass(frozen=True)
