@@ -85,6 +85,7 @@ HOWS = {
     "chunks": {"chunk_size": 2},
     "loop": {"chain_method": "loop"},
     "epochs": {"minibatches": "epochs"},
+    "shared batches": {"shared_batches": True, "chunk_size": 2},
     "all data": {"batch_size": None},
     "a list": {"data": list, "batch_size": None},
     "a stateful loader": {"data": Stateful, "batch_size": None},

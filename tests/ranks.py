@@ -157,6 +157,7 @@ HOWS: dict[str, Callable[[], tuple[fs.samplers.Sampler, dict[str, Any]]]] = {
         {"params": _starts(), "record": ["draws", "metrics"]},
     ),
     "epochs": lambda: (_sgnht(), {"minibatches": "epochs"}),
+    "shared batches": lambda: (_sgnht(), {"shared_batches": True}),
     "a list": lambda: (_sgnht(), {"data": batches_of_8(), "batch_size": None}),
     "looks at all data": lambda: (_sgnht(), {"full_loss": 3}),
     "a burn-in that ends by itself": lambda: (

@@ -140,6 +140,7 @@ BAD_CALLS = [
     ({"data": [torch.ones(2)], "batch_size": 2}, ValueError, "batch_size must be None for an it"),
     ({"batch_size": 5}, ValueError, "at most the number of examples 4, got 5"),
     ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
+    ({"shared_batches": "epochs"}, TypeError, "shared_batches must be a bool"),
     ({"minibatches": "random"}, ValueError, "minibatches must be one of 'replacement', 'epochs'"),
     ({"num_chains": 0}, ValueError, "num_chains must be >= 1, got 0"),
     ({"num_draws": 2.5}, TypeError, "num_draws must be an integer, got 2.5"),

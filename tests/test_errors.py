@@ -1,6 +1,7 @@
 """The error of an estimate: what it is made of, against values that are known."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
+from funcsgmcmc.estimates.convergence import mean_error
 from funcsgmcmc.estimates.faults import drift_of
+from funcsgmcmc.estimates.llc import running_llc
 from linear import GAMMA, NBETA, D, baoa, loss, regression, sampled, sgld
 
 WAYS = {
@@ -306,3 +309,49 @@ class TestWarnings:
             key=fs.key(0),
         )
         assert any(text.startswith(fault) for text in fs.llc(samples).warnings)
+
+
+def of_shared_batches(key: int, batch_size: int, **settings: Any) -> fs.Samples:
+    """Eight chains of a quadratic on data of variance 1: batches of 5 heat more than T does."""
+    data = torch.randn(500, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"num_chains": 8, "num_draws": 200, "num_burnin_steps": 20, "full_loss": 0}
+    return fs.sample(
+        lambda params, batch: (params["w"] - batch).square().mean() / 2,
+        {"w": data.mean(0)},
+        data,
+        fs.sgld(0.01, nbeta=50.0),
+        batch_size=batch_size,
+        key=fs.key(key),
+        **(options | settings),
+    )
+
+
+def test_noise_that_chains_share_is_in_the_error():
+    """The spread between chains lacks the noise of their minibatches' losses."""
+    shared, own = (of_shared_batches(1, 5, shared_batches=each) for each in (True, False))
+    estimate = fs.llc(shared)
+    between = float(mean_error(fs.llc_draws(shared)))
+    assert estimate.mcse > 1.5 * between
+    assert estimate.mcse == pytest.approx(float(running_llc(shared).mcse[-1]))
+    (sentence,) = [text for text in estimate.warnings if "same minibatches" in text]
+    factor = float(sentence.split("the error is ")[1].split(" times")[0])
+    # Of eight chains it is √8 at most, where all noise is common.
+    assert 1.5 < factor < 3.5
+    independent = fs.llc(own)
+    assert independent.mcse == float(mean_error(fs.llc_draws(own)))
+    assert not any("minibatches" in text for text in independent.warnings)
+    quiet = fs.llc(of_shared_batches(1, 250, shared_batches=True, full_loss=200))
+    assert not any("minibatches" in text for text in quiet.warnings)
+
+
+@pytest.mark.slow
+def test_errors_of_chains_that_share_batches_cover_the_truth():
+    """z-scores of 24 runs against their own mean; those of the spread between chains are huge."""
+    runs = [of_shared_batches(key, 5, shared_batches=True, num_draws=100) for key in range(24)]
+    estimates = [fs.llc(samples) for samples in runs]
+    means = torch.tensor([each.mean for each in estimates])
+    errors = torch.tensor([each.mcse for each in estimates])
+    # χ² with 23 degrees of freedom over 23: 0.33 to 2.16 in all but 1 of 500 repetitions.
+    assert 0.3 < float(((means - means.mean()) / errors).square().sum()) / 23 < 2.5
+    between = torch.tensor([float(mean_error(fs.llc_draws(samples))) for samples in runs])
+    assert float(((means - means.mean()) / between).square().mean()) > 20

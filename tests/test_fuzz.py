@@ -171,6 +171,7 @@ SAMPLE = Target(
         "num_burnin_steps": {"zero", *COUNTS},  # and "auto"
         "num_steps_between_draws": COUNTS,
         "batch_size": {"none", *COUNTS},
+        "shared_batches": SWITCH,
         "key": {"key"},
         "chain_offset": {"zero", "key", *COUNTS},
         "init_noise": SHARED,

@@ -68,6 +68,7 @@ def test_two_runs_are_one(case: Case, params):
         {"chain_method": "loop"},
         {"chunk_size": 2},
         {"minibatches": "epochs"},
+        {"shared_batches": True},
         {"compile": True},
         {"batch_size": None},
     ],

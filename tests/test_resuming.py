@@ -165,6 +165,7 @@ class TestRefusals:
             ({"num_burnin_steps": 4}, "num_burnin_steps$"),
             ({"observables": {}}, "observables$"),
             ({"minibatches": "epochs"}, "minibatches$"),
+            ({"shared_batches": True}, "shared_batches$"),
             ({"data": tuple(2 * each for each in classification()[1])}, "data, tensor 0, data, te"),
             ({"loss_fn": Failing()}, "loss_fn, model"),
         ],

@@ -38,13 +38,21 @@ def test_a_chain_among_64_is_the_chain_alone(params):
             torch.testing.assert_close(ours[0], theirs[chain], rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("minibatches", ["replacement", "epochs"])
-def test_compiled_run_is_the_eager_run(params, minibatches):
+@pytest.mark.parametrize(
+    "batches",
+    [
+        {"minibatches": "replacement"},
+        {"minibatches": "epochs"},
+        pytest.param({"shared_batches": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_compiled_run_is_the_eager_run(params, batches):
     sampler = BY_NAME["sgld with everything"].make(params)
-    eager = run(sampler, minibatches=minibatches)
-    assert_same(eager, run(sampler, minibatches=minibatches, compile=True))
-    assert_same(eager, run(sampler, minibatches=minibatches, compile="noise"))
-    chunked = run(sampler, minibatches=minibatches, compile=True, chunk_size=3)
+    eager = run(sampler, **batches)
+    assert_same(eager, run(sampler, **batches, compile=True))
+    assert_same(eager, run(sampler, **batches, compile="noise"))
+    chunked = run(sampler, **batches, compile=True, chunk_size=3)
     assert_same(eager, chunked)
 
 
@@ -371,7 +379,8 @@ def test_every_purpose_has_a_key_of_its_own():
     """Also for each chain; and the keys are those that the documentation names."""
     keys = RunKeys(fs.key(3), torch.arange(4, 9))
     purposes = [keys.noise, keys.minibatches, keys.starts, keys.momenta]
-    assert len(torch.cat(purposes).unique(dim=0)) == 4 * 5
+    shared = keys.shared_minibatches[None]
+    assert len(torch.cat([*purposes, shared]).unique(dim=0)) == 4 * 5 + 1
     assert torch.equal(keys.noise[2], random.fold_in(fs.key(3), 6))
     for child, purpose in zip(random.split(fs.key(3), 3), purposes[1:], strict=True):
         assert torch.equal(purpose[2], random.fold_in(child, 6))

@@ -14,6 +14,8 @@ from funcsgmcmc.runs.record import Samples
 # Drift beyond this many standard errors is chance once in 10⁴ runs.
 _Z_OF_DRIFT = 4.0
 _LARGEST_R_HAT = 1.1
+# Estimated from the draws' autocorrelation, the ratio of two errors is known to about a tenth.
+_LARGEST_WIDENING = 1.3
 # Priors and steps raise the estimate of a regular model, d/2, by less than the first factor. Beyond
 # the second one steps are unstable, whatever the error of the estimate is.
 FAR, RUN_AWAY = 1.5, 100.0
@@ -27,7 +29,7 @@ _Z_OF_SLOPE = 2.5
 _HALF = 0.5
 
 
-def drift_of(trace: Tensor) -> float:
+def drift_of(trace: Tensor, *, is_shared: bool = False) -> float:
     """By how much the second half of the draws differs from the first, beyond chance.
 
     The error of the difference is that between chains; with fewer than four chains, that of the
@@ -35,6 +37,7 @@ def drift_of(trace: Tensor) -> float:
 
     Args:
         trace: `[C, D]`.
+        is_shared: Whether chains share minibatches: then chance is common to them, too.
 
     Returns:
         The difference of the means; 0 if it is no more than chance.
@@ -49,6 +52,10 @@ def drift_of(trace: Tensor) -> float:
         error = wider(number, _Z_OF_DRIFT) * float(difference.std()) / math.sqrt(number)
     else:
         error = float(mean_error(first, second))
+    if is_shared:
+        # The spread between chains lacks what they share.
+        halves = [half.mean(0, keepdim=True) for half in (first, second)]
+        error = max(error, float(mean_error(*halves)))
     return size if abs(size) > _Z_OF_DRIFT * error else 0.0
 
 
@@ -67,6 +74,7 @@ def find_faults(samples: Samples, chosen: Choice, bias: Bias, drift: float) -> l
     found = [
         *_lost_chains(samples),
         *_mixing(samples, chosen, drift),
+        *_shared(chosen),
         *_bias(samples, chosen, bias),
         *_implausible(samples, chosen),
     ]
@@ -137,6 +145,17 @@ def _mixing(samples: Samples, chosen: Choice, drift: float) -> list[str]:
             f"burn-in{_relaxation(samples)}"
         )
     return found
+
+
+def _shared(chosen: Choice) -> list[str]:
+    """Chains that share minibatches, where the noise of these counts."""
+    if not chosen.widening > _LARGEST_WIDENING:
+        return []
+    return [
+        "chains see the same minibatches, whose noise more chains do not average and R-hat does "
+        f"not see: the error is {chosen.widening:.2g} times that of independent chains: leave "
+        "shared_batches out, or make more draws with larger batches"
+    ]
 
 
 def _relaxation(samples: Samples) -> str:

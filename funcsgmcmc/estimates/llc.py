@@ -9,8 +9,7 @@ from torch import Tensor
 
 from funcsgmcmc import checks
 from funcsgmcmc.estimates.bias import Bias, extrapolated_bias, measured_bias
-from funcsgmcmc.estimates.choice import Choice, best_of
-from funcsgmcmc.estimates.convergence import mean_error
+from funcsgmcmc.estimates.choice import Choice, best_of, pooled_error, share_noise
 from funcsgmcmc.estimates.draws import llc_draws
 from funcsgmcmc.estimates.faults import drift_of, find_faults, still_moving
 from funcsgmcmc.estimates.ladder import rungs_of, temperatures_of
@@ -112,6 +111,10 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
     mean(L_B) + mean(L_n − L_B), the first mean over all draws and the second over those with both.
     L_B alone is left out where it is biased: with `minibatches="epochs"`, or an iterable.
 
+    The Monte Carlo error is that between chains, from four on (`mean_error`). Chains that share
+    minibatches (`shared_batches=True`, or an iterable) do not differ by what is common: then it is
+    that of the mean over chains, draw by draw, with its autocorrelation, where this is larger.
+
     The bias is measured where the sampler tells how its step raises the virial of ∇U
     (`Sampler.virial_excess`): SGLD raises E⟨w − w₀, nβ g⟩ by
 
@@ -191,7 +194,7 @@ def _llc(samples: Samples, given: Tensor | None) -> LLC:
     # The chains of the smallest step, if there are several.
     last, found = rungs[-1], chosen[-1]
     bias = _bias(rungs, chosen)
-    drift = drift_of(found.trace)
+    drift = drift_of(found.trace, is_shared=share_noise(samples))
     parts = [found.mcse, bias.value, drift]
     per_chain = torch.full((2, samples.num_chains), torch.nan, dtype=torch.float64)
     for rung, choice in zip(rungs, chosen, strict=True):
@@ -274,9 +277,10 @@ def running_llc(samples: Samples, num_points: int = 50) -> RunningLLC:
     checks.instance("samples", samples, Samples)
     samples.check_poolable()
     draws = llc_draws(samples)[samples.healthy]
+    is_shared = share_noise(samples)
     points = torch.linspace(1, draws.shape[1], num_points).round().long().unique()
     return RunningLLC(
         num_draws=points,
         mean=torch.stack([draws[:, :count].mean() for count in points]),
-        mcse=torch.stack([mean_error(draws[:, :count]) for count in points]),
+        mcse=torch.stack([pooled_error(draws[:, :count], is_shared=is_shared) for count in points]),
     )

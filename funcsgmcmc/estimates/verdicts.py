@@ -37,7 +37,7 @@ from torch import Tensor
 
 from funcsgmcmc import tree
 from funcsgmcmc.estimates.bias import noise_share
-from funcsgmcmc.estimates.choice import FEWEST_LOOKS, mixing_trace
+from funcsgmcmc.estimates.choice import FEWEST_LOOKS, mixing_trace, share_noise
 from funcsgmcmc.estimates.convergence import diagnostics
 from funcsgmcmc.estimates.draws import forces_and_noises
 from funcsgmcmc.estimates.faults import FAR, RUN_AWAY
@@ -143,7 +143,8 @@ def find(samples: Samples) -> Findings:
         return Findings(frozen, most)
     squares = samples.distances[:, samples.draw_rows][healthy].double().square()
     late, average = float(squares[:, squares.shape[1] // 2 :].mean()), float(squares.mean())
-    growth, growth_error = (each / max(average, 1e-300) for each in _change(squares))
+    is_shared = share_noise(samples)
+    growth, growth_error = (each / max(average, 1e-300) for each in _change(squares, is_shared))
     reach, rise = late / _free_square(samples, 2 * most), _rise(samples)
     found = Findings(
         frozen,
@@ -161,7 +162,7 @@ def find(samples: Samples) -> Findings:
     if found.has_run_away or not _is_pulled(samples):
         return found
     trace = mixing_trace(samples)
-    mixing, (change, error) = diagnostics(trace), _change(trace)
+    mixing, (change, error) = diagnostics(trace), _change(trace, is_shared)
     return replace(
         found,
         estimate=llc(samples),
@@ -210,11 +211,14 @@ def _free_square(samples: Samples, num_sampled: float) -> float:
     return temperature * num_sampled / localization if localization > 0 else math.inf
 
 
-def _change(trace: Tensor) -> tuple[float, float]:
+def _change(trace: Tensor, is_shared: bool) -> tuple[float, float]:
     """By how much the second half of a trace `[c, K]` is above the first, and its error.
 
-    The error is that between chains; with fewer than four, that of the draws.
+    The error is that between chains; with fewer than four, that of the draws. Chains that share
+    minibatches are taken as one, their mean.
     """
+    if is_shared:
+        trace = trace.mean(0, keepdim=True)
     half = trace.shape[1] // 2
     if half < 2:
         return math.nan, math.nan

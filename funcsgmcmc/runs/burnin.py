@@ -44,14 +44,18 @@ def seen(recorder: Recorder, num_steps: int, healthy: Tensor) -> Tensor:
     return torch.stack([_means_of_parts(values[..., :end]) for end in ends])
 
 
-def has_settled(looks: Tensor) -> bool:
+def has_settled(looks: Tensor, *, is_shared: bool = False) -> bool:
     """Whether two looks in a row see no drift.
 
     Args:
         looks: What they see of all chains, as `seen` gives it.
+        is_shared: Whether chains share minibatches, whose noise their spread lacks.
     """
     if not looks.shape[2]:
         return False
+    if is_shared:
+        # As one chain, whose parts tell the error.
+        looks = looks.mean(2, keepdim=True)
     return all(
         _is_steady(losses) and _is_steady(distances, share=_SHARE) for losses, distances in looks
     )

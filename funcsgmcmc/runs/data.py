@@ -1,8 +1,9 @@
 """The data of a run: the batch that each step sees, and passes over all batches.
 
 Tensors are held in memory, and each chain draws minibatches of its own, chosen by its key: a chain
-sees the same examples whatever runs beside it. Any other iterable (a `DataLoader`, a list of
-batches) gives one batch a step to all chains, in its own order, and is started again at its end.
+sees the same examples whatever runs beside it. Or all chains share the minibatches that the run's
+key chooses. Any other iterable (a `DataLoader`, a list of batches) gives one batch a step to all
+chains, in its own order, and is started again at its end.
 
 Shapes: n examples; C chains; a minibatch's leaves are `[C, batch_size, …]`, a shared batch's
 `[batch, …]`.
@@ -48,18 +49,20 @@ _SECONDS_OF_A_QUIET_PASS = 5.0
 
 
 class TensorData:
-    """Examples in memory; each chain's minibatches are chosen by its key.
+    """Examples in memory; each chain's minibatches are chosen by its key, or all by one key.
 
     Args:
         data: Tensors `[n, …]`, in any nesting.
         batch_size: Examples a minibatch; None means all n.
         epochs: Whether minibatches are drawn by permutations, not independently.
-        keys: The chains' keys for minibatches, `[C, 2]`.
+        keys: The chains' keys for minibatches, `[C, 2]`; one key, `[2]`, for minibatches that all
+            chains share.
         device: Where the examples are held.
 
     Attributes:
-        batch_dim: 0, for the chains; None if all chains see one batch, which is all the data.
+        batch_dim: 0, for the chains; None if all chains see one batch.
         is_all_data: Whether a batch is all the data.
+        is_shared: Whether all chains see one batch, with the same noise.
         num_examples: n.
         batch_size: Examples a minibatch.
     """
@@ -76,27 +79,39 @@ class TensorData:
         self.num_examples = check_examples(pytree.tree_leaves(data))
         self.batch_size = check_batch_size(batch_size, self.num_examples)
         self._epochs = epochs
-        self._keys = keys
+        is_shared = keys.ndim == 1
+        self._keys = keys.reshape(-1, 2)
         self._steps_per_block = self.num_examples // self.batch_size
         if not epochs:
-            self._steps_per_block = max(1, _BLOCK_SIZE // (len(keys) * self.batch_size))
+            self._steps_per_block = max(1, _BLOCK_SIZE // (len(self._keys) * self.batch_size))
         self._block = (-1, torch.empty(0))
+        self._shared_batch: tuple[int, Any] = (-1, None)
         self._data = map_examples(lambda leaf: leaf.to(device), data)
-        self.batch_dim: int | None = None if batch_size is None else 0
         self.is_all_data = batch_size is None
+        self.is_shared = is_shared and not self.is_all_data
+        self.batch_dim: int | None = None if self.is_all_data or self.is_shared else 0
 
     def batch(self, step: int, rows: Rows) -> Any:
         """The batch of some chains at a step: the data's structure, with leaves
-        `[batch_size, …]` of one chain or `[c, batch_size, …]` of a slice.
+        `[batch_size, …]` of one chain or of all, or `[c, batch_size, …]` of a slice.
         """
-        if self.batch_dim is None:
+        if self.is_all_data:
             return self._data
+        if self.batch_dim is not None:
+            return take_examples(self._data, self._chosen(step, rows))
+        # All chunks of a step ask for it.
+        if self._shared_batch[0] != step:
+            self._shared_batch = (step, take_examples(self._data, self._chosen(step, 0)))
+        return self._shared_batch[1]
+
+    def _chosen(self, step: int, rows: Rows) -> Tensor:
+        """The examples of some rows of keys at a step, `[batch_size]` or `[c, batch_size]`."""
         block, position = divmod(step, self._steps_per_block)
         # Chunks of one step share a block, and so do many steps: keep the last one.
         if self._block[0] != block:
             examples = self._permutations(block) if self._epochs else self._draws(block)
             self._block = (block, examples)
-        return take_examples(self._data, self._block[1][rows, position])
+        return self._block[1][rows, position]
 
     def digests(self) -> dict[str, str]:
         """Digests of the data, which name it."""
@@ -131,7 +146,7 @@ class TensorData:
         """Choose examples uniformly with replacement, for the steps of a block.
 
         Returns:
-            `[C, steps, batch_size]`.
+            `[keys, steps, batch_size]`.
         """
         first = block * self._steps_per_block
         steps = torch.arange(first, first + self._steps_per_block, device=self._keys.device)
@@ -141,10 +156,10 @@ class TensorData:
         return ((words.to(torch.int64) & 0xFFFFFFFF) * self.num_examples) >> 32
 
     def _permutations(self, epoch: int) -> Tensor:
-        """Permute the examples of each chain, for the steps of an epoch.
+        """Permute the examples for each key, for the steps of an epoch.
 
         Returns:
-            `[C, steps, batch_size]`; the incomplete batch at the end of an epoch is left out.
+            `[keys, steps, batch_size]`; the incomplete batch at the end of an epoch is left out.
         """
         words = random.bits(random.fold_in(self._keys, epoch), (2, self.num_examples)).to(
             torch.int64
@@ -162,12 +177,14 @@ class IterableData:
     Attributes:
         batch_dim: Always None.
         is_all_data: Always False, as far as it is known.
+        is_shared: Always True: batches are all chains'.
         num_examples: None: it is not known.
         batch_size: None: batches may differ.
     """
 
     batch_dim: int | None = None
     is_all_data = False
+    is_shared = True
     num_examples = None
     batch_size = None
 
@@ -358,7 +375,7 @@ def stream(
             them. Or any other iterable, of batches.
         batch_size: Examples a minibatch, for tensors; None means all n.
         minibatches: `"replacement"` or `"epochs"`, for tensors.
-        keys: The chains' keys for minibatches, `[C, 2]`.
+        keys: The chains' keys for minibatches, `[C, 2]`; or the key of those that all share, `[2]`.
         first_step: The run's first step, which gets the first batch of an iterable.
         device: Where batches go.
         position: Where an earlier process was in the data, for a run that is resumed.

@@ -21,6 +21,7 @@ _SETTINGS = (
     "num_steps_between_draws",
     "batch_size",
     "minibatches",
+    "shared_batches",
     "chain_offset",
     "init_noise",
     "full_loss",

@@ -106,6 +106,7 @@ class Samples:
         chain_method: How the chains were run, `"vmap"` or `"loop"`.
         options: Other settings of the run, plain values by the name of `sample`'s argument; and
             `num_examples`, where the data is tensors, and `gradient`, the class of its estimator.
+            `shared_batches` says whether all chains saw the same minibatches, of an iterable too.
     """
 
     losses: Tensor

@@ -41,6 +41,7 @@ class Request:
     num_steps_between_draws: int
     batch_size: int | None
     minibatches: Literal["replacement", "epochs"]
+    shared_batches: bool
     chain_offset: int | Tensor
     init_noise: float
     record: Collection[Recorded]
@@ -71,6 +72,7 @@ class Request:
             checks.count("num_burnin_steps", self.num_burnin_steps, minimum=0)
         checks.count("num_steps_between_draws", self.num_steps_between_draws, minimum=1)
         _check_indices(self.chain_offset, self.num_chains)
+        checks.switch("shared_batches", self.shared_batches)
         _check_recorded(self.record)
         if self.full_loss is not None:
             checks.count("full_loss", self.full_loss, minimum=0)
@@ -163,6 +165,11 @@ class RunKeys:
     def minibatches(self) -> Tensor:
         """Keys that choose minibatches, `[C, 2]`."""
         return self._children(0)
+
+    @property
+    def shared_minibatches(self) -> Tensor:
+        """The key that chooses minibatches that all chains share, `[2]`."""
+        return random.split(self.key, 4)[3]
 
     @property
     def starts(self) -> Tensor:

@@ -32,7 +32,9 @@ def sample_components(
     """Sample each of many components of a network, while the rest stays at the given parameters.
 
     Component number i has the chains i C, …, (i + 1) C − 1 of the key: all chains of all components
-    are independent, and each is the same whatever other components come after it.
+    are independent, and each is the same whatever other components come after it. With
+    `shared_batches=True` all of them see the same minibatches, which the key alone chooses, and
+    what lies below a component is computed once for its chains.
 
     Args:
         loss_fn: As for `sample`, of all parameters.

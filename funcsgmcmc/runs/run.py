@@ -176,7 +176,8 @@ class Run:
         if is_due(clock.steps_done):
             healthy = gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0
             here = seen(self.recorder, clock.steps_done, healthy)
-            settled = has_settled(torch.cat(self.processes.meet(here), 2))
+            looks = torch.cat(self.processes.meet(here), 2)
+            settled = has_settled(looks, is_shared=self.batches.is_shared)
         if not settled and clock.steps_done < clock.num_burnin_steps:
             return
         if not settled:
@@ -438,7 +439,11 @@ class Run:
 
     def options(self) -> dict[str, Any]:
         """`Samples.options`."""
-        data = {"batch_size": self.batches.batch_size, "num_examples": self.batches.num_examples}
+        data = {
+            "batch_size": self.batches.batch_size,
+            "num_examples": self.batches.num_examples,
+            "shared_batches": self.batches.is_shared,
+        }
         return self.request.options() | data | {"burnin_settled": self.clock.burnin_settled}
 
     def _next_batch(self, chunk: Chunk) -> Any:

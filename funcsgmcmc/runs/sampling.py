@@ -53,6 +53,7 @@ def sample(
     num_steps_between_draws: int = 1,
     batch_size: int | None = None,
     minibatches: Literal["replacement", "epochs"] = "replacement",
+    shared_batches: bool = False,
     key: Tensor,
     chain_offset: int | Tensor = 0,
     init_noise: float = 0.0,
@@ -111,6 +112,13 @@ def sample(
         minibatches: `"replacement"`: uniform, independent at every step. `"epochs"`: a new
             permutation each epoch, without the incomplete batch at its end; its losses are biased
             (see `llc_draws`).
+        shared_batches: Whether all chains see the same minibatches of tensors, chosen by `key`
+            alone, as they do of an iterable. What does not depend on a chain's parameters is then
+            computed once for all chains, which is most of a step where few layers are sampled
+            (`restrict`). But the noise of the gradients is common to all chains, and that of the
+            minibatches' losses: more chains do not average it, and neither R-hat nor the spread
+            between chains sees it. `llc` takes its error from the chains' mean, draw by draw, where
+            that is larger, and warns.
         key: `funcsgmcmc.key(seed)`.
         chain_offset: Index of the first chain: `num_chains=1, chain_offset=17` runs chain 17 alone.
             Or the index of each, `[C]`: chains with one index have the same noise and minibatches,
@@ -195,6 +203,7 @@ def sample(
             num_steps_between_draws=num_steps_between_draws,
             batch_size=batch_size,
             minibatches=minibatches,
+            shared_batches=shared_batches,
             chain_offset=chain_offset,
             init_noise=init_noise,
             record=record,
@@ -322,7 +331,7 @@ def _make_runs(asked: _Asked, keeper: Keeper | None) -> list[Run]:
         asked.data,
         batch_size=request.batch_size,
         minibatches=request.minibatches,
-        keys=start.keys.minibatches,
+        keys=start.keys.shared_minibatches if request.shared_batches else start.keys.minibatches,
         first_step=start.first_step,
         device=tree.device(start.state.params),
         position=None if keeper is None else keeper.position(),
