@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compat.shards import check_placements, local
+from compat.shards import check_placements
 from funcsgmcmc import checks
+from funcsgmcmc.shards import local
 
 Group = dict[str, Any]
 

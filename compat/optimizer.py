@@ -19,12 +19,13 @@ from compat.saving import (
     restore_dtypes,
     restore_objects,
 )
-from compat.shards import check_generators, localized, part_of
+from compat.shards import check_generators, localized
 from compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc import checks
 from funcsgmcmc import sketch as functional
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.random import check_key
+from funcsgmcmc.shards import part_of
 
 
 def _listed(params: Any) -> list[Any]:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from compat.groups import check_flag, check_masks
-from compat.shards import is_sharded, local, part_of
 from funcsgmcmc import checks
 from funcsgmcmc.curvature import hessian_diagonal
 from funcsgmcmc.preconditioners import rmsprop_correction, rmsprop_gain, square_average
+from funcsgmcmc.shards import is_sharded, local, part_of
 from funcsgmcmc.terms import Factors, Term, scaled
 
 

@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from compat.groups import Group, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.shards import local, noise_of, part_of
+from compat.shards import noise_of
 from compat.step import (
     StepInputs,
     StepReport,
@@ -19,6 +19,7 @@ from compat.step import (
     not_traced,
 )
 from funcsgmcmc.priors import displacement
+from funcsgmcmc.shards import local, part_of
 from funcsgmcmc.terms import Slope, Term, diagonal_factors
 
 

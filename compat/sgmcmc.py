@@ -21,7 +21,7 @@ from compat.preconditioner import (
 )
 from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
 from compat.sgnht import Thermostat, start_thermostat
-from compat.shards import is_sharded, local, localized, noise_of
+from compat.shards import localized, noise_of
 from compat.step import (
     StepInputs,
     StepReport,
@@ -32,6 +32,7 @@ from compat.step import (
 )
 from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
+from funcsgmcmc.shards import is_sharded, local
 from funcsgmcmc.terms import Slope, Term
 
 SamplingMethodLiteral = Literal["sgld", "rmsprop_sgld", "sgnht"]

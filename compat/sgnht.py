@@ -10,7 +10,7 @@ from torch import Tensor
 
 from compat.groups import Group, check_flag, check_masks, masks, settings, warn_of_settings
 from compat.optimizer import SamplingOptimizer
-from compat.shards import Spread, local, momentum_noise, noise_of, part_of, spread_of
+from compat.shards import momentum_noise, noise_of
 from compat.step import (
     StepInputs,
     StepReport,
@@ -22,6 +22,7 @@ from compat.step import (
 from funcsgmcmc import checks
 from funcsgmcmc.samplers.momentum import energy, euler_terms, fresh_momentum, reflect_at_box
 from funcsgmcmc.samplers.sgnht import next_thermostat
+from funcsgmcmc.shards import Spread, local, part_of, spread_of
 from funcsgmcmc.terms import Slope, Term, add, diagonal_factors
 
 _METRICS = ("noise", "dws", "localization_loss")

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from compat.groups import Group
 from compat.optimizer import SamplingOptimizer
-from compat.shards import Spread, local, spread_of
 from compat.sketch import SketchBuffer
 from funcsgmcmc import sketch, tree
 from funcsgmcmc.norms import PartialMetrics
 from funcsgmcmc.samplers.base import clamp_to_box
+from funcsgmcmc.shards import Spread, local, spread_of
 from funcsgmcmc.terms import Factors, Slope, Term, Terms, move, step_terms
 
 # Under `torch.compile` a function that looks up states by parameter is not traced: it would be

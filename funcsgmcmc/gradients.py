@@ -14,7 +14,7 @@ with g_B the gradient on a batch and g that on all data.
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.export import register_dataclass
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.batches import (
     Piece,
     check_batch_size,
@@ -147,6 +147,8 @@ class Plain(GradientEstimator):
 
     def evaluate(self, params: TensorDict, batch: Any, memory: Any) -> Evaluation:
         """Loss, gradient and aux of one chain."""
+        if tree.is_sharded(params):
+            return self._evaluate_sharded(params, batch)
 
         def loss(params: TensorDict) -> tuple[Tensor, list[Any]]:
             value, aux = loss_and_aux(self.loss_fn, params, batch)
@@ -156,6 +158,18 @@ class Plain(GradientEstimator):
         with torch.no_grad():
             grads, (value, aux) = torch.func.grad_and_value(loss, has_aux=True)(params)
         return Evaluation(grads, value, aux[0] if aux else None)
+
+    def _evaluate_sharded(self, params: TensorDict, batch: Any) -> Evaluation:
+        """The same of parameters of several processes."""
+        names = tree.names(params)
+
+        def loss(given: Sequence[Tensor]) -> tuple[Tensor, Any]:
+            leaves = dict(zip(names, given, strict=True))
+            return loss_and_aux(self.loss_fn, tree.build(leaves, params.batch_size), batch)
+
+        grads, value, aux = shards.grads_and_value(loss, [params[name] for name in names])
+        by_name = dict(zip(names, grads, strict=True))
+        return Evaluation(tree.build(by_name, params.batch_size), value, aux)
 
 
 def estimator_of(loss_fn: LossFn) -> GradientEstimator:

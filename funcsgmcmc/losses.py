@@ -5,17 +5,18 @@ that the tree lacks.
 """
 
 import inspect
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import checks, tree
-from funcsgmcmc.modules import first_names_of, listed
+from funcsgmcmc import checks, shards, tree
+from funcsgmcmc.modules import first_names_of, is_fully_sharded, listed
 
 
 def module_loss(
@@ -40,7 +41,9 @@ def module_loss(
 
     Args:
         model: Any module. Its buffers are used as they are and not sampled. Parameters that the
-            tree given to the loss lacks keep the module's values.
+            tree given to the loss lacks keep the module's values. Of a module that `fully_shard`
+            has sharded the tree's parameters overwrite its own at each evaluation; processes may
+            have other batches of one size, over which the loss is the mean.
         criterion: The mean loss over the batch, of the model's output and the targets, for instance
             `torch.nn.functional.cross_entropy`; one that does not average makes a per-example loss,
             for `losses_on`. Default: the model returns its loss.
@@ -112,6 +115,8 @@ class ModuleLoss:
         # `functional_call` knows dotted names; those of a nested tree are tuples.
         leaves = {tree.dotted(name): leaf for name, leaf in tree.leaves(params)}
         self._check_leaves(leaves)
+        if is_fully_sharded(self._model):
+            return self._of_sharded(leaves, batch)
         args, kwargs, targets = self._split(batch)
         kwargs = self._keywords.with_defaults(kwargs)
         if self._dtype is None:
@@ -126,6 +131,48 @@ class ModuleLoss:
             return self._criterion(output, targets)
         loss = self._own_loss(output)
         return loss if self._dtype is None else _cast(loss, tree.noise_dtype(params))
+
+    def _of_sharded(self, leaves: Mapping[str, Tensor], batch: Any) -> Tensor:
+        """L(w) of a module that `fully_shard` has sharded: its mean over the processes.
+
+        Raises:
+            TypeError: A leaf is not sharded as the module's parameter is, or a dtype was given.
+            ValueError: A parameter is frozen.
+        """
+        if self._dtype is not None:
+            raise TypeError(
+                "a module sharded by fully_shard has the dtype of its MixedPrecisionPolicy, got "
+                f"dtype={self._dtype}"
+            )
+        for each in self._model.modules():
+            if isinstance(each, FSDPModule):
+                each.reshard()  # a forward pass alone leaves it gathered, at older parameters
+        named = dict(self._model.named_parameters())
+        own = [named[self._first_names[name]] for name in leaves]
+        for (name, leaf), param in zip(leaves.items(), own, strict=True):
+            if not (shards.is_sharded(leaf) and shards.is_sharded(param)):
+                raise TypeError(
+                    f"params[{name!r}] must be sharded as the module that fully_shard has sharded, "
+                    f"got a {type(leaf).__name__}: its hooks work with autograd, and not within "
+                    "torch.func.grad or torch.vmap"
+                )
+            if not param.requires_grad:
+                raise ValueError(
+                    f"params[{name!r}] must not be frozen in a module that fully_shard has sharded"
+                )
+
+        def evaluate() -> Tensor:
+            args, kwargs, targets = self._split(batch)
+            output = self._model(*args, **self._keywords.with_defaults(kwargs))
+            loss = (
+                self._own_loss(output)
+                if self._criterion is None
+                else self._criterion(output, targets)
+            )
+            return checks.scalar("loss_fn", loss)
+
+        value: Tensor = _OfShardedModule.apply(evaluate, own, *leaves.values())
+        return value
 
     def _check_mode(self) -> None:
         """Refuse layers that make the loss more than a function of its arguments."""
@@ -218,6 +265,43 @@ class ModuleLoss:
                 "(models of Hugging Face return one where the batch has labels)"
             )
         return loss
+
+
+class _OfShardedModule(torch.autograd.Function):
+    """The loss of a module that `fully_shard` has sharded, as a function of its parameters.
+
+    Its hooks gather the parameters that the module has, whatever `functional_call` put in their
+    place: so they are overwritten, and their gradients, by torch's own backward pass, are taken.
+    Processes may have other batches: the loss is the mean over them, as the gradients are.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, evaluate: Callable[[], Tensor], own: Sequence[nn.Parameter], *leaves: Tensor
+    ) -> Tensor:
+        kept = [param.grad for param in own]
+        for param, leaf in zip(own, leaves, strict=True):
+            shards.local(param.detach()).copy_(shards.part_of(leaf.detach(), param))
+            param.grad = None
+        try:
+            with torch.set_grad_enabled(any(ctx.needs_input_grad)):
+                loss = evaluate()
+                if loss.requires_grad:
+                    loss.backward()
+            # One that the loss does not use has none.
+            ctx.grads = [
+                torch.zeros_like(param.detach()) if param.grad is None else param.grad
+                for param in own
+            ]
+        finally:
+            for param, grad in zip(own, kept, strict=True):
+                param.grad = grad
+        return shards.mean_over_processes(loss.detach(), own)
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        grads = [shards.on_parts(lambda leaf: leaf * slope, grad) for grad in ctx.grads]
+        return None, None, *grads
 
 
 class _Keywords:

@@ -4,8 +4,11 @@ import fnmatch
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parameter import UninitializedParameter
 
 from funcsgmcmc import checks
@@ -37,8 +40,9 @@ def params_of(
 
     Raises:
         TypeError: An argument is not of the type above.
-        ValueError: The module has no parameters, or lazy ones without a shape; a pattern matches
-            none; or all that are selected are frozen.
+        ValueError: The module has no parameters, or lazy ones without a shape, or ones that
+            `fully_shard` has sharded and that are gathered; a pattern matches none; or all that are
+            selected are frozen.
     """
     checks.instance("module", module, nn.Module)
     checks.switch("include_frozen", include_frozen)
@@ -60,7 +64,21 @@ def params_of(
                 f"parameter {name!r} of {type(module).__name__} must have a shape, but it is lazy: "
                 "call the module once on a batch"
             )
+        if is_fully_sharded(module) and not isinstance(leaf, DTensor):
+            raise ValueError(
+                f"parameter {name!r} must be a part of the sharded one, got it whole: a module "
+                "that fully_shard has sharded is left gathered by a forward pass without a "
+                "backward one; call its reshard()"
+            )
     return TensorDict({name: leaf.detach().clone() for name, leaf in taken.items()})
+
+
+def is_fully_sharded(module: nn.Module) -> bool:
+    """Whether `fully_shard` has sharded a module, or a part of it."""
+    # Such modules are not compiled, and a compiler would go through all of them.
+    return not torch.compiler.is_compiling() and any(
+        isinstance(each, FSDPModule) for each in module.modules()
+    )
 
 
 def first_names_of(module: nn.Module) -> dict[str, str]:

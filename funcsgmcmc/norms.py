@@ -77,7 +77,9 @@ def metrics(terms: Terms, mask: TensorDict | None = None) -> Metrics:
     measured = _measured(terms)
     # Directions are multiplied, and coefficients afterwards: terms share directions.
     directions, places = _distinct(measured)
-    dots = {(i, j): tree.dot(directions[i], directions[j]) for i, j in _pairs(places)}
+    pairs = _pairs(places)
+    products = tree.dots([(directions[i], directions[j]) for i, j in pairs])
+    dots = dict(zip(pairs, products, strict=True))
     # The noise has the batch size of the step, which a shared mask lacks.
     numel = tree.count(terms.noise.direction, mask)
     values = [dots[places[a], places[b]] for a, b in _PAIRS]

@@ -9,14 +9,14 @@ so that thousands of leaves take little more time than their gradients.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.samplers.base import Sampler, State
 
@@ -33,14 +33,17 @@ class Piece:
     """Entries of a tree that follow one another in the flat layout.
 
     Attributes:
-        shapes: Names of the leaves, and their whole shapes without the chains.
+        shapes: Names of the leaves, and their whole shapes without the chains; of sharded ones,
+            those of the parts that are here.
         is_flat: Whether they are small leaves, which are updated as one vector.
         rows: Of one large leaf, the rows of its first dimension; None for all entries.
+        sharded: Those of the leaves that are sharded, all over the same processes.
     """
 
     shapes: dict[tree.Name, torch.Size]
     is_flat: bool = False
     rows: slice | None = None
+    sharded: dict[tree.Name, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -64,7 +67,7 @@ class Piece:
         return self._cut(whole) if isinstance(whole, TensorDictBase) else whole
 
     def _cut(self, whole: TensorDict) -> TensorDict:
-        found = {name: whole.get(name, None) for name in self.shapes}
+        found = {name: self._here(name, whole.get(name, None)) for name in self.shapes}
         # A mask may lack leaves, and have one value for a leaf.
         given = {name: leaf for name, leaf in found.items() if isinstance(leaf, Tensor)}
         if not given:
@@ -87,6 +90,13 @@ class Piece:
             for name, shape in self.shapes.items()
         ]
         return tree.build({next(iter(self.shapes)): torch.cat(vectors, -1)}, whole.batch_size)
+
+    def _here(self, name: tree.Name, leaf: Any) -> Any:
+        """The part of a leaf that this process has."""
+        param = self.sharded.get(name)
+        return (
+            shards.part_of(leaf, param) if isinstance(leaf, Tensor) and param is not None else leaf
+        )
 
     def write(self, part: TensorDict, leaves: dict[tree.Name, Tensor]) -> None:
         """Put the piece of a tree, which `of` made and a step changed, among its whole leaves."""
@@ -121,30 +131,35 @@ def pieces_of(sampler: Sampler, params: TensorDict) -> list[Piece]:
         sampler: It says whether it is entrywise.
         params: The tree, of batch size `[*chains]`; large, or of many leaves.
     """
-    leaves = list(tree.leaves(params))
+    named = list(tree.leaves(params))
+    # Asked of whole leaves, so that all processes answer alike.
     is_worthwhile = (
-        len(leaves) >= _MANY_LEAVES or sum(leaf.numel() for _, leaf in leaves) >= _LARGE_TREE
+        len(named) >= _MANY_LEAVES or sum(leaf.numel() for _, leaf in named) >= _LARGE_TREE
     )
     if not (is_worthwhile and sampler.is_entrywise()):
         return []
     pieces: list[Piece] = []
-    kind, size = None, 0
-    for name, leaf in leaves:
+    kind: tuple[Any, ...] | None = None
+    size = 0
+    for name, whole in named:
+        leaf, spread = shards.local(whole), shards.spread_of(whole)
+        sharded = {name: whole} if shards.is_sharded(whole) else {}
         shape = leaf.shape[params.batch_dims :]
         if leaf.numel() > _PIECE and shape:
             number = min(shape[0], math.ceil(leaf.numel() / _PIECE))
             bounds = [shape[0] * i // number for i in range(number + 1)]
             rows = (slice(bounds[i], bounds[i + 1]) for i in range(number))
-            pieces += [Piece({name: shape}, rows=each) for each in rows]
+            pieces += [Piece({name: shape}, rows=each, sharded=sharded) for each in rows]
             kind = None
             continue
         size += leaf.numel()
         is_small = math.prod(shape) < _SMALL_LEAF
         # A vector has one dtype.
-        if (is_small, leaf.dtype) != kind or size > _PIECE:
-            kind, size = (is_small, leaf.dtype), leaf.numel()
+        if (is_small, leaf.dtype, spread) != kind or size > _PIECE:
+            kind, size = (is_small, leaf.dtype, spread), leaf.numel()
             pieces.append(Piece({}, is_flat=is_small))
         pieces[-1].shapes[name] = shape
+        pieces[-1].sharded.update(sharded)
     return pieces
 
 
@@ -163,7 +178,8 @@ def update_in_pieces(
         evaluation: The potential at its parameters. Its gradient is used up: a leaf leaves the tree
             as soon as nothing needs it.
         pieces: Of the parameters.
-        noise: η in the flat layout, in vectors that follow one another, `[*chains, …]`.
+        noise: η in the flat layout, in vectors that follow one another, `[*chains, …]`; of sharded
+            leaves, that of the parts that are here.
 
     Returns:
         The next state, and ‖w − w₀‖ before the step.
@@ -189,7 +205,14 @@ def update_in_pieces(
     moved = _assembled(state, pieces[0], parts)
     if state.anchor is not None:  # it stays, and is no copy
         moved = moved.replace(anchor=state.anchor)
-    distance = torch.linalg.vector_norm(torch.stack(distances), dim=0)
+    if any(piece.sharded for piece in pieces):
+        squares = [
+            (next(map(shards.spread_of, piece.sharded.values()), None), distance.square())
+            for piece, distance in zip(pieces, distances, strict=True)
+        ]
+        distance = shards.totals([squares])[0].sqrt()
+    else:
+        distance = torch.linalg.vector_norm(torch.stack(distances), dim=0)
     return settings.couple(state, moved), distance
 
 
@@ -232,7 +255,8 @@ def _assembled(before: Any, piece: Piece, found: dict[Any, Any], path: tuple[str
     if _is_like_parameters(before, piece):
         # In the order that it had.
         return tree.build(
-            {name: found[path][name] for name in tree.names(before)}, before.batch_size
+            {name: shards.with_part(found[path][name], leaf) for name, leaf in tree.leaves(before)},
+            before.batch_size,
         )
     parts = {name: _assembled(value, piece, found, (*path, name)) for name, value in before.items()}
     return TensorDict(parts, before.batch_size)

@@ -21,7 +21,7 @@ import torch
 from tensordict import TensorClass, TensorDict, TensorDictBase
 from torch import Tensor, nn
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.curvature import ExactDiagonal, HessianDiagonal, Hutchinson
 from funcsgmcmc.tree import AnyTree, Scalar
 
@@ -322,8 +322,9 @@ def diagonal(gain: TensorDictBase | Mapping[str, Tensor]) -> Diagonal:
     """
     gains = tree.parameters(gain, "gain")
     for name, leaf in tree.leaves(gains):
-        if checks.has_values(leaf) and not ((leaf >= 0) & leaf.isfinite()).all():
-            raise ValueError(f"gain[{tree.dotted(name)!r}] must be >= 0 and finite, got {leaf}")
+        here = shards.local(leaf)
+        if checks.has_values(here) and not ((here >= 0) & here.isfinite()).all():
+            raise ValueError(f"gain[{tree.dotted(name)!r}] must be >= 0 and finite, got {here}")
     # A copy: the caller's tensors may change.
     return Diagonal(gain=gains.detach().clone(), batch_size=gains.batch_size, lock=False)
 

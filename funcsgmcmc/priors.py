@@ -8,13 +8,13 @@ with γ ↔ `localization`, w₀ ↔ `anchor`, λ ↔ `weight_decay` and log p �
 log-density (up to a constant). The first two pulls are Gaussian, with a precision and a centre.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.tree import AnyTree, Scalar
 
 LogPrior = Callable[[TensorDict], Tensor]
@@ -68,4 +68,18 @@ def log_prior_pull(log_prior: LogPrior) -> Callable[[TensorDict], tuple[TensorDi
         # The value comes along for samplers that look at the energy.
         return -value, value
 
-    return torch.func.grad(potential, has_aux=True)
+    whole_pull = torch.func.grad(potential, has_aux=True)
+
+    def pull(params: TensorDict) -> tuple[TensorDict, Tensor]:
+        if not tree.is_sharded(params):
+            return whole_pull(params)
+        names = tree.names(params)
+
+        def of_leaves(given: Sequence[Tensor]) -> tuple[Tensor, None]:
+            leaves = dict(zip(names, given, strict=True))
+            return potential(tree.build(leaves, params.batch_size))[0], None
+
+        grads, value, _ = shards.grads_and_value(of_leaves, [params[name] for name in names])
+        return tree.build(dict(zip(names, grads, strict=True)), params.batch_size), -value
+
+    return pull

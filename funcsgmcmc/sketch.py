@@ -17,9 +17,10 @@ Farach-Colton, "Finding frequent items in data streams", ICALP 2002.
 from typing import NamedTuple
 
 import torch
+from tensordict import TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.terms import Term, Terms
 from funcsgmcmc.tree import Tree
 
@@ -103,6 +104,8 @@ def project(vector: Tree, sketch: CountSketch) -> Tensor:
     Raises:
         ValueError: The sketch is for another number of parameters.
     """
+    if isinstance(vector, TensorDictBase) and tree.is_sharded(vector):
+        return _project_parts(vector, sketch)
     flat = tree.flatten(vector)
     size, input_dim = flat.shape[-1], len(sketch.indices)
     if size != input_dim:
@@ -111,6 +114,25 @@ def project(vector: Tree, sketch: CountSketch) -> Tensor:
     result = flat.new_zeros((*flat.shape[:-1], sketch.output_dim))
     # Signs are kept in float32: ±1 is exact in every dtype.
     return result.index_add(-1, sketch.indices, sketch.signs.to(flat.dtype) * flat)
+
+
+def _project_parts(vector: TensorDictBase, sketch: CountSketch) -> Tensor:
+    """S(v) of a sharded tree: the sum of the sketches of its parts."""
+    size, first = tree.size(vector), 0
+    if size != len(sketch.indices):
+        raise ValueError(f"the sketch is for {len(sketch.indices)} parameters, got {size}")
+    sums = []
+    for _, leaf in tree.leaves(vector):
+        here = tree.widened(shards.local(leaf)).reshape(-1)
+        rows = slice(first, first + leaf.numel())
+        indices, signs = (
+            shards.part_of(each[rows].view(leaf.shape), leaf).reshape(-1)
+            for each in (sketch.indices, sketch.signs)
+        )
+        part = here.new_zeros(sketch.output_dim).index_add(0, indices, signs.to(here.dtype) * here)
+        sums.append((shards.spread_of(leaf), part))
+        first += leaf.numel()
+    return shards.totals([sums])[0]
 
 
 def _projected(term: Term | None, sketch: CountSketch) -> Tensor:

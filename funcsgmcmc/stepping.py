@@ -8,7 +8,7 @@ The noise of a step depends on the chain's key and the step's index only.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._dynamo import config
 from torch.export import register_dataclass
 
-from funcsgmcmc import checks, random, tree
+from funcsgmcmc import checks, random, shards, tree
 from funcsgmcmc.curvature import HessianDiagonal
 from funcsgmcmc.gradients import Evaluation, GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.memory import keep_freed_memory
@@ -81,6 +81,11 @@ def kernel(
     function to vmap over samplers too), and it compiles with `torch.compile(fullgraph=True)`;
     another `lr`, or any other setting of the same structure, does not compile again. `sample` does
     the same for many chains, and is faster in eager code: there only gradients run under vmap.
+
+    Leaves may be sharded over processes (DTensors, as `fully_shard` makes them). All processes call
+    the step, with one key, and each draws the noise of its parts: the chain is that of the whole
+    parameters, to rounding. The loss is then differentiated by autograd; `module_loss` takes a
+    module that `fully_shard` has sharded. Such a step is not compiled, nor vmapped.
 
     Args:
         sampler: For instance `sgld(…)`.
@@ -339,18 +344,28 @@ def _assemble(
         known = None
         # Metrics are of whole terms, and a compiler makes no tree of a term.
         is_whole = metrics or torch.compiler.is_compiling()
+        is_sharded = tree.is_sharded(params)
         pieces = [] if is_whole else pieces_of(sampler, params)
         if pieces:
             # Its gradient is used up: a tree of the step's own, whatever made its leaves.
             evaluation = replace(evaluation, grads=evaluation.grads.copy())
-            vectors = (
-                random.normal_vectors(random.fold_in(key, state.step), size, dtype)
-                if draw_noise is step_noise
-                else [draw_noise(key, state.step, size, dtype)]
-            )
+            vectors: Iterable[Tensor]
+            if is_sharded:
+                step_key = random.fold_in(key, state.step)
+                vectors = shards.keyed_vectors(
+                    step_key, [leaf for _, leaf in tree.leaves(params)], dtype
+                )
+            elif draw_noise is step_noise:
+                vectors = random.normal_vectors(random.fold_in(key, state.step), size, dtype)
+            else:
+                vectors = [draw_noise(key, state.step, size, dtype)]
             state, distance = update_in_pieces(sampler, state, evaluation, pieces, vectors)
         else:
-            noise = tree.unflatten(draw_noise(key, state.step, size, dtype), params)
+            noise = (
+                tree.normal_like(random.fold_in(key, state.step), params)
+                if is_sharded
+                else tree.unflatten(draw_noise(key, state.step, size, dtype), params)
+            )
             before = state
             state, terms = sampler.update(state, evaluation, noise)
             known = metrics_of(terms, sampler.mask) if metrics else None
@@ -408,6 +423,10 @@ def _evaluation(
             prior_pull, log_prior = pull(params)
             evaluation = replace(evaluation, prior_pull=prior_pull, log_prior=log_prior)
         if hessian is not None:
+            if tree.is_sharded(params):
+                raise ValueError(
+                    "curvature=… differentiates whole gradients, got sharded parameters"
+                )
             # A child of the step's key: probes share no words with the noise.
             probe_key = random.fold_in(random.fold_in(key, step), 0)
             diagonal = hessian.evaluate(estimator, params, batch, probe_key)

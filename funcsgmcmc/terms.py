@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.export import register_dataclass
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.tree import AnyTree, Scalar, Tree
 
 
@@ -189,7 +189,7 @@ def scaled(direction: Any, factors: Tree | None) -> Any:
         return product(direction, factors)
     chains = direction.batch_dims
     products = {
-        name: product(leaf, tree.factor_of(factors, name, leaf.ndim - chains))
+        name: shards.on_parts(product, leaf, tree.factor_of(factors, name, leaf.ndim - chains))
         for name, leaf in tree.leaves(direction)
     }
     return tree.build(products, direction.batch_size)
@@ -309,6 +309,14 @@ def _combine_leaf(
     leaf: Tensor, parts: Sequence[tuple[int, Scalar, Tensor]], in_place: bool = False
 ) -> Tensor:
     """Add sign · coefficient · direction to a leaf, for every part."""
+    if shards.is_sharded(leaf):
+
+        def combine_here(here: Tensor, *directions: Tensor) -> Tensor:
+            # Coefficients are the chain's: views of them serve a part as they do the whole.
+            local = zip(parts, directions, strict=True)
+            return _combine_leaf(here, [(sign, c, direction) for (sign, c, _), direction in local])
+
+        return shards.on_parts(combine_here, leaf, *(direction for _, _, direction in parts))
     # Steps are far smaller than w: summed in a narrow dtype they would vanish one by one.
     result = tree.widened(leaf)
     # The leaf itself or a wider copy of it may be written to, unless a direction is read from it.

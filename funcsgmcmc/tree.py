@@ -7,6 +7,9 @@ slower in eager code, and breaks `torch.compile(fullgraph=True)` where a chain's
 
 A bare tensor is a tree too, of one leaf and one chain, and a chain's value may then be a number:
 so the updates of `samplers` serve one parameter of an optimizer without any tree being built.
+
+Leaves of one chain may be sharded (DTensors). Functions of entries are then called on the parts
+that this process has, and sums over entries are those of all parts.
 """
 
 import math
@@ -18,7 +21,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import checks, random
+from funcsgmcmc import checks, random, shards
 
 Name = str | tuple[str, ...]
 Tree = TensorDict | Tensor
@@ -66,6 +69,7 @@ def parameters(params: TensorDictBase | Mapping[str, Tensor], name: str = "param
                 f"{name}[{dotted(key)!r}] must be dense, of 16 bits at least, got {leaf.dtype}, "
                 f"{leaf.layout}"
             )
+        shards.check_placement(f"{name}[{dotted(key)!r}]", leaf)
     # An empty tree would sample nothing, and have no device or dtype.
     if not size(taken):
         raise ValueError(f"{name} must hold at least one parameter, got {taken}")
@@ -153,7 +157,7 @@ def check_finite(name: str, params: TensorDictBase) -> None:
         ValueError: A leaf is not finite.
     """
     for key, leaf in leaves(params):
-        checks.finite_values(f"{name}[{dotted(key)!r}]", leaf)
+        checks.finite_values(f"{name}[{dotted(key)!r}]", shards.local(leaf))
 
 
 def leaves(tree: TensorDictBase) -> Iterator[tuple[Name, Tensor]]:
@@ -186,16 +190,19 @@ def map_leaves(function: Callable[..., Tensor], first: Tensor, *rest: Tensor) ->
 @overload
 def map_leaves(function: Callable[..., Tensor], first: Tree, *rest: Tree) -> Tree: ...
 def map_leaves(function: Callable[..., Tensor], first: Any, *rest: Any) -> Tree:
-    """Apply a function to corresponding leaves of trees of one structure.
+    """Apply a function of entries to corresponding leaves of trees of one structure.
 
     Returns:
-        A tree of the batch size of the first one.
+        A tree of the batch size of the first one, sharded as that one is.
     """
     # The arithmetic of an optimizer, with no tree built around its one leaf.
     if isinstance(first, Tensor):
         return function(first, *rest)
     return build(
-        {name: function(leaf, *(tree[name] for tree in rest)) for name, leaf in leaves(first)},
+        {
+            name: shards.on_parts(function, leaf, *(tree[name] for tree in rest))
+            for name, leaf in leaves(first)
+        },
         first.batch_size,
     )
 
@@ -277,8 +284,13 @@ def count(tree: Tree | TensorDictBase, mask: Tree | TensorDictBase | None = None
         if masks is None or factor is None:
             num_without_factor += math.prod(shape)
         else:
-            nonzero = (factor != 0).expand(masks.batch_size + shape).long()
-            counts.append(_sum_over_leaf(nonzero, masks.batch_dims))
+            nonzero = (shards.local(factor) != 0).long()
+            if not shards.is_sharded(factor):
+                nonzero = nonzero.expand(masks.batch_size + shape)
+            number = _sum_over_leaf(nonzero, masks.batch_dims)
+            if shards.spread_of(factor):
+                (number,) = shards.totals([[(shards.spread_of(factor), number)]])
+            counts.append(number)
     total = sum(counts, start=torch.tensor(num_without_factor, device=device(tree)))
     return total.expand(tree.batch_size)
 
@@ -366,7 +378,22 @@ def normal_like(key: Tensor, like: TensorDictBase) -> TensorDict:
         TypeError, ValueError: The key is no key, or `like` no tree.
     """
     checks.instance("like", like, TensorDictBase)
-    return unflatten(random.normal(key, (size(like),), noise_dtype(like)), like)
+    dtype = noise_dtype(like)
+    if not is_sharded(like):
+        return unflatten(random.normal(key, (size(like),), dtype), like)
+    noise: dict[Name, Tensor] = {}
+    number, first = size(like), 0
+    for name, leaf in leaves(like):
+        # Of the whole tree's noise, what is here: all processes together draw it once.
+        drawn = shards.keyed_noise(key, leaf, dtype, size=number, first=first)
+        noise[name] = shards.with_part(drawn.to(working_dtype(leaf)), leaf)
+        first += leaf.numel()
+    return build(noise, like.batch_size)
+
+
+def is_sharded(tree: TensorDictBase) -> bool:
+    """Whether a leaf is one of several processes."""
+    return any(shards.is_sharded(leaf) for _, leaf in leaves(tree))
 
 
 def flat(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -395,8 +422,10 @@ def dot(a: Tree, b: Tree) -> Tensor:
             vector = widened(cast(Tensor, a)).reshape(-1)
             return torch.dot(vector, vector)
         return torch.dot(*flat([cast(Tensor, a), cast(Tensor, b)]))
-    chains, others = a.batch_dims, dict(leaves(b))
-    pairs = [(widened(leaf), widened(others[name])) for name, leaf in leaves(a)]
+    chains, named, others = a.batch_dims, list(leaves(a)), dict(leaves(b))
+    if any(shards.is_sharded(leaf) for _, leaf in named):
+        return dots([(a, b)])[0]
+    pairs = [(widened(leaf), widened(others[name])) for name, leaf in named]
     small = [pair for pair in pairs if pair[0].numel() < _SMALL and pair[0].ndim > chains]
     if len(small) > _MANY:
         # One copy of what is small takes less time than a product of each of many.
@@ -404,13 +433,37 @@ def dot(a: Tree, b: Tree) -> Tensor:
         rest = [pair for pair in pairs if not (pair[0].numel() < _SMALL and pair[0].ndim > chains)]
         pairs = [(torch.cat(rows[0], -1), torch.cat(rows[1], -1)), *rest]
     # Leaf by leaf: flat copies of both trees would cost their memory.
-    dots = [_sum_over_leaf(leaf * other, chains) for leaf, other in pairs]
-    return sum(dots[1:], start=dots[0])
+    products = [_sum_over_leaf(leaf * other, chains) for leaf, other in pairs]
+    return sum(products[1:], start=products[0])
+
+
+def dots(pairs: Sequence[tuple[Tree, Tree]]) -> list[Tensor]:
+    """Inner products over all leaves, per chain, as `dot`: of sharded trees in one exchange."""
+    first = pairs[0][0]
+    if isinstance(first, Tensor) or not is_sharded(first):
+        return [dot(a, b) for a, b in pairs]
+    sums = []
+    for a, b in pairs:
+        others = dict(leaves(cast(TensorDict, b)))
+        sums.append(
+            [
+                (
+                    shards.spread_of(leaf),
+                    dot(shards.local(leaf), shards.part_of(others[name], leaf)),
+                )
+                for name, leaf in leaves(cast(TensorDict, a))
+            ]
+        )
+    return shards.totals(sums)
 
 
 def norm(tree: TensorDictBase) -> Tensor:
     """L2 norm over all leaves, per chain: `[*chains]`, in float32 or better."""
-    rows = [widened(leaf).reshape(*tree.batch_size, -1) for _, leaf in leaves(tree)]
+    named = list(leaves(tree))
+    if any(shards.is_sharded(leaf) for _, leaf in named):
+        (square,) = dots([(cast(TensorDict, tree), cast(TensorDict, tree))])
+        return square.sqrt()
+    rows = [widened(leaf).reshape(*tree.batch_size, -1) for _, leaf in named]
     if len(rows) > _MANY:
         small = [row for row in rows if row.numel() < _SMALL]
         rows = [row for row in rows if row.numel() >= _SMALL]
@@ -431,7 +484,8 @@ def all_finite(tree: Any, chains: torch.Size) -> Tensor:
         bool `[*chains]`.
     """
     # NaN passes through a maximum: two passes, 10 to 30 times as fast as isfinite().all().
-    floating = [leaf for leaf in pytree.tree_leaves(tree) if leaf.is_floating_point()]
+    every = pytree.tree_leaves(tree)
+    floating = [shards.local(leaf) for leaf in every if leaf.is_floating_point()]
     # An empty leaf has no extremes, and nothing that could fail.
     rows = [leaf.reshape(*chains, -1) for leaf in floating if leaf.numel() > 0]
     small = [row for row in rows if row.shape[-1] < _SMALL]
@@ -441,7 +495,15 @@ def all_finite(tree: Any, chains: torch.Size) -> Tensor:
             row for row in rows if row.shape[-1] >= _SMALL
         ]
     extremes = [extreme for row in rows for extreme in (row.amax(-1), row.amin(-1))]
-    return torch.stack(extremes).isfinite().all(0)
+    finite = torch.stack(extremes).isfinite().all(0)
+    spreads = dict.fromkeys(filter(None, map(shards.spread_of, every)))
+    if not spreads:
+        return finite
+    # Asked of all parts: each process has the same answer.
+    number_bad = (~finite).long()
+    for spread in spreads:
+        spread.total(number_bad)
+    return number_bad == 0
 
 
 def where(condition: Tensor, a: TreeT, b: TreeT) -> TreeT:
@@ -456,7 +518,8 @@ def where(condition: Tensor, a: TreeT, b: TreeT) -> TreeT:
     # States are pytrees too, so that one function serves trees and states.
     def choose(leaf: Tensor, other: Tensor) -> Tensor:
         shape = condition.shape + (1,) * (leaf.ndim - condition.ndim)
-        return torch.where(condition.reshape(shape), leaf, other)
+        chosen = condition.reshape(shape)
+        return shards.on_parts(lambda one, two: torch.where(chosen, one, two), leaf, other)
 
     return pytree.tree_map(choose, a, b)
 

@@ -11,7 +11,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.memory import free_memory, in_bytes
 from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.request import Request, RunKeys
@@ -86,6 +86,7 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     if isinstance(given, Samples | State):
         return _go_on(request, given, sampler)
     params = tree.parameters(given)
+    _refuse_shards(params)
     for key, leaf in tree.leaves(params):
         if leaf.is_meta or leaf.is_inference():
             kind = "of the meta device" if leaf.is_meta else "of inference mode"
@@ -107,6 +108,20 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1), lent)
 
 
+def _refuse_shards(params: TensorDict) -> None:
+    """Refuse parameters of several processes.
+
+    Raises:
+        TypeError: A leaf is sharded.
+    """
+    for name, leaf in tree.leaves(params):
+        if shards.is_sharded(leaf):
+            raise TypeError(
+                f"sample takes whole parameters, got params[{tree.dotted(name)!r}], which is "
+                "sharded: step them with kernel(…)"
+            )
+
+
 def _anchored(sampler: Sampler, params: TensorDict) -> tuple[Sampler, Lent | None]:
     """The sampler with its anchor, and the tree that is lent for it, if one is."""
     if sampler.anchor is not None or tree.size(params) < _LARGE:
@@ -121,6 +136,7 @@ def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
         TypeError, ValueError: The other run's chains do not fit this one.
     """
     state, frozen_at, chains, anchor = _chains_of(given, request)
+    _refuse_shards(state.params)
     check_chains("params", state.shape, request, shared=False)
     check_chains("sampler", sampler.shape, request)
     if checks.number("init_noise", request.init_noise) > 0:

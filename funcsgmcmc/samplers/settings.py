@@ -18,7 +18,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.schedules import Schedule, setting
 
 P = ParamSpec("P")
@@ -92,9 +92,10 @@ def _mask(name: str, value: GivenMask | None) -> TensorDict | None:
     )
     mask = _anchor(name, factors)
     for key, leaf in tree.leaves(factors):
-        if checks.has_values(leaf) and not bool((leaf >= 0).all()):
+        here = shards.local(leaf)
+        if checks.has_values(here) and not bool((here >= 0).all()):
             raise ValueError(
-                f"{name}[{tree.dotted(key)!r}] must be >= 0, got {float(leaf.min()):g}"
+                f"{name}[{tree.dotted(key)!r}] must be >= 0, got {float(here.min()):g}"
             )
     return mask
 
