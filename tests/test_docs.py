@@ -35,13 +35,52 @@ def test_pages_have_code():
     without = {page for page in PAGES if "```python" not in page.read_text()}
     exempt = {
         docs / "architecture.md",
+        docs / "changelog.md",
+        docs / "comparison.md",
         docs / "glossary.md",
+        docs / "references.md",
+        docs / "stability.md",
         docs / "samplers" / "index.md",
         docs / "mutants.md",
         docs / "reliability.md",
         docs / "truth.md",
     }
     assert without == exempt | set(docs.glob("api/*.md")) | set(docs.glob("benchmarks/*.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a site, and a forge, make of a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_somewhere(page):
+    """… in the files themselves, as a forge shows them; the site's are checked by mkdocs."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_pages_of_the_guide_lead_to_the_next():
+    """Each page of the guide names the next one, in the order of the site."""
+    page, way = ROOT / "docs" / "index.md", []
+    while found := re.search(r"\nNext: \[[^\]]+\]\(([^)]+)\)\.\n$", page.read_text()):
+        page = (page.parent / found.group(1)).resolve()
+        way.append(str(page.relative_to(ROOT / "docs")))
+    order = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(way) == 17
+    assert way == [name for name in order if name in way]
 
 
 def test_every_sampler_has_its_page():
