@@ -2,8 +2,8 @@
 
     python smoke.py
 
-It needs the extra `diagnostics`, and nothing of the repository: `tests/dist_check.py` copies it into
-an empty folder.
+It needs the extra `diagnostics`, and nothing of the repository: `tests/dist_check.py` copies it
+into an empty folder.
 """
 
 import sys
