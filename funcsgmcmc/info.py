@@ -72,7 +72,8 @@ def _compat() -> str:
     origin = Path(found.origin) if found is not None and found.origin else None
     if origin is None:
         return "not found: use funcsgmcmc.compat"
-    if origin.parent == Path(funcsgmcmc.__file__).parents[1] / "compat":
+    package = Path(funcsgmcmc.__file__).parent
+    if origin.parent in (package / "compat", package.parent / "compat"):
         return "funcsgmcmc.compat"
     return f"another package, {origin}: use funcsgmcmc.compat"
 

@@ -153,7 +153,7 @@ def weighted_mean(values: Tensor, log_weights: Tensor) -> WeightedMean:
         log_weights: `[C, D]`, of the same chains; a constant added to all changes nothing.
 
     Returns:
-        The mean over draws and chains, of the shape of one value.
+        The mean over draws and chains, `[…]`, its Monte Carlo error, and the ESS of the weights.
 
     Raises:
         ImportError: The extra `diagnostics` is not installed.

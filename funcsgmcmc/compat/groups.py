@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compat.shards import check_placements, local
 from funcsgmcmc import checks
+from funcsgmcmc.compat.shards import check_placements, local
 
 Group = dict[str, Any]
 

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compat.groups import Group
-from compat.optimizer import SamplingOptimizer
-from compat.shards import Spread, local, spread_of
-from compat.sketch import SketchBuffer
 from funcsgmcmc import sketch, tree
+from funcsgmcmc.compat.groups import Group
+from funcsgmcmc.compat.optimizer import SamplingOptimizer
+from funcsgmcmc.compat.shards import Spread, local, spread_of
+from funcsgmcmc.compat.sketch import SketchBuffer
 from funcsgmcmc.norms import PartialMetrics
 from funcsgmcmc.samplers.base import clamp_to_box
 from funcsgmcmc.terms import Factors, Slope, Term, Terms, move, step_terms
