@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Every test stands by itself: one process for each core, up to eight.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow mutants truth truth-quick lint types docs bench bench-gpu clean
+.PHONY: demo test test-slow test-matrix dist-check mutants truth truth-quick lint types docs bench bench-gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -15,6 +15,14 @@ test: lint types docs $(VENV)/.reference
 
 test-slow: $(VENV)/.reference
 	$(PYTEST) -m slow
+
+# A few fast tests with the oldest and newest torch, tensordict and Python. Downloads gigabytes.
+test-matrix: | $(BIN)/python
+	$(BIN)/python tests/matrix.py
+
+# Builds wheel and sdist, installs each into a clean environment, and tries it there.
+dist-check: $(VENV)/.release
+	$(BIN)/python tests/dist_check.py
 
 # Breaks the update mathematics in many ways, and writes docs/mutants.md: which test notices what.
 mutants: $(VENV)/.reference
@@ -51,7 +59,7 @@ $(VENV)/.reference: $(VENV)/.dev
 	touch $@
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) .matrix site dist
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

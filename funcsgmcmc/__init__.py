@@ -42,6 +42,8 @@ from funcsgmcmc.samplers.sglrw import sglrw
 from funcsgmcmc.samplers.sgnht import sgnht
 from funcsgmcmc.stepping import compiled, kernel
 
+__version__ = "0.2.0"
+
 __all__ = [
     "LLC",
     "DivergenceError",

@@ -376,6 +376,9 @@ def control_variates(loss_fn: LossFn) -> ControlVariates:
         An estimator. Given to `sample` in place of the loss, its control point is the sampler's
         anchor. Given to `kernel`, the step takes batches `(minibatch, point)`, with
         `point = control_point(loss_fn, params, data)`.
+
+    Raises:
+        TypeError: `loss_fn` is not a function.
     """
     return ControlVariates(loss_fn, None)
 

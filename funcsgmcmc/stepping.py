@@ -286,6 +286,12 @@ def compiled(function: Callable[P, T], *, cuda_graphs: bool = False) -> Callable
         cuda_graphs: Whether to replay its kernels as one CUDA graph, for small networks on a GPU,
             where launching them takes longer than running them. A later call overwrites what
             this one returns: clone what you keep. Without effect on a CPU.
+
+    Returns:
+        The same function, which compiles at its first call.
+
+    Raises:
+        TypeError: An argument is not of its type.
     """
     checks.function("function", function)
     if inspect.isclass(function):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from compat.shards import sharded
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,7 +22,6 @@ from torch.utils import _pytree as pytree
 
 import compat
 import funcsgmcmc as fs
-from compat.shards import sharded
 from test_compat_differential import STEPS, Run, assert_same_metrics, configuration
 from test_compat_differential import TOLERANCE as TOLERANCES
 

@@ -3,6 +3,7 @@
 What a page shows right below a block is what the block prints.
 """
 
+import inspect
 import re
 import sys
 from pathlib import Path
@@ -35,13 +36,52 @@ def test_pages_have_code():
     without = {page for page in PAGES if "```python" not in page.read_text()}
     exempt = {
         docs / "architecture.md",
+        docs / "changelog.md",
+        docs / "comparison.md",
         docs / "glossary.md",
+        docs / "references.md",
+        docs / "stability.md",
         docs / "samplers" / "index.md",
         docs / "mutants.md",
         docs / "reliability.md",
         docs / "truth.md",
     }
     assert without == exempt | set(docs.glob("api/*.md")) | set(docs.glob("benchmarks/*.md"))
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a site, and a forge, make of a page's headings."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings]
+    return {re.sub(r"[-\s]+", "-", heading) for heading in plain}
+
+
+@pytest.mark.parametrize(
+    "page", [*PAGES, *ROOT.glob("*.md")], ids=lambda page: str(page.relative_to(ROOT))
+)
+def test_links_lead_somewhere(page):
+    """… in the files themselves, as a forge shows them; the site's are checked by mkdocs."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path) if path else page
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_pages_of_the_guide_lead_to_the_next():
+    """Each page of the guide names the next one, in the order of the site."""
+    page, way = ROOT / "docs" / "index.md", []
+    while found := re.search(r"\nNext: \[[^\]]+\]\(([^)]+)\)\.\n$", page.read_text()):
+        page = (page.parent / found.group(1)).resolve()
+        way.append(str(page.relative_to(ROOT / "docs")))
+    order = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert len(way) == 17
+    assert way == [name for name in order if name in way]
 
 
 def test_every_sampler_has_its_page():
@@ -77,6 +117,46 @@ def test_the_pages_show_every_public_name(module):
         # Under the name at the door, or where it is defined.
         home = f"{getattr(value, '__module__', module.__name__)}.{name}"
         assert shown & {home, f"{module.__name__}.{name}"}, name
+
+
+def lacks(value: object) -> list[str]:
+    """Which parts of a docstring a public name lacks, of those that are its kind's."""
+    text = inspect.getdoc(value) or ""
+    if not text:
+        return ["a docstring"]
+    if inspect.isclass(value):
+        own = [
+            name
+            for name, member in vars(value).items()
+            if not name.startswith("_") and inspect.isfunction(member)
+        ]
+        return [f"a docstring of {name}" for name in own if not inspect.getdoc(vars(value)[name])]
+    takes = inspect.signature(value).parameters
+    lacking = [f"the argument {name}" for name in takes if not re.search(rf"\b{name}:", text)]
+    if "Raises:" not in text:
+        lacking.append("Raises")
+    if value in [spec.make for spec in SPECS.values()]:
+        lacking += [] if re.search(r"^    \w.* = ", text, re.MULTILINE) else ["an equation"]
+        lacking += [] if re.search(r"\b(19|20)\d\d\b|RMSprop", text) else ["a source"]
+    elif "Returns:" not in text and inspect.signature(value).return_annotation is not None:
+        lacking.append("Returns")
+    return lacking
+
+
+# Assertions are all that they raise, a decorator's arguments are those of the class that it makes.
+EXEMPT = {"law", "problems"}
+
+
+@pytest.mark.parametrize("module", [fs, fs.testing, compat], ids=lambda module: module.__name__)
+def test_docstrings_are_complete(module):
+    """Of every public name: each argument, what comes back, errors; of a sampler its equation."""
+    values = {name: getattr(module, name) for name in module.__all__ if name not in EXEMPT}
+    ours = {
+        name: value
+        for name, value in values.items()
+        if inspect.isclass(value) or inspect.isfunction(value)
+    }
+    assert {name: found for name, value in ours.items() if (found := lacks(value))} == {}
 
 
 def test_every_fault_has_its_test():

@@ -22,7 +22,7 @@ def modules(package: ModuleType) -> list[str]:
     return [found.name for found in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
 
 
-@pytest.mark.parametrize("name", modules(fs) + modules(compat))
+@pytest.mark.parametrize("name", modules(fs))
 def test_no_function_hides_a_module(name):
     module = importlib.import_module(name)
     parent, _, last = name.rpartition(".")
@@ -32,7 +32,7 @@ def test_no_function_hides_a_module(name):
 EXTRAS = {"arviz_base", "arviz_stats", "matplotlib", "pandas", "scipy", "tqdm", "xarray", "zarr"}
 
 
-@pytest.mark.parametrize("name", modules(fs) + modules(compat))
+@pytest.mark.parametrize("name", modules(fs))
 def test_functions_import_extras_only(name):
     """The order of modules is kept by the contracts of import-linter, in pyproject.toml."""
     source = Path(importlib.util.find_spec(name).origin).read_text()
@@ -45,6 +45,33 @@ def test_functions_import_extras_only(name):
     names = [alias.name for node in imports if isinstance(node, ast.Import) for alias in node.names]
     names += [node.module for node in imports if isinstance(node, ast.ImportFrom)]
     assert {each.partition(".")[0] for each in names} <= EXTRAS
+
+
+def test_compat_is_one_package_under_two_names():
+    assert compat is fs.compat
+    for name in modules(fs.compat):
+        assert sys.modules[name.removeprefix("funcsgmcmc.")] is sys.modules[name]
+
+
+@pytest.mark.parametrize("kind", ["compat.py", "compat/__init__.py"])
+def test_a_compat_that_is_hidden_is_named(kind, tmp_path):
+    other = tmp_path / kind
+    other.parent.mkdir(exist_ok=True)
+    other.write_text("")
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); import compat; compat.SGLD"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert f"compat of funcsgmcmc hides another one, {other}" in found.stderr
+
+
+def test_the_safe_name_needs_no_other(tmp_path):
+    (tmp_path / "compat.py").write_text("")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import compat, funcsgmcmc.compat\n"
+        "from funcsgmcmc.compat.utils import default_nbeta\n"
+        "assert not hasattr(compat, 'SGLD') and funcsgmcmc.compat.SGLD\n"
+    )
+    subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], check=True)
 
 
 def test_the_door_is_small_and_documented():

@@ -315,6 +315,10 @@ def test_the_picture_has_every_cell(swept, tmp_path):
     cells = [cell for cell in swept.cells if cell.verdict.name != "control"]
     assert len(drawn) == len(cells)
     by_x = {line.get_xdata()[0]: line for line in drawn}
+    # The scale's own labels would overlap where the grid is within a decade.
+    ticks = [text.get_text() for text in axes.get_xticklabels()]
+    assert ticks == [f"{lr:g}".replace("-", "−") for lr in sorted(by_x)]
+    assert {text.get_text() for text in axes.get_xticklabels(minor=True)} <= {""}
     # The ones that diverged do not stretch the scale.
     assert axes.get_ylim()[1] < 3 * PROBLEM.truth
     assert by_x[0.3].get_marker() == "X"

@@ -152,6 +152,9 @@ def weighted_mean(values: Tensor, log_weights: Tensor) -> WeightedMean:
         values: `[C, D, …]`, of healthy chains only.
         log_weights: `[C, D]`, of the same chains; a constant added to all changes nothing.
 
+    Returns:
+        The mean over draws and chains, `[…]`, its Monte Carlo error, and the ESS of the weights.
+
     Raises:
         ImportError: The extra `diagnostics` is not installed.
         ValueError: The shapes do not fit, or there is no draw.

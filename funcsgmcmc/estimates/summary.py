@@ -144,6 +144,9 @@ def to_datatree(samples: Samples) -> "DataTree":
 
     From a file of it alone every estimate follows, with `llc` as (nβ/T) (loss − L(w₀)).
 
+    Args:
+        samples: A run.
+
     Returns:
         Groups, all of healthy chains, with the chains' indices as coordinate:
 

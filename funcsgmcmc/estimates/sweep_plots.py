@@ -171,7 +171,7 @@ def _plot_cell(axes: "Axes", cell: SweepCell, layout: _Layout, color: str, highe
 
 def _label_panels(panels: Any, columns: int, sweep: Sweep, layout: _Layout, highest: float) -> None:
     """Scales, limits and names of axes."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
     estimates = [cell.llc for cell in sweep.cells if cell.llc and cell.llc.mean <= highest]
     lowest = min((each.mean - each.error for each in estimates), default=0.0)
@@ -179,6 +179,12 @@ def _label_panels(panels: Any, columns: int, sweep: Sweep, layout: _Layout, high
     for index, axes in enumerate(panels):
         if layout.is_log:
             axes.set_xscale("log")
+            # Labels of the scale's own overlap within a decade: those of the grid do not.
+            values = list(layout.places.values())
+            few = len(values) <= 7
+            axes.xaxis.set_major_locator(FixedLocator(values) if few else LogLocator())
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
         elif not isinstance(next(iter(layout.places)), float):
             axes.set_xticks(
                 list(layout.places.values()), list(layout.places), rotation=30, ha="right"

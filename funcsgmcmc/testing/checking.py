@@ -345,6 +345,9 @@ SHARED_REFUSED: Refusals = (
 def check_refusals(sampler: SamplerSpec | Callable[..., Sampler]) -> None:
     """Check that a factory refuses bad settings: its own (`refused`), and those of all samplers.
 
+    Args:
+        sampler: A factory, or its spec.
+
     Raises:
         AssertionError: The factory takes a bad setting, or the error's message has another form.
     """

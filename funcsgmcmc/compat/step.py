@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compat.groups import Group
-from compat.optimizer import SamplingOptimizer
-from compat.sketch import SketchBuffer
 from funcsgmcmc import sketch, tree
+from funcsgmcmc.compat.groups import Group
+from funcsgmcmc.compat.optimizer import SamplingOptimizer
+from funcsgmcmc.compat.sketch import SketchBuffer
 from funcsgmcmc.norms import PartialMetrics
 from funcsgmcmc.samplers.base import clamp_to_box
 from funcsgmcmc.shards import Spread, local, spread_of

@@ -8,9 +8,11 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from compat.groups import Group, check_flag, check_group
-from compat.metrics import Metrics
-from compat.saving import (
+from funcsgmcmc import checks
+from funcsgmcmc import sketch as functional
+from funcsgmcmc.compat.groups import Group, check_flag, check_group
+from funcsgmcmc.compat.metrics import Metrics
+from funcsgmcmc.compat.saving import (
     by_place,
     check_state,
     check_state_dict,
@@ -19,10 +21,8 @@ from compat.saving import (
     restore_dtypes,
     restore_objects,
 )
-from compat.shards import check_generators, localized
-from compat.sketch import CountSketch, SketchBuffer
-from funcsgmcmc import checks
-from funcsgmcmc import sketch as functional
+from funcsgmcmc.compat.shards import check_generators, localized
+from funcsgmcmc.compat.sketch import CountSketch, SketchBuffer
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.random import check_key
 from funcsgmcmc.shards import part_of

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from compat.groups import check_flag, check_masks
 from funcsgmcmc import checks
+from funcsgmcmc.compat.groups import check_flag, check_masks
 from funcsgmcmc.curvature import hessian_diagonal
 from funcsgmcmc.preconditioners import rmsprop_correction, rmsprop_gain, square_average
 from funcsgmcmc.shards import is_sharded, local, part_of

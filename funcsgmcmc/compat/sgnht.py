@@ -8,10 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from compat.groups import Group, check_flag, check_masks, masks, settings, warn_of_settings
-from compat.optimizer import SamplingOptimizer
-from compat.shards import momentum_noise, noise_of
-from compat.step import (
+from funcsgmcmc import checks
+from funcsgmcmc.compat.groups import (
+    Group,
+    check_flag,
+    check_masks,
+    masks,
+    settings,
+    warn_of_settings,
+)
+from funcsgmcmc.compat.optimizer import SamplingOptimizer
+from funcsgmcmc.compat.shards import momentum_noise, noise_of
+from funcsgmcmc.compat.step import (
     StepInputs,
     StepReport,
     dense_grad,
@@ -19,7 +27,6 @@ from compat.step import (
     evaluate,
     not_traced,
 )
-from funcsgmcmc import checks
 from funcsgmcmc.samplers.momentum import energy, euler_terms, fresh_momentum, reflect_at_box
 from funcsgmcmc.samplers.sgnht import next_thermostat
 from funcsgmcmc.shards import Spread, local, part_of, spread_of

@@ -6,9 +6,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Generator, Tensor
 
-from compat.groups import Group, settings, warn_of_settings
-from compat.optimizer import SamplingOptimizer
-from compat.preconditioner import (
+from funcsgmcmc import checks
+from funcsgmcmc.compat.groups import Group, settings, warn_of_settings
+from funcsgmcmc.compat.optimizer import SamplingOptimizer
+from funcsgmcmc.compat.preconditioner import (
     NHTPreconditioning,
     Preconditioner,
     RMSpropPreconditioner,
@@ -19,10 +20,10 @@ from compat.preconditioner import (
     start_averages,
     thermostat_of,
 )
-from compat.prior import Prior, gaussians, prior_of, pulls, share_initial
-from compat.sgnht import Thermostat, start_thermostat
-from compat.shards import localized, noise_of
-from compat.step import (
+from funcsgmcmc.compat.prior import Prior, gaussians, prior_of, pulls, share_initial
+from funcsgmcmc.compat.sgnht import Thermostat, start_thermostat
+from funcsgmcmc.compat.shards import localized, noise_of
+from funcsgmcmc.compat.step import (
     StepInputs,
     StepReport,
     dense_grad,
@@ -30,7 +31,6 @@ from compat.step import (
     langevin_step_,
     not_traced,
 )
-from funcsgmcmc import checks
 from funcsgmcmc.priors import displacement
 from funcsgmcmc.shards import is_sharded, local
 from funcsgmcmc.terms import Slope, Term

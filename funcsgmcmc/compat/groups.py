@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compat.shards import check_placements
 from funcsgmcmc import checks
+from funcsgmcmc.compat.shards import check_placements
 from funcsgmcmc.shards import local
 
 Group = dict[str, Any]

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from compat.groups import Group
-from compat.metrics import Metrics
-from compat.shards import sharded_state
-from compat.sketch import SketchBuffer
+from funcsgmcmc.compat.groups import Group
+from funcsgmcmc.compat.metrics import Metrics
+from funcsgmcmc.compat.shards import sharded_state
+from funcsgmcmc.compat.sketch import SketchBuffer
 
 _OBJECT = object()  # not None, which is a plain value
 _PUBLISHED_CENTER = re.compile(r"prior_center_(\d+)")

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compat.groups import check_one_each
 from funcsgmcmc import checks
+from funcsgmcmc.compat.groups import check_one_each
 from funcsgmcmc.priors import displacement, gaussian_pull
 from funcsgmcmc.terms import Term, sum_terms
 

@@ -8,10 +8,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from compat.groups import Group, check_masks, masks, settings, warn_of_settings
-from compat.optimizer import SamplingOptimizer
-from compat.shards import noise_of
-from compat.step import (
+from funcsgmcmc.compat.groups import Group, check_masks, masks, settings, warn_of_settings
+from funcsgmcmc.compat.optimizer import SamplingOptimizer
+from funcsgmcmc.compat.shards import noise_of
+from funcsgmcmc.compat.step import (
     StepInputs,
     StepReport,
     dense_grad,

@@ -1,0 +1,1 @@
+from funcsgmcmc.compat.prior import *
