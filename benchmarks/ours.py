@@ -1,5 +1,6 @@
 """Our side of the comparison: one step of all chains, whole and in its parts."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from funcsgmcmc import tree
 from funcsgmcmc.gradients import estimator_of
 from funcsgmcmc.memory import chunk_size
 from funcsgmcmc.samplers import Sampler
-from funcsgmcmc.stepping import chain_step, chains_step, step_noise
+from funcsgmcmc.stepping import StepKeys, chain_step, chains_step, step_noise
 
 Wrap = Callable[..., Any]
 
@@ -42,13 +43,14 @@ class Ours:
         """A step with gradients under vmap, in the chunks that `sample` makes by default."""
         kernel = wrap(chains_step(self.loss_fn, batch_dim=None, **settings))
         size = chunk_size(self.start.params)
-        states, keys = list(self.start.split(size)), self.keys.split(size)
+        states = list(self.start.split(size))
+        keys, steps = [StepKeys(part) for part in self.keys.split(size)], itertools.count()
 
         def step() -> None:
+            index = next(steps)
             for chunk, state in enumerate(states):
-                states[chunk], _ = kernel(
-                    self.sampler, state, self.workload.batch, None, keys[chunk]
-                )
+                step_keys = keys[chunk].at(index)
+                states[chunk], _ = kernel(self.sampler, state, self.workload.batch, None, step_keys)
 
         return step
 
@@ -56,12 +58,13 @@ class Ours:
         """A step of one chain after the other."""
         kernel = wrap(chain_step(self.loss_fn, **settings))
         states = list(self.start.unbind(0))
+        keys, steps = [StepKeys(key) for key in self.keys], itertools.count()
 
         def step() -> None:
+            index = next(steps)
             for chain, state in enumerate(states):
-                states[chain], _ = kernel(
-                    self.sampler, state, self.workload.batch, None, self.keys[chain]
-                )
+                step_key = keys[chain].at(index)
+                states[chain], _ = kernel(self.sampler, state, self.workload.batch, None, step_key)
 
         return step
 
@@ -83,7 +86,8 @@ class Ours:
     def compiled_noise(self) -> Call:
         """The noise of a step."""
         draw, size = fs.compiled(step_noise), tree.size(self.params)
-        return lambda: draw(self.keys, self.start.step, size, tree.noise_dtype(self.params))
+        keys, steps = StepKeys(self.keys), itertools.count()
+        return lambda: draw(keys.at(next(steps)), size, tree.noise_dtype(self.params))
 
     def parts(self, wrap: Wrap) -> dict[str, Call]:
         """Gradient, noise and update, each alone."""
@@ -91,12 +95,12 @@ class Ours:
         evaluate = estimator_of(self.loss_fn).evaluate
         evaluate = wrap(torch.vmap(evaluate, in_dims=(0, None, None)))
         draw, update = wrap(step_noise), wrap(Sampler.update)
-        params, step = self.start.params, self.start.step
+        params, keys, steps = self.start.params, StepKeys(self.keys), itertools.count()
         evaluation = evaluate(params, self.workload.batch, None)
-        noise = tree.unflatten(draw(self.keys, step, size, dtype), params)
+        noise = tree.unflatten(draw(keys.at(0), size, dtype), params)
         return {
             "gradient": lambda: evaluate(params, self.workload.batch, None),
-            "noise": lambda: draw(self.keys, step, size, dtype),
+            "noise": lambda: draw(keys.at(next(steps)), size, dtype),
             "update": lambda: update(self.sampler, self.start, evaluation, noise),
         }
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import compat
 import funcsgmcmc as fs
-from funcsgmcmc import tree
+from funcsgmcmc import random, tree
 from funcsgmcmc.samplers import Evaluation, Sampler, State
 from funcsgmcmc.stepping import step_noise
 
@@ -41,7 +41,8 @@ def contenders(device: torch.device) -> dict[str, Call]:
     noise = tree.normal_like(key, params)
 
     def with_noise(sampler: Sampler, state: State, grads: TensorDict, key: Tensor) -> State:
-        flat = step_noise(key, state.step, tree.size(state.params), torch.float32)
+        step_key = random.fold_in(key, state.step)
+        flat = step_noise(step_key, tree.size(state.params), torch.float32)
         return sampler.update(state, Evaluation(grads), tree.unflatten(flat, state.params))[0]
 
     def given_noise(sampler: Sampler, state: State, grads: TensorDict, noise: TensorDict) -> State:

@@ -1,6 +1,6 @@
 """From a loss and a sampler to one pure step, of one chain or of many.
 
-    key ─► normal(fold_in(key, state.step)) ─► noise ──────────┐
+    fold_in(key, state.step) ─► step_key ─► normal ─► noise ───┐
     params, batch ─► L, ∇L, −∇log p, diag ∇²L ─► evaluation ───┼─► sampler.update ─► state, terms
 
 The noise of a step depends on the chain's key and the step's index only.
@@ -30,6 +30,8 @@ from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 
 # Networks, and other structures, that one process may compile steps for.
 _MAX_VERSIONS = 1 << 16
+# Steps whose keys are made at once: 512 bytes a chain.
+_STEPS_AHEAD = 64
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -62,7 +64,7 @@ register_dataclass(Info)  # fields that are None drop out, so that a vmap may re
 
 
 Step = Callable[[State, Any, Tensor], tuple[State, Info]]
-StepNoise = Callable[[Tensor, Tensor, int, torch.dtype], Tensor]
+StepNoise = Callable[[Tensor, int, torch.dtype], Tensor]
 StepEvaluation = Callable[[Sampler, State, Any, Any, Tensor], Evaluation]
 SamplerStep = Callable[[Sampler, State, Any, Any, Tensor], tuple[State, Info]]
 FreezingStep = Callable[[Sampler, State, Any, Any, Tensor, Tensor], tuple[State, Info, Tensor]]
@@ -129,7 +131,7 @@ def kernel(
                 f"a kernel steps one chain, got a state of batch size {tuple(state.shape)} and a "
                 f"key of shape {tuple(key.shape)}: for many chains, torch.vmap the step"
             )
-        return sampler_step(sampler, state, *unpack(batch), key)
+        return sampler_step(sampler, state, *unpack(batch), random.fold_in(key, state.step))
 
     return step
 
@@ -143,12 +145,11 @@ def _state_class(sampler: Sampler) -> type[State]:
     return made if isinstance(made, type) and issubclass(made, State) else State
 
 
-def step_noise(key: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+def step_noise(step_key: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     """Draw all noise of a step.
 
     Args:
-        key: The chains' keys, `[*chains, 2]`.
-        step: Index of the step, `[*chains]`.
+        step_key: The step's key of each chain, `fold_in(key, step)`, `[*chains, 2]`.
         size: n, the number of parameters of a chain.
         dtype: Of the noise.
 
@@ -156,7 +157,32 @@ def step_noise(key: Tensor, step: Tensor, size: int, dtype: torch.dtype) -> Tens
         Independent N(0, 1), `[*chains, n]`.
     """
     # One flat draw: an instance of the generator for each leaf would multiply the time to compile.
-    return random.normal(random.fold_in(key, step), (size,), dtype)
+    return random.normal(step_key, (size,), dtype)
+
+
+class StepKeys:
+    """The keys of the steps of chains, made for many steps at once.
+
+    Those of many steps take the same hundred operations as those of one, which in eager code cost
+    as much as the noise of thousands of parameters.
+
+    Args:
+        keys: The chains' keys, `[*chains, 2]`.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self._keys = keys
+        self._block, self._ahead = -1, keys
+
+    def at(self, step: int) -> Tensor:
+        """The keys of a step, `fold_in(keys, step)`, `[*chains, 2]`."""
+        block, place = divmod(step, _STEPS_AHEAD)
+        if block != self._block:
+            first = block * _STEPS_AHEAD
+            steps = torch.arange(first, first + _STEPS_AHEAD, device=self._keys.device)
+            steps = steps.reshape(-1, *[1] * (self._keys.ndim - 1))
+            self._block, self._ahead = block, random.fold_in(self._keys.unsqueeze(0), steps)
+        return self._ahead[place]
 
 
 def chain_step(
@@ -169,7 +195,8 @@ def chain_step(
     """Make the step of one chain; arguments as for `chains_step`.
 
     Returns:
-        `step(sampler, state, batch, memory, key) -> (state, info)`, all without a batch size.
+        `step(sampler, state, batch, memory, step_key) -> (state, info)`, all without a batch size.
+        The step's key is `fold_in(key, state.step)`.
     """
     return _assemble(loss_fn, log_prior, metrics, noise, lambda function: function)
 
@@ -195,7 +222,7 @@ def chains_step(
         noise: `step_noise`, or a compiled version of it.
 
     Returns:
-        `step(sampler, state, batch, memory, keys) -> (state, info)` for a state of batch size
+        `step(sampler, state, batch, memory, step_keys) -> (state, info)` for a state of batch size
         `[C]`, keys `[C, 2]` and a sampler of batch size `[]` or `[C]`.
     """
     over_chains = _vmapped(batch_dim, memory_dim)
@@ -206,7 +233,7 @@ def chain_evaluation(loss_fn: LossFn, *, log_prior: LogPrior | None = None) -> S
     """Make the evaluation of the potential of one chain; arguments as for `chains_step`.
 
     Returns:
-        `evaluate(sampler, state, batch, memory, key) -> evaluation`, as a step makes it.
+        `evaluate(sampler, state, batch, memory, step_key) -> evaluation`, as a step makes it.
     """
     return _lifted(loss_fn, log_prior, lambda function: function)
 
@@ -226,7 +253,7 @@ def _vmapped(
     batch_dim: int | None, memory_dim: int | None
 ) -> Callable[[Callable[..., Evaluation]], Callable[..., Evaluation]]:
     """What lifts the evaluation of one chain to many."""
-    return lambda evaluate: torch.vmap(evaluate, in_dims=(0, batch_dim, memory_dim, 0, 0))
+    return lambda evaluate: torch.vmap(evaluate, in_dims=(0, batch_dim, memory_dim, 0))
 
 
 def freezing(
@@ -243,14 +270,19 @@ def freezing(
         max_distance: The largest distance from the anchor likewise.
 
     Returns:
-        `step(sampler, state, batch, memory, keys, frozen_at) -> (state, info, frozen_at)`, with
+        `step(sampler, state, batch, memory, step_key, frozen_at) -> (state, info, frozen_at)`, with
         `frozen_at`, `[*chains]`, the step at which a chain failed, or −1.
     """
 
     def freezing_step(
-        sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor, frozen_at: Tensor
+        sampler: Sampler,
+        state: State,
+        batch: Any,
+        memory: Any,
+        step_key: Tensor,
+        frozen_at: Tensor,
     ) -> tuple[State, Info, Tensor]:
-        moved, info = step(sampler, state, batch, memory, key)
+        moved, info = step(sampler, state, batch, memory, step_key)
         # All chains are stepped as one batch; the moves of frozen ones are dropped.
         was_alive = frozen_at < 0
         finite = info.loss.isfinite() & tree.all_finite(moved, moved.shape)
@@ -342,10 +374,10 @@ def _assemble(
     evaluate = _lifted(loss_fn, log_prior, over_chains)
 
     def step(
-        sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor
+        sampler: Sampler, state: State, batch: Any, memory: Any, step_key: Tensor
     ) -> tuple[State, Info]:
         params = state.params
-        evaluation = evaluate(sampler, state, batch, memory, key)
+        evaluation = evaluate(sampler, state, batch, memory, step_key)
         size, dtype = tree.size(params), tree.noise_dtype(params)
         known = None
         # Metrics are of whole terms, and a compiler makes no tree of a term.
@@ -357,20 +389,19 @@ def _assemble(
             evaluation = replace(evaluation, grads=evaluation.grads.copy())
             vectors: Iterable[Tensor]
             if is_sharded:
-                step_key = random.fold_in(key, state.step)
                 vectors = shards.keyed_vectors(
                     step_key, [leaf for _, leaf in tree.leaves(params)], dtype
                 )
             elif draw_noise is step_noise:
-                vectors = random.normal_vectors(random.fold_in(key, state.step), size, dtype)
+                vectors = random.normal_vectors(step_key, size, dtype)
             else:
-                vectors = [draw_noise(key, state.step, size, dtype)]
+                vectors = [draw_noise(step_key, size, dtype)]
             state, distance = update_in_pieces(sampler, state, evaluation, pieces, vectors)
         else:
             noise = (
-                tree.normal_like(random.fold_in(key, state.step), params)
+                tree.normal_like(step_key, params)
                 if is_sharded
-                else tree.unflatten(draw_noise(key, state.step, size, dtype), params)
+                else tree.unflatten(draw_noise(step_key, size, dtype), params)
             )
             before = state
             state, terms = sampler.update(state, evaluation, noise)
@@ -399,11 +430,11 @@ def _lifted(
     pull = None if log_prior is None else log_prior_pull(log_prior)
 
     def evaluate(
-        sampler: Sampler, state: State, batch: Any, memory: Any, key: Tensor
+        sampler: Sampler, state: State, batch: Any, memory: Any, step_key: Tensor
     ) -> Evaluation:
         # Made in the step: the sampler is an argument, and another one does not compile again.
         of_chain = _evaluation(estimator, pull, sampler.hessian_estimator())
-        return over_chains(of_chain)(state.params, batch, memory, key, state.step)
+        return over_chains(of_chain)(state.params, batch, memory, step_key)
 
     return evaluate
 
@@ -412,7 +443,7 @@ def _evaluation(
     estimator: GradientEstimator,
     pull: Callable[[TensorDict], tuple[TensorDict, Tensor]] | None,
     hessian: HessianDiagonal | None,
-) -> Callable[[TensorDict, Any, Any, Tensor, Tensor], Evaluation]:
+) -> Callable[[TensorDict, Any, Any, Tensor], Evaluation]:
     """Make the function that evaluates the potential of one chain.
 
     Args:
@@ -421,9 +452,7 @@ def _evaluation(
         hessian: Estimator of the diagonal of ∇²L.
     """
 
-    def evaluate(
-        params: TensorDict, batch: Any, memory: Any, key: Tensor, step: Tensor
-    ) -> Evaluation:
+    def evaluate(params: TensorDict, batch: Any, memory: Any, step_key: Tensor) -> Evaluation:
         evaluation = estimator.evaluate(params, batch, memory)
         if pull is not None:
             prior_pull, log_prior = pull(params)
@@ -434,8 +463,7 @@ def _evaluation(
                     "curvature=… differentiates whole gradients, got sharded parameters"
                 )
             # A child of the step's key: probes share no words with the noise.
-            probe_key = random.fold_in(random.fold_in(key, step), 0)
-            diagonal = hessian.evaluate(estimator, params, batch, probe_key)
+            diagonal = hessian.evaluate(estimator, params, batch, random.fold_in(step_key, 0))
             evaluation = replace(evaluation, hessian_diagonal=diagonal)
         return evaluation
 

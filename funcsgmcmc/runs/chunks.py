@@ -17,6 +17,7 @@ from funcsgmcmc.runs.moments import Moments
 from funcsgmcmc.runs.start import Start
 from funcsgmcmc.runs.store import Rows
 from funcsgmcmc.samplers.base import Sampler, State
+from funcsgmcmc.stepping import StepKeys
 
 
 @dataclass
@@ -27,12 +28,13 @@ class Chunk:
         rows: Which of the run's chains they are.
         sampler: Their sampler, of batch size `[]` or `[*chains]`.
         state: Their state.
-        keys: Their keys of the noise, `[*chains, 2]`.
+        keys: Their keys, `[*chains, 2]`.
         frozen_at: The step at which each failed, `[*chains]`; −1 for healthy chains.
         memory: The memory of the gradient's estimator; None before it is due.
         next_step: The next step that they make.
         moments: Moments of their draws, by the name under which they are recorded.
         drawn: The last draw's parameters and observables, kept for the user's callback.
+        step_keys: The keys of their steps.
     """
 
     rows: Rows
@@ -44,6 +46,10 @@ class Chunk:
     next_step: int
     moments: dict[str, Moments] = field(default_factory=dict)
     drawn: tuple[TensorDict, dict[str, Tensor]] | None = None
+    step_keys: StepKeys = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.step_keys = StepKeys(self.keys)
 
     def first(self, number: int) -> "Chunk":
         """A chunk of its first chains, which steps on its own; itself if it has no more."""

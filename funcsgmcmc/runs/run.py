@@ -255,8 +255,9 @@ class Run:
             if chunk.next_step > step:
                 continue
             batch = self._next_batch(chunk)
+            keys = chunk.step_keys.at(step)
             state, info, frozen_at = self.step(
-                chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys, chunk.frozen_at
+                chunk.sampler, chunk.state, batch, chunk.memory, keys, chunk.frozen_at
             )
             moments, drawn = chunk.moments, None
             if draw is not None:
@@ -327,12 +328,12 @@ class Run:
         kept_memory = chunk.memory
         # What a pass over the data draws from torch's generator is drawn again by the run.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            batch = self._next_batch(chunk)
+            batch, keys = self._next_batch(chunk), chunk.step_keys.at(self.clock.next_step)
             # The first step compiles, and warms caches: the best of a few is what a run sees.
             for _ in range(_TIMED_STEPS):
                 start = time.perf_counter()
                 _, info, _ = self.step(
-                    chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys, chunk.frozen_at
+                    chunk.sampler, chunk.state, batch, chunk.memory, keys, chunk.frozen_at
                 )
                 info.loss.tolist()  # waits for the device
                 seconds.append(time.perf_counter() - start)
@@ -493,7 +494,8 @@ class Run:
             for chains in range(1, number + 1):
                 few = self.chunks[0].first(chains)
                 batch = self._next_batch(few)
-                arguments = (few.sampler, few.state, batch, few.memory, few.keys, few.frozen_at)
+                keys = few.step_keys.at(self.clock.next_step)
+                arguments = (few.sampler, few.state, batch, few.memory, keys, few.frozen_at)
                 peaks.append(peak_bytes(partial(step, *arguments)))
         per_chain = peaks[-1] - peaks[0] if len(peaks) > 1 else 0
         self.step_bytes = StepBytes(peaks[0] - per_chain, per_chain)
@@ -539,7 +541,8 @@ class Run:
             evaluate = chains_evaluation(
                 estimator, batch_dim=batch_dim, memory_dim=memory_dim, log_prior=log_prior
             )
-        return evaluate(chunk.sampler, chunk.state, batch, chunk.memory, chunk.keys)
+        keys = chunk.step_keys.at(self.clock.next_step)
+        return evaluate(chunk.sampler, chunk.state, batch, chunk.memory, keys)
 
     def _make_step(
         self, device: torch.device, compile: bool | Literal["noise"] | None
