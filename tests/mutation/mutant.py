@@ -78,11 +78,11 @@ def _names(module: str, name: str, where: str) -> bool:
 
 @functools.cache
 def _definitions() -> list[tuple[str, str]]:
-    """Every module with the qualified name of every definition in it, `testing` aside."""
+    """Modules with the qualified names of the definitions in them, but `testing` and `compat`."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
         module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-        if not module.startswith("testing"):
+        if not module.startswith(("testing", "compat")):
             names = dict(_walk(ast.parse(path.read_text())))  # overloads share a name
             found += [(module, name) for name in names]
     return found
