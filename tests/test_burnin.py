@@ -95,7 +95,11 @@ def test_few_chains_and_frozen_chains():
     assert samples.healthy.tolist() == [True, False, True, True]
 
 
-@pytest.mark.parametrize("steps", [[60], [110, 200]], ids=["within", "after"])
+@pytest.mark.parametrize(
+    "steps",
+    [pytest.param([60], marks=pytest.mark.slow), [110, 200]],
+    ids=["within", "after"],
+)
 @pytest.mark.parametrize(
     "seconds",
     [0.0, pytest.param(1e6, marks=pytest.mark.slow)],

@@ -135,7 +135,7 @@ def test_control_variates_are_unbiased_and_exact_at_their_point(problem):
         torch.testing.assert_close(at_point.grads[name], leaf)
 
 
-@pytest.mark.parametrize("kind", ["control variates", "svrg"])
+@pytest.mark.parametrize("kind", ["control variates", pytest.param("svrg", marks=pytest.mark.slow)])
 def test_runs_do_not_depend_on_how_chains_are_run(problem, kind):
     loss_fn, params, data = problem
     make = {"svrg": lambda: fs.svrg(loss_fn, 3), "control variates": None}

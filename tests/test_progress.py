@@ -98,6 +98,7 @@ def test_a_short_run_writes_three_lines_without_carriage_returns(capsys):
     assert (logger.handlers, logger.level) == ([], logging.NOTSET)
 
 
+@pytest.mark.slow
 def test_a_file_says_that_the_step_compiles(caplog):
     caplog.set_level(logging.INFO, logger="funcsgmcmc")
     run(fs.sgld(1e-3, nbeta=5.0), progress=True, compile=True)

@@ -179,7 +179,14 @@ def everything_per_chain(params: TensorDict, chain: int | None = None) -> fs.sam
 
 
 @pytest.mark.parametrize(
-    "how", [{}, {"chunk_size": 2}, {"chain_method": "loop"}, {"compile": True}], ids=str
+    "how",
+    [
+        {},
+        {"chunk_size": 2},
+        {"chain_method": "loop"},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_everything_may_be_per_chain(params, how):
     def log_prior(params):

@@ -72,7 +72,6 @@ def find_faults(samples: Samples, chosen: Choice, bias: Bias, drift: float) -> l
         A sentence for each fault, which names it and what to do; none if nothing was found.
     """
     found = [
-        *_lost_chains(samples),
         *_mixing(samples, chosen, drift),
         *_shared(chosen),
         *_bias(samples, chosen, bias),
@@ -111,7 +110,12 @@ def still_moving(mean: float, slope: float, error: float) -> list[str]:
     ]
 
 
-def _lost_chains(samples: Samples) -> list[str]:
+def lost_chains(samples: Samples) -> list[str]:
+    """Whether chains were frozen, and are left out.
+
+    Returns:
+        A sentence, or none.
+    """
     lost = samples.num_chains - int(samples.healthy.sum())
     if not lost:
         return []

@@ -11,7 +11,7 @@ from funcsgmcmc import checks
 from funcsgmcmc.estimates.bias import Bias, extrapolated_bias, measured_bias
 from funcsgmcmc.estimates.choice import Choice, best_of, pooled_error, share_noise
 from funcsgmcmc.estimates.draws import llc_draws
-from funcsgmcmc.estimates.faults import drift_of, find_faults, still_moving
+from funcsgmcmc.estimates.faults import drift_of, find_faults, lost_chains, still_moving
 from funcsgmcmc.estimates.ladder import rungs_of, temperatures_of
 from funcsgmcmc.runs.record import Samples, check_initial_loss, of_chains
 
@@ -157,9 +157,16 @@ def llc(samples: Samples, initial_loss: float | Tensor | None = None) -> LLC:
         given = check_initial_loss(initial_loss, samples.num_chains)
     temperatures = temperatures_of(samples)
     if len(temperatures) == 1:
-        return _llc(samples, given)
-    found = [_llc(samples[rows], of_chains(given, rows)) for rows in temperatures]
-    return _at_largest_nbeta(samples, temperatures, found)
+        found = _llc(samples, given)
+    else:
+        each = [_llc(samples[rows], of_chains(given, rows)) for rows in temperatures]
+        found = _at_largest_nbeta(samples, temperatures, each)
+    # Of all chains: a group of which none is healthy is in no estimate.
+    return replace(
+        found,
+        warnings=[*lost_chains(samples), *found.warnings],
+        num_frozen=samples.num_chains - int(samples.healthy.sum()),
+    )
 
 
 def _at_largest_nbeta(samples: Samples, temperatures: list[Tensor], found: list[LLC]) -> LLC:
@@ -177,7 +184,6 @@ def _at_largest_nbeta(samples: Samples, temperatures: list[Tensor], found: list[
         warnings=[*last.warnings, *still_moving(last.mean, slope, slope_error)],
         per_chain=per_chain[0],
         mcse_per_chain=per_chain[1],
-        num_frozen=sum(each.num_frozen for each in found),
         slope=slope,
         slope_error=slope_error,
     )
@@ -212,7 +218,6 @@ def _llc(samples: Samples, given: Tensor | None) -> LLC:
         per_chain=per_chain[0],
         mcse_per_chain=per_chain[1],
         num_chains=int(last.samples.healthy.sum()),
-        num_frozen=samples.num_chains - int(samples.healthy.sum()),
     )
 
 
