@@ -205,6 +205,7 @@ class TestTemperatures:
         sampler = fs.sgld(1e-2, nbeta=values, localization=GAMMA)
         estimate = fs.llc(sampled(regression(), sampler, num_chains=12, num_draws=40))
         assert (estimate.num_chains, estimate.num_frozen) == (4, 4)
+        assert estimate.warnings[0].startswith("4 of 12 chains diverged and are left out")
         assert estimate.per_chain.isnan().tolist() == [False, False, True] * 4
 
 

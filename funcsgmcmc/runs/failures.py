@@ -5,13 +5,8 @@ from typing import Any
 from funcsgmcmc.runs.record import Samples
 
 
-class SamplingError(RuntimeError):
-    """A run stopped before its end.
-
-    Attributes:
-        samples: The record until then.
-        finished: Of `sample_components`, the records of the components that were complete.
-    """
+class _WithRecord(BaseException):
+    """What errors of both kinds share, those of a run and a user's Ctrl-C."""
 
     def __init__(self, message: str, samples: Samples) -> None:
         super().__init__(message)
@@ -24,21 +19,22 @@ class SamplingError(RuntimeError):
         return type(self), (str(self), self.samples), {"finished": self.finished}
 
 
-class SamplingInterrupt(KeyboardInterrupt):
+class SamplingError(_WithRecord, RuntimeError):
+    """A run stopped before its end.
+
+    Attributes:
+        samples: The record until then.
+        finished: Of `sample_components`, the records of the components that were complete.
+    """
+
+
+class SamplingInterrupt(_WithRecord, KeyboardInterrupt):
     """Ctrl-C in a run, which stops a loop over runs too.
 
     Attributes:
         samples: The record until then, with which `sample` can go on.
         finished: As for `SamplingError`.
     """
-
-    def __init__(self, message: str, samples: Samples) -> None:
-        super().__init__(message)
-        self.samples = samples
-        self.finished: dict[str, Samples] = {}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (str(self), self.samples), {"finished": self.finished}
 
 
 class DivergenceError(SamplingError):
