@@ -53,7 +53,7 @@ def test_a_file_has_a_line_every_30_seconds_and_one_at_the_end(monkeypatch, capl
     with progress.progress_of(600, enabled=True) as shown:
         for _ in range(600):
             clock.now += 0.125
-            shown.step_done(lambda: "loss 1")
+            shown.steps_done(lambda: "loss 1")
     assert lines(caplog) == [
         "241 of 600 steps, 8 steps/s, 45 s left, loss 1",
         "481 of 600 steps, 8 steps/s, 15 s left, loss 1",
@@ -65,14 +65,14 @@ def test_a_run_that_goes_on_counts_on(monkeypatch, caplog, terminal, capsys):
     """Its rate is that of its own steps."""
     clock = Clock(monkeypatch)
     with progress.progress_of(600, done=300, enabled=True) as shown:
-        shown.step_done(lambda: "loss 1")
+        shown.steps_done(lambda: "loss 1")
     assert "301/600" in capsys.readouterr().err
     monkeypatch.setattr(progress, "_is_watched", lambda: False)
     caplog.set_level(logging.INFO, logger="funcsgmcmc")
     with progress.progress_of(600, done=300, enabled=True) as shown:
         for _ in range(300):
             clock.now += 0.125
-            shown.step_done(lambda: "loss 1")
+            shown.steps_done(lambda: "loss 1")
     assert lines(caplog) == [
         "541 of 600 steps, 8 steps/s, 7 s left, loss 1",
         "600 of 600 steps, 8 steps/s, 0 s left, loss 1",

@@ -10,8 +10,8 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from cases import BY_NAME, CASES
 from funcsgmcmc import random, tree
+from funcsgmcmc.runs import timing
 from funcsgmcmc.runs.request import RunKeys
-from funcsgmcmc.runs.run import Run
 from problems import assert_same, classification, good_loss, observables, records, run
 
 
@@ -236,7 +236,7 @@ def test_a_run_restarts_from_its_final_state_in_its_box():
 @pytest.mark.parametrize("faster", ["vmap", "loop"])
 def test_auto_takes_the_faster_chain_method(params, monkeypatch, faster):
     sampler = BY_NAME["sgld with everything"].make(params)
-    monkeypatch.setattr(Run, "seconds_per_chain", lambda run: float(run.chain_method != faster))
+    monkeypatch.setattr(timing, "seconds_per_chain", lambda run: float(run.chain_method != faster))
     chosen = run(sampler, chain_method="auto")
     assert chosen.chain_method == faster
     assert_same(chosen, run(sampler, chain_method=faster), exact=True)
@@ -303,7 +303,7 @@ def test_auto_leaves_out_a_method_that_fails(params, monkeypatch):
         return 1.0
 
     sampler = BY_NAME["sgld with everything"].make(params)
-    monkeypatch.setattr(Run, "seconds_per_chain", out_of_memory)
+    monkeypatch.setattr(timing, "seconds_per_chain", out_of_memory)
     with pytest.warns(UserWarning, match="chain_method 'vmap' fails: too many chains"):
         samples = run(sampler, chain_method="auto")
     assert_same(samples, run(sampler, chain_method="loop"), exact=True)

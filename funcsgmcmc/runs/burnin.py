@@ -26,6 +26,14 @@ def is_due(num_steps: int) -> bool:
     return num_steps > _FIRST_LOOK and num_steps == _step_of_look(_index(num_steps))
 
 
+def steps_until_due(num_steps: int) -> int:
+    """Steps until a look may be due, after some steps: 1 or more."""
+    if num_steps < _FIRST_LOOK:
+        return _FIRST_LOOK - num_steps
+    index = _index(num_steps)
+    return next(due for i in (index, index + 1) if (due := _step_of_look(i) - num_steps) > 0)
+
+
 def seen(recorder: Recorder, num_steps: int, healthy: Tensor) -> Tensor:
     """What the look that is due, and the one before it, see.
 

@@ -3,6 +3,7 @@
 A step's index is counted from a chain's first one, also in a run that goes on from another.
 """
 
+import bisect
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +36,7 @@ class Clock:
     burnin_settled: bool | None = None
     next_step: int = field(init=False)
     num_steps: int = field(init=False)
+    _draws: list[int] = field(init=False, repr=False)
     _draw_at: dict[int, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -44,7 +46,8 @@ class Clock:
     def _number_draws(self) -> None:
         self.num_steps = int(self.draw_steps[-1]) + 1 - self.first_step
         # Asked at every step, which is too often for reading a tensor.
-        self._draw_at = {step: draw for draw, step in enumerate(self.draw_steps.tolist())}
+        self._draws = self.draw_steps.tolist()
+        self._draw_at = {step: draw for draw, step in enumerate(self._draws)}
 
     @property
     def steps_done(self) -> int:
@@ -66,9 +69,18 @@ class Clock:
         self.num_burnin_steps, self.is_open, self.burnin_settled = num_steps, False, settled
         self._number_draws()
 
-    def tick(self) -> None:
-        """Count a step that all chains have made."""
-        self.next_step += 1
+    def steps_until_draw(self) -> int:
+        """Steps before the next one that makes a draw, after the next step: 1 or more.
+
+        So many may be made at once, since a draw is where its step begins.
+        """
+        later = bisect.bisect_right(self._draws, self.next_step)
+        last = self.first_step + self.num_steps
+        return (self._draws[later] if later < len(self._draws) else last) - self.next_step
+
+    def tick(self, number: int = 1) -> None:
+        """Count steps that all chains have made."""
+        self.next_step += number
 
 
 def steps_of_draws(

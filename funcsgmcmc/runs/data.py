@@ -65,6 +65,7 @@ class TensorData:
         is_shared: Whether all chains see one batch, with the same noise.
         num_examples: n.
         batch_size: Examples a minibatch.
+        examples: All of them, in the data's structure.
     """
 
     def __init__(
@@ -84,9 +85,9 @@ class TensorData:
         self._steps_per_block = self.num_examples // self.batch_size
         if not epochs:
             self._steps_per_block = max(1, _BLOCK_SIZE // (len(self._keys) * self.batch_size))
-        self._block = (-1, torch.empty(0))
+        self._blocks: dict[int, Tensor] = {}
         self._shared_batch: tuple[int, Any] = (-1, None)
-        self._data = map_examples(lambda leaf: leaf.to(device), data)
+        self.examples = map_examples(lambda leaf: leaf.to(device), data)
         self.is_all_data = batch_size is None
         self.is_shared = is_shared and not self.is_all_data
         self.batch_dim: int | None = None if self.is_all_data or self.is_shared else 0
@@ -96,26 +97,54 @@ class TensorData:
         `[batch_size, …]` of one chain or of all, or `[c, batch_size, …]` of a slice.
         """
         if self.is_all_data:
-            return self._data
+            return self.examples
         if self.batch_dim is not None:
-            return take_examples(self._data, self._chosen(step, rows))
+            return take_examples(self.examples, self._chosen(step, rows))
         # All chunks of a step ask for it.
         if self._shared_batch[0] != step:
-            self._shared_batch = (step, take_examples(self._data, self._chosen(step, 0)))
+            self._shared_batch = (step, take_examples(self.examples, self._chosen(step, 0)))
         return self._shared_batch[1]
+
+    def chosen(self, first: int, number: int, rows: Rows) -> tuple[Tensor, ...]:
+        """Which examples are the batches of some steps: each `batch` takes its row of them.
+
+        Args:
+            first: The first step.
+            number: Of steps.
+            rows: The chains.
+
+        Returns:
+            Nothing where every batch is all the data; else `[number, batch_size]`, of one chain or
+            of all, or `[number, c, batch_size]` of a slice.
+        """
+        if self.is_all_data:
+            return ()
+        rows = rows if self.batch_dim is not None else 0
+        parts, stop = [], first + number
+        while first < stop:
+            block, position = divmod(first, self._steps_per_block)
+            here = self._examples_of(block)[:, position : position + stop - first]
+            parts.append(here[rows])
+            first += here.shape[1]
+        return (torch.cat(parts, -2).movedim(-2, 0),)
 
     def _chosen(self, step: int, rows: Rows) -> Tensor:
         """The examples of some rows of keys at a step, `[batch_size]` or `[c, batch_size]`."""
         block, position = divmod(step, self._steps_per_block)
-        # Chunks of one step share a block, and so do many steps: keep the last one.
-        if self._block[0] != block:
+        return self._examples_of(block)[rows, position]
+
+    def _examples_of(self, block: int) -> Tensor:
+        """The examples of a block of steps, `[keys, steps, batch_size]`."""
+        # Chunks of one step share a block, and so do many steps; steps that are made at once may
+        # reach into the next one: keep the last two.
+        if block not in self._blocks:
             examples = self._permutations(block) if self._epochs else self._draws(block)
-            self._block = (block, examples)
-        return self._block[1][rows, position]
+            self._blocks = dict([*self._blocks.items()][-1:]) | {block: examples}
+        return self._blocks[block]
 
     def digests(self) -> dict[str, str]:
         """Digests of the data, which name it."""
-        leaves = pytree.tree_leaves(self._data)
+        leaves = pytree.tree_leaves(self.examples)
         return {f"data, tensor {i}": digest(leaf) for i, leaf in enumerate(leaves)}
 
     def digests_of_batch(self) -> dict[str, str]:
@@ -131,7 +160,7 @@ class TensorData:
 
     def one_pass(self) -> Iterator[Piece]:
         """All examples, in pieces of `batch_size`."""
-        return pieces_of(self._data, self.num_examples, self.batch_size)
+        return pieces_of(self.examples, self.num_examples, self.batch_size)
 
     def part(self, num_examples: int) -> Callable[[], Iterator[Piece]]:
         """Passes over a fixed part of the examples, in pieces of `batch_size`.
@@ -139,7 +168,7 @@ class TensorData:
         They are spread over the data evenly, which may be sorted.
         """
         index = torch.arange(num_examples) * self.num_examples // num_examples
-        chosen = take_examples(self._data, index.to(self._keys.device))
+        chosen = take_examples(self.examples, index.to(self._keys.device))
         return lambda: pieces_of(chosen, num_examples, self.batch_size)
 
     def _draws(self, block: int) -> Tensor:

@@ -152,6 +152,11 @@ class DiskStore:
             self._waiting[field] = waiting = (block, values)
         waiting[1][rows, position] = value
 
+    def write_steps(self, field: Field, rows: Rows, first: int, values: Tensor) -> None:
+        """Keep the values of some chains at steps that follow one another."""
+        for index, value in enumerate(values, first):
+            self.write(field, rows, index, value)
+
     def read(self, field: Field, start: int, stop: int) -> Tensor:
         """Values of this process's chains at some steps or draws; `[c, 0]` if there are none."""
         if field not in self._arrays:

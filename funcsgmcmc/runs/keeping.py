@@ -115,6 +115,12 @@ class Keeper:
         settings: dict[str, Any] | None = self._place.settings["full_data"]
         return settings
 
+    def is_compiled(self) -> bool:
+        """Whether the steps of a resumed run were compiled before, of which rounding depends."""
+        assert self._place.settings is not None
+        compiled: bool = self._place.settings["is_compiled"]
+        return compiled
+
     def chunk_size(self) -> int | None:
         """How many chains stepped at once before, of which rounding depends; None at the start."""
         return None if self._place.settings is None else self._place.settings["chunk_size"]
@@ -211,6 +217,7 @@ class Keeper:
             "num_steps_between_draws": run.request.num_steps_between_draws,
             "chain_method": run.chain_method,
             "chunk_size": run.chunk_size,
+            "is_compiled": run.stepper.is_compiled,
             "unit": self.store.unit,
             "full_data": None if run.full_data is None else run.full_data.settings(),
             "options": run.options(),
@@ -225,12 +232,13 @@ class Keeper:
         )
         self.store.write_variables("constant_data", constants)
 
-    def step_done(self, run: "Run") -> None:
+    def steps_done(self, run: "Run") -> None:
         """Write a checkpoint, if one is due."""
         if self._processes.size == 1:
             is_due = self._timetable.is_due()
         else:
-            is_due = run.clock.next_step == self._next_step
+            # Steps that are made at once may pass it.
+            is_due = run.clock.next_step >= self._next_step
         if is_due:
             self.write(run)
 

@@ -34,8 +34,8 @@ class Progress(Protocol):
     def shorten(self, num_steps: int) -> None:
         """Say that the run has so many steps, fewer than before."""
 
-    def step_done(self, status: Callable[[], str]) -> None:
-        """Count a step; `status` tells how the run is doing."""
+    def steps_done(self, status: Callable[[], str], number: int = 1) -> None:
+        """Count steps; `status` tells how the run is doing."""
 
 
 @contextmanager
@@ -82,7 +82,7 @@ class _Nothing:
     def shorten(self, num_steps: int) -> None:
         pass
 
-    def step_done(self, status: Callable[[], str]) -> None:
+    def steps_done(self, status: Callable[[], str], number: int = 1) -> None:
         pass
 
 
@@ -108,12 +108,12 @@ def _bar(num_steps: int, done: int) -> Iterator[Progress]:
         def shorten(self, num_steps: int) -> None:
             bar.total = num_steps
 
-        def step_done(self, status: Callable[[], str]) -> None:
+        def steps_done(self, status: Callable[[], str], number: int = 1) -> None:
             now = time.monotonic()
-            if now - self.read_at >= _SECONDS_BETWEEN_READINGS or bar.n + 1 == bar.total:
+            if now - self.read_at >= _SECONDS_BETWEEN_READINGS or bar.n + number == bar.total:
                 bar.set_postfix_str(status(), refresh=False)
                 self.read_at = now
-            bar.update()
+            bar.update(number)
 
     with tqdm(total=num_steps, initial=done, unit="step", dynamic_ncols=True) as bar:
         yield Bar()
@@ -142,7 +142,7 @@ class _Lines:
     is_shown = True
 
     def __init__(self, num_steps: int, done: int) -> None:
-        self._num_steps, self._steps, self._first = num_steps, done, done + 1
+        self._num_steps, self._steps, self._done_before = num_steps, done, done
         self._last = (
             time.monotonic(),
             done,
@@ -156,10 +156,10 @@ class _Lines:
     def shorten(self, num_steps: int) -> None:
         self._num_steps = num_steps
 
-    def step_done(self, status: Callable[[], str]) -> None:
-        self._steps += 1
-        if self._steps == self._first:  # it compiles, and warms caches
-            self._last = (time.monotonic(), self._first)
+    def steps_done(self, status: Callable[[], str], number: int = 1) -> None:
+        if self._steps == self._done_before:  # the first ones compile, and warm caches
+            self._last = (time.monotonic(), self._steps + number)
+        self._steps += number
         now, (then, steps) = time.monotonic(), self._last
         if now - then < _SECONDS_BETWEEN_LINES and self._steps < self._num_steps:
             return

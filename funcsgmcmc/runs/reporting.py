@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Reporter:
-    """Tells of each step of a run.
+    """Tells of the steps of a run.
 
     Args:
         run: The run.
@@ -25,17 +25,18 @@ class Reporter:
         self._run, self._progress = run, progress
         self._mixing = Mixing()
 
-    def step_done(self) -> None:
-        """Tell of the last step."""
+    def steps_done(self, number: int) -> None:
+        """Tell of the last steps, so many as were made at once."""
         if self._progress.is_shown:
-            self._look_at_mixing()
-            self._progress.step_done(self._status)
+            done = self._run.clock.steps_done
+            for row in range(done - number, done):
+                self._look_at_mixing(row)
+            self._progress.steps_done(self._status, number)
         if self._run.request.on_draw is not None:
             self._hand_over_draw()
 
-    def _look_at_mixing(self) -> None:
-        """Take the last step into what is told of mixing, if it is one after burn-in."""
-        row = self._run.clock.steps_done - 1
+    def _look_at_mixing(self, row: int) -> None:
+        """Take a step into what is told of mixing, if it is one after burn-in."""
         since = row - self._run.clock.num_burnin_steps
         if since >= 0 and self._mixing.is_due(since):
             losses, distances = self._run.recorder.at_step(row)
@@ -57,16 +58,18 @@ class Reporter:
         return gather([chunk.frozen_at for chunk in self._run.chunks]).cpu() < 0
 
     def _hand_over_draw(self) -> None:
-        """Give the user's function the draw of the last step, if it made one."""
-        run = self._run
+        """Give the user's function the draw of the last steps, if they made one."""
+        run, clock = self._run, self._run.clock
         drawn = [chunk.drawn for chunk in run.chunks if chunk.drawn is not None]
         if run.request.on_draw is None or not drawn:
             return
-        losses, distances = run.recorder.at_step(run.clock.steps_done - 1)
+        index = clock.draws_done - 1
+        step = int(clock.draw_steps[index])
+        losses, distances = run.recorder.at_step(step - clock.first_step)
         params, observed = zip(*drawn, strict=True)
         draw = Draw(
-            index=run.clock.draws_done - 1,
-            step=run.clock.next_step - 1,
+            index=index,
+            step=step,
             losses=losses,
             distances=distances,
             observables={name: gather([each[name] for each in observed]) for name in observed[0]},

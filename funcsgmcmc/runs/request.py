@@ -49,7 +49,7 @@ class Request:
     on_draw: Callable[[Draw], object] | None
     chain_method: Literal["vmap", "loop", "auto"]
     chunk_size: int | Literal["auto"] | None
-    compile: bool | Literal["noise"] | None
+    compile: bool | Literal["noise", "auto"]
     on_divergence: Literal["freeze", "raise"]
     max_loss: float | None
     max_distance: float | None
@@ -83,7 +83,7 @@ class Request:
         elif self.chunk_size is not None:
             checks.count("chunk_size", self.chunk_size, minimum=1)
         checks.choice("chain_method", self.chain_method, ("vmap", "loop", "auto"))
-        checks.choice("compile", self.compile, (True, False, None, "noise"))
+        checks.choice("compile", self.compile, (True, False, "noise", "auto"))
         checks.choice("on_divergence", self.on_divergence, ("freeze", "raise"))
         self._make_plain()
         # A batch of keys would pass for keys of chains, and give all chains one noise.

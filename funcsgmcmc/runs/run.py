@@ -5,23 +5,18 @@ batch, and a run can stop at any step with everything recorded until then.
 """
 
 import contextlib
-import statistics
-import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import InitVar, dataclass, field
 from functools import partial
-from importlib.util import find_spec
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import tree
-from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
-from funcsgmcmc.runs.burnin import has_settled, is_due, seen
+from funcsgmcmc.runs.burnin import has_settled, is_due, seen, steps_until_due
 from funcsgmcmc.runs.chunks import Chunk, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
@@ -31,7 +26,7 @@ from funcsgmcmc.runs.full_data import FullData
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.looks import Looks
 from funcsgmcmc.runs.moments import with_draw
-from funcsgmcmc.runs.need import Cost, Need, StepBytes, largest_chunk, need_of
+from funcsgmcmc.runs.need import Need, StepBytes, largest_chunk, need_of
 from funcsgmcmc.runs.processes import InterruptedProcessError, ProcessError, Processes
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import Samples
@@ -40,18 +35,9 @@ from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
 from funcsgmcmc.runs.shares import whole_record
 from funcsgmcmc.runs.start import Lent, Start
+from funcsgmcmc.runs.stepper import Compile, Moved, Stepper, default_compilation
 from funcsgmcmc.runs.store import Recorder, Rows
 from funcsgmcmc.samplers.base import Sampler
-from funcsgmcmc.stepping import (
-    FreezingStep,
-    chain_evaluation,
-    chain_step,
-    chains_evaluation,
-    chains_step,
-    compiled,
-    freezing,
-    step_noise,
-)
 
 _TIMED_STEPS, _LONG_STEP = 4, 5.0
 
@@ -72,7 +58,7 @@ class Run:
         recorder: Its record.
         keeper: What keeps it on disk, if anything does.
         processes: Those that make it, each some of its chains.
-        step: The function that steps a chunk.
+        stepper: What steps its chunks.
         chunks: Its chains.
         sampler: The sampler, with its anchor.
         keys: The keys of its chains.
@@ -95,7 +81,7 @@ class Run:
     recorder: Recorder
     keeper: Keeper | None
     processes: Processes
-    step: FreezingStep = field(init=False)
+    stepper: Stepper = field(init=False)
     chunks: list[Chunk] = field(init=False)
     sampler: Sampler = field(init=False)
     keys: RunKeys = field(init=False)
@@ -109,7 +95,7 @@ class Run:
         # The state before the first step is not kept: chunks hold it until they have moved.
         params = start.state.params
         self.sampler, self.keys, self.lent = start.sampler, start.keys, start.lent
-        self.step = self._make_step(tree.device(params), self.request.compile)
+        self.stepper = self.make_stepper(self._compile())
         self.chunk_size = self._choose_chunk_size(params)
         size = self.chunk_size if self.chain_method == "vmap" else None
         self.chunks = split(start, self.shared_memory, size)
@@ -142,10 +128,9 @@ class Run:
                     # Before a step: a run that was interrupted after the last one looks now.
                     if clock.is_open:
                         self._end_burnin(progress)
-                    self.make_step_and_look_at_rounding()
-                    reporter.step_done()
+                    reporter.steps_done(self.make_steps_and_look_at_rounding())
                     if keeper is not None:
-                        keeper.step_done(self)
+                        keeper.steps_done(self)
                     # Reading health waits for the device: only if it is asked for.
                     if self.request.on_divergence == "raise":
                         self._check_health()
@@ -220,7 +205,7 @@ class Run:
         """
         last = self.processes.level(self.clock.next_step)
         while self.clock.next_step < last:
-            self.make_step()
+            self.make_steps()
         self.is_with_others = True
 
     def _end(self, error: Exception | None = None) -> Samples:
@@ -248,55 +233,90 @@ class Run:
         """The record of this process's chains; of all as they are on disk, if they are."""
         return self.samples() if self.keeper is None else self.keeper.samples()
 
-    def make_step(self) -> None:
-        """Make one step of every chunk that has not made it yet, and record it."""
+    def make_steps(self) -> int:
+        """Make the next steps of every chunk that has not made them yet, and record them.
+
+        Returns:
+            Their number.
+        """
         request, step, draw = self.request, self.clock.next_step, self.clock.due_draw()
+        number = self._steps_at_once()
         for chunk in self.chunks:
             if chunk.next_step > step:
                 continue
-            batch = self._next_batch(chunk)
-            keys = chunk.step_keys.at(step)
-            state, info, frozen_at = self.step(
-                chunk.sampler, chunk.state, batch, chunk.memory, keys, chunk.frozen_at
-            )
+            moved = self.stepper.make(chunk, step, number)
             moments, drawn = chunk.moments, None
             if draw is not None:
                 # A draw is where its step begins: it belongs to the loss that the step evaluates.
                 params = chunk.state.params
                 observed = self.recorder.write_draw(chunk.rows, draw, params)
+                counts = (moved.frozen_at < 0) | (moved.frozen_at > step)
                 moments = with_draw(
-                    moments, request.record, params, observed, frozen_at < 0, info.log_weight
+                    moments, request.record, params, observed, counts, moved.log_weight
                 )
                 if request.on_draw is not None:
                     drawn = (params, _with_chains(chunk.rows, observed))
-                self._look_at_all_data(chunk, draw, batch)
-            self.recorder.write_step(chunk.rows, self.clock.steps_done, draw, info)
+                self._look_at_all_data(chunk, draw)
+            self._record(chunk, moved, number, draw)
             # At once and at last: a step that is interrupted before is made again, to the same end.
             chunk.state, chunk.frozen_at, chunk.moments, chunk.drawn, chunk.next_step = (
-                state,
-                frozen_at,
+                moved.state,
+                moved.frozen_at,
                 moments,
                 drawn,
-                step + 1,
+                step + number,
             )
         if self.lent is not None:
             self.lent.check()
-        # Only a step of all chunks counts: one that fails half way leaves a record of equal length.
-        self.clock.tick()
+        # Only steps of all chunks count: one that fails half way leaves a record of equal length.
+        self.clock.tick(number)
+        return number
 
-    def make_step_and_look_at_rounding(self) -> None:
-        """Make one step; of the first and the last one, see whether narrow parameters took it."""
+    def _steps_at_once(self) -> int:
+        """How many steps are made until something else is to be done.
+
+        All processes give the same answer: it depends on the step alone.
+        """
+        clock, step = self.clock, self.clock.next_step
+        number = min(self.stepper.longest, clock.steps_until_draw())
+        if number == 1:
+            return 1
+        # Of an interrupted run, some chunks have made steps that others have not.
+        number = min([number, *(c.next_step - step for c in self.chunks if c.next_step > step)])
+        if clock.is_open:
+            limit = clock.num_burnin_steps - clock.steps_done
+            number = min(number, limit, steps_until_due(clock.steps_done))
+        if (interval := self.request.estimator.refresh_interval) is not None:
+            number = min(number, interval - step % interval)
+        is_first = clock.steps_done == 0 and is_narrow(self.chunks[0].state.params)
+        return 1 if is_first else number
+
+    def _record(self, chunk: Chunk, moved: Moved, number: int, draw: int | None) -> None:
+        """Write what the next steps of a chunk report."""
+        row, recorder = self.clock.steps_done, self.recorder
+        if moved.is_block:
+            recorder.write_steps(chunk.rows, row, number, draw, moved.info)
+        else:
+            recorder.write_step(chunk.rows, row, draw, moved.info)
+
+    def make_steps_and_look_at_rounding(self) -> int:
+        """Make steps; of the first and the last one, see whether narrow parameters took it.
+
+        Returns:
+            Their number.
+        """
         chunk, clock = self.chunks[0], self.clock
         is_looked_at = clock.steps_done in (0, clock.num_steps - 1)
         before = chunk.state
-        self.make_step()
-        # Only noise moves every entry.
+        number = self.make_steps()
         if self.has_warned or not (is_looked_at and is_narrow(before.params)):
-            return
+            return number
+        # Only noise moves every entry.
         if has_noise(chunk.sampler, before.step):
             self.has_warned = warn_of_lost_steps(
                 before.params, chunk.state.params, chunk.sampler.mask
             )
+        return number
 
     def note_compilation(self, progress: Progress) -> None:
         """Say that the first step compiles, if it does."""
@@ -316,31 +336,7 @@ class Run:
     def finish_step(self) -> None:
         """Make the step that was interrupted, if some chunks have made it."""
         if not self.is_level:
-            self.make_step()
-
-    def seconds_per_chain(self) -> float:
-        """The time of the next step of a chain, at best of a few; nothing is changed."""
-        return min(self._timed_steps()) / self.chunks[0].frozen_at.numel()
-
-    def _timed_steps(self) -> list[float]:
-        """Time the next step of a chunk a few times; nothing is recorded or changed."""
-        chunk, seconds = self.chunks[0], []
-        kept_memory = chunk.memory
-        # What a pass over the data draws from torch's generator is drawn again by the run.
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            batch, keys = self._next_batch(chunk), chunk.step_keys.at(self.clock.next_step)
-            # The first step compiles, and warms caches: the best of a few is what a run sees.
-            for _ in range(_TIMED_STEPS):
-                start = time.perf_counter()
-                _, info, _ = self.step(
-                    chunk.sampler, chunk.state, batch, chunk.memory, keys, chunk.frozen_at
-                )
-                info.loss.tolist()  # waits for the device
-                seconds.append(time.perf_counter() - start)
-                if seconds[-1] > _LONG_STEP and self.request.compile is not True:
-                    break  # it tells enough
-        chunk.memory = kept_memory
-        return seconds
+            self.make_steps()
 
     @property
     def num_healthy(self) -> int:
@@ -445,28 +441,23 @@ class Run:
             "num_examples": self.batches.num_examples,
             "shared_batches": self.batches.is_shared,
         }
-        return self.request.options() | data | {"burnin_settled": self.clock.burnin_settled}
+        found = {
+            "burnin_settled": self.clock.burnin_settled,
+            "is_compiled": self.stepper.is_compiled,
+        }
+        return self.request.options() | data | found
 
-    def _next_batch(self, chunk: Chunk) -> Any:
-        """The batch of a chunk's next step; before it, its memory is made where it is due."""
-        # In this order: both may draw from torch's generator, where a loader shuffles.
-        batch = self.batches.batch(self.clock.next_step, chunk.rows)
-        if self.request.estimator.needs_memory:
-            chunk.refresh_memory(self.clock.next_step, self.request.estimator, self.batches)
-        return batch
-
-    def _look_at_all_data(self, chunk: Chunk, draw: int, batch: Any) -> None:
+    def _look_at_all_data(self, chunk: Chunk, draw: int) -> None:
         """Record what all data says of a chunk's draw, if it is one to be looked at."""
         full = self.full_data
         if full is None or not full.is_due(draw):
             return
-        memory_dim = None if self.chain_method == "loop" else self._dims()[1]
         evaluation = full.evaluate(
-            self.request.estimator, chunk.state.params, chunk.memory, memory_dim
+            self.request.estimator, chunk.state.params, chunk.memory, self.stepper.memory_dim
         )
         estimate = None
         if not self.batches.is_all_data or self.request.log_prior is not None:
-            estimate = self._evaluate(chunk, batch)
+            estimate = self.stepper.evaluate(chunk, self.clock.next_step)
         look = full.look(evaluation, chunk.sampler, chunk.state, estimate)
         self.recorder.write_look(chunk.rows, (draw + 1) // full.every - 1, look)
 
@@ -487,16 +478,14 @@ class Run:
     def measure(self) -> None:
         """Measure the memory of a step, by steps of one and of two chains."""
         # Not compiled: two programs more would take a minute, to need less.
-        step = self._make_step(self.keys.key.device, False)
+        stepper, step = self.make_stepper(compile=False), self.clock.next_step
         number = 1 if self.chain_method == "loop" else min(2, self.chunk_size)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             peaks = []
             for chains in range(1, number + 1):
                 few = self.chunks[0].first(chains)
-                batch = self._next_batch(few)
-                keys = few.step_keys.at(self.clock.next_step)
-                arguments = (few.sampler, few.state, batch, few.memory, keys, few.frozen_at)
-                peaks.append(peak_bytes(partial(step, *arguments)))
+                stepper.prepare(few, step)
+                peaks.append(peak_bytes(partial(stepper.make, few, step, 1)))
         per_chain = peaks[-1] - peaks[0] if len(peaks) > 1 else 0
         self.step_bytes = StepBytes(peaks[0] - per_chain, per_chain)
 
@@ -513,83 +502,28 @@ class Run:
             self.processes.size,
         )
 
-    def cost(self) -> Cost:
-        """What the run costs, from a few steps that are timed; nothing is recorded or changed."""
-        steps, looks, size = self.clock.num_steps, 0, self.batches.batch_size
-        looked_at = None if self.full_data is None else self.full_data.num_examples
-        if self.full_data is not None:
-            looks = self.request.num_draws // self.full_data.every
-        timed = self._timed_steps()
-        # The first of them compiles, and warms caches; the best of the others would be luck.
-        seconds = statistics.median(timed[1:] or timed) * len(self.chunks) * steps
-        if size and looked_at:
-            seconds *= 1 + looks * looked_at / (steps * size)
-        return Cost(self.request.num_chains, steps, size, looks, looked_at, seconds)
+    def make_stepper(self, compile: Compile) -> Stepper:
+        """Make what steps the chunks."""
+        estimator = self.request.estimator
+        is_shared = not estimator.needs_memory or self.shared_memory is not None
+        return Stepper(
+            self.request,
+            self.batches,
+            is_looped=self.chain_method == "loop",
+            memory_dim=None if is_shared or self.chain_method == "loop" else 0,
+            compile=compile,
+        )
 
-    def _dims(self) -> tuple[int | None, int | None]:
-        """Where the chains are in a chunk's batches, and in the memory of its estimator."""
-        is_shared = not self.request.estimator.needs_memory or self.shared_memory is not None
-        return self.batches.batch_dim, None if is_shared else 0
-
-    def _evaluate(self, chunk: Chunk, batch: Any) -> Evaluation:
-        """The potential of a chunk, as its step estimates it."""
-        estimator, log_prior = self.request.estimator, self.request.log_prior
-        if self.chain_method == "loop":
-            evaluate = chain_evaluation(estimator, log_prior=log_prior)
-        else:
-            batch_dim, memory_dim = self._dims()
-            evaluate = chains_evaluation(
-                estimator, batch_dim=batch_dim, memory_dim=memory_dim, log_prior=log_prior
-            )
-        keys = chunk.step_keys.at(self.clock.next_step)
-        return evaluate(chunk.sampler, chunk.state, batch, chunk.memory, keys)
-
-    def _make_step(
-        self, device: torch.device, compile: bool | Literal["noise"] | None
-    ) -> FreezingStep:
-        """Make the function that steps a chunk, compiled if that is asked for."""
-        request, estimator = self.request, self.request.estimator
-        # On a GPU, in eager code, each operation of the generator is a launch of its own.
-        if compile is None and device.type == "cuda" and find_spec("triton"):
-            compile = "noise"
-        settings: dict[str, Any] = {
-            "log_prior": request.log_prior,
-            "metrics": "metrics" in request.record,
-            "noise": compiled(step_noise) if compile == "noise" else step_noise,
-        }
-        if self.chain_method == "loop":
-            step = chain_step(estimator, **settings)
-        else:
-            batch_dim, memory_dim = self._dims()
-            step = chains_step(estimator, batch_dim=batch_dim, memory_dim=memory_dim, **settings)
-        # Chains freeze inside the compiled step, so that no step waits for a look at their health.
-        freezing_step = freezing(step, max_loss=request.max_loss, max_distance=request.max_distance)
-        return compiled(freezing_step) if compile is True else freezing_step
+    def _compile(self) -> Compile:
+        """What is compiled before the first step, as far as it is known then."""
+        if self.request.compile != "auto":
+            return self.request.compile
+        if self.keeper is not None and self.keeper.is_resumed and self.keeper.is_compiled():
+            return True
+        return default_compilation(self.keys.key.device)
 
 
 def _with_chains(rows: Rows, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Values of a chunk, `[c, …]`: those of a single chain get their dimension."""
     single = isinstance(rows, int)
     return {name: value[None] if single else value for name, value in values.items()}
-
-
-def fastest(runs: Sequence[Run], progress: Progress) -> Run:
-    """The run whose next step takes the least time a chain.
-
-    One that cannot make the step is left out, with a warning. If none can, it is the first: going
-    on with it raises its error.
-    """
-    processes = runs[0].processes
-    if len(runs) == 1:
-        runs[0].note_compilation(progress)
-        return runs[0]
-    seconds: dict[int, float] = {}
-    for index, run in enumerate(runs):
-        run.note_compilation(progress)
-        try:
-            seconds[index] = run.seconds_per_chain()
-        except Exception as error:
-            warnings.warn(f"chain_method {run.chain_method!r} fails: {error}", stacklevel=3)
-    # What is faster on the first process is taken by all.
-    index = processes.meet(min(seconds, key=lambda index: seconds[index], default=0))[0]
-    return runs[index]

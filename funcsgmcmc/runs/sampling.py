@@ -29,10 +29,11 @@ from funcsgmcmc.runs.progress import progress_of
 from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
 from funcsgmcmc.runs.request import Observable, Recorded, Request
 from funcsgmcmc.runs.rows import which_of
-from funcsgmcmc.runs.run import Run, fastest
+from funcsgmcmc.runs.run import Run
 from funcsgmcmc.runs.shares import share_of
 from funcsgmcmc.runs.start import Start, start_of
 from funcsgmcmc.runs.store import MemoryStore, Recorder, Store
+from funcsgmcmc.runs.timing import compile_if_it_pays, cost_of, fastest
 from funcsgmcmc.runs.trial import Trial, try_functions
 from funcsgmcmc.samplers.base import Sampler, State, check_sampler
 from funcsgmcmc.schedules import Schedule
@@ -62,7 +63,7 @@ def sample(
     record: Collection[Recorded] = (),
     chain_method: Literal["vmap", "loop", "auto"] = "vmap",
     chunk_size: int | Literal["auto"] | None = None,
-    compile: bool | Literal["noise"] | None = None,
+    compile: bool | Literal["noise", "auto"] = "auto",
     on_divergence: Literal["freeze", "raise"] = "freeze",
     max_loss: float | None = None,
     max_distance: float | None = None,
@@ -135,17 +136,22 @@ def sample(
             their values.
         chain_method: `"vmap"`: gradients of a chunk in one batched computation. `"loop"`: one chain
             after the other, for models that do not vmap. `"auto"`: a few steps of each are timed,
-            and the faster one is taken; with `compile`, both are compiled. One that fails is left
-            out, with a warning. Which one was taken stands in the record.
+            and the faster one is taken; with `compile=True`, both are compiled. One that fails is
+            left out, with a warning. Which one was taken stands in the record.
         chunk_size: Chains in one vmapped computation. Bounds memory. Default: all; on the CPU, as
             many as make one buffer of parameters of up to 32 MiB, since larger ones are slower, if
             that is 16 or more. `"auto"`: at most so many, and as many as fit the free memory of
             the device: steps of one and two chains are tried, and what they take is measured.
         compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
             takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
-            to three times as fast. `"noise"` compiles the noise only, for losses that do not
-            compile. Default: the noise on CUDA with Triton, where each operation would be a
-            launch, and nothing elsewhere.
+            to three times as fast. Compiled steps between draws are made in blocks of up to 16,
+            bit for bit the same. `"noise"` compiles the noise only, for losses that do not
+            compile. `"auto"`: a few steps are timed before the first; where all of them would take
+            ten times as long as compiling is likely to (150 s and more), steps are compiled, if
+            that proves faster. `Samples.options["is_compiled"]` tells. The choice holds for the
+            whole run, resumed or not; on another machine it may be another, and chains then differ
+            by rounding. Else the noise is compiled on CUDA with Triton, where each operation would
+            be a launch, and nothing elsewhere.
         on_divergence: What to do with a chain whose loss or parameters become non-finite:
             `"freeze"` it at its last finite state, the others go on untouched; or `"raise"`.
         max_loss: A chain whose loss on a batch is larger counts as diverged (default: any finite
@@ -271,7 +277,7 @@ def expected_cost(
     check_sampler(sampler)
     with progress_of(1, enabled=False) as shown:
         asked = _Asked(request, params, data, sampler, Processes())
-        return fastest(_make_runs(asked, None), shown).cost()
+        return cost_of(fastest(_make_runs(asked, None), shown))
 
 
 def _refuse_without_store(resume: bool, checkpoint_seconds: float | None) -> None:
@@ -298,6 +304,7 @@ def _run(asked: _Asked, keeper: Keeper | None, progress: bool) -> Samples:
     with progress_of(clock.num_steps, done=clock.steps_done, enabled=progress) as shown:
         run = fastest(runs, shown)
         runs.clear()  # the memory of one that does not go is free
+        compile_if_it_pays(run, shown)
         if run.is_resumed:
             shown.tell(
                 f"after {run.clock.steps_done} of {run.clock.num_steps} steps, the run goes on"
@@ -309,7 +316,7 @@ def _run(asked: _Asked, keeper: Keeper | None, progress: bool) -> Samples:
             shown.tell(str(need))
             need.check()
             if progress:
-                shown.tell(str(run.cost()))
+                shown.tell(str(cost_of(run)))
         return run.go(shown)
 
 

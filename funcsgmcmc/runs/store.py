@@ -3,7 +3,7 @@
 Shapes: C chains, T steps, D draws; a field holds `[C, T, …]` or `[C, D, …]`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -59,6 +59,9 @@ class Store(Protocol):
     def write(self, field: Field, rows: Rows, index: int, value: Tensor) -> None:
         """Keep the value of some chains, `[…]` of one or `[c, …]` of a slice, at a step or draw."""
 
+    def write_steps(self, field: Field, rows: Rows, first: int, values: Tensor) -> None:
+        """Keep the values of some chains at steps that follow one another, `[steps, …]`."""
+
     def read(self, field: Field, start: int, stop: int) -> Tensor:
         """Values of all chains at some steps or draws, `[C, stop - start, …]`, on the CPU."""
 
@@ -79,6 +82,16 @@ class MemoryStore:
 
     def write(self, field: Field, rows: Rows, index: int, value: Tensor) -> None:
         """Keep the value of some chains; the first one fixes the field's shape and dtype."""
+        self._values_of(field, rows, value)[rows, index] = value  # copied to where the values are
+
+    def write_steps(self, field: Field, rows: Rows, first: int, values: Tensor) -> None:
+        """Keep the values of some chains at steps that follow one another."""
+        kept = self._values_of(field, rows, values[0])
+        by_chain = values if isinstance(rows, int) else values.movedim(0, 1)
+        kept[rows, first : first + len(values)] = by_chain
+
+    def _values_of(self, field: Field, rows: Rows, value: Tensor) -> Tensor:
+        """All values of a field, of which one for some chains is given."""
         values = self._values.get(field)
         if values is None:
             shape = value.shape if isinstance(rows, int) else value.shape[1:]
@@ -90,7 +103,7 @@ class MemoryStore:
                 device=value.device if field.schedule == "step" else "cpu",
             )
             self._values[field] = values
-        values[rows, index] = value  # copied to where the values are
+        return values
 
     def read(self, field: Field, start: int, stop: int) -> Tensor:
         """Values of all chains; `[C, 0]` of a field that was never written."""
@@ -112,6 +125,18 @@ _LOG_WEIGHT = Field("log_weight", "log_weight", "draw")
 _METRICS = {
     name: Field("metrics", name, "step") for name in Metrics._fields if name != "distance"
 } | {"distance": _DISTANCE}
+
+
+def _of_steps(info: Info) -> Iterator[tuple[Field, Tensor]]:
+    """What is recorded of every step."""
+    yield _LOSS, info.loss
+    yield _DISTANCE, info.distance
+    if info.log_prior is not None:
+        yield _LOG_PRIOR, info.log_prior
+    if info.metrics is not None:
+        for name, value in info.metrics._asdict().items():
+            if name != "distance":
+                yield _METRICS[name], value
 
 
 def _part_of_name(key: Any) -> str:
@@ -164,20 +189,31 @@ class Recorder:
 
     def write_step(self, rows: Rows, step: int, draw: int | None, info: Info) -> None:
         """Write the report of a step of some chains, which made a draw or none."""
-        self._store.write(_LOSS, rows, step, info.loss)
-        self._store.write(_DISTANCE, rows, step, info.distance)
-        if info.log_prior is not None:
-            self._store.write(_LOG_PRIOR, rows, step, info.log_prior)
-        if info.metrics is not None:
-            for name, value in info.metrics._asdict().items():
-                if name != "distance":
-                    self._store.write(_METRICS[name], rows, step, value)
+        for field, value in _of_steps(info):
+            self._store.write(field, rows, step, value)
         if draw is not None and info.log_weight is not None:
             self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight)
         if draw is not None and "aux" in self._record:
             for path, leaf in pytree.tree_leaves_with_path(info.aux):
                 name = ".".join(["aux", *map(_part_of_name, path)])
                 self._store.write(Field("observables", name, "draw"), rows, draw, leaf)
+
+    def write_steps(
+        self, rows: Rows, first: int, number: int, draw: int | None, info: Info
+    ) -> None:
+        """Write the reports of steps that follow one another, without aux.
+
+        Args:
+            rows: The chains.
+            first: The first step, which made a draw or none; the others made none.
+            number: Of steps.
+            draw: The draw of the first step.
+            info: Leaves `[at least number, *chains, …]`.
+        """
+        for field, values in _of_steps(info):
+            self._store.write_steps(field, rows, first, values[:number])
+        if draw is not None and info.log_weight is not None:
+            self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight[0])
 
     def losses(self, num_steps: int) -> Tensor:
         """Losses of the first steps, `[C, T]`."""
