@@ -52,7 +52,14 @@ def lengths(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+def is_slow(case: Case) -> bool:
+    return "curvature" in str(case) or "composed" in str(case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[pytest.mark.slow] * is_slow(case), id=str(case)) for case in CASES],
+)
 def test_blocks_are_steps(case: Case, params, eager, lengths):
     settings = SETTINGS | {"record": ["draws", "metrics", "draw_moments"]}
     in_blocks = run(case.make(params), compile=True, **settings)

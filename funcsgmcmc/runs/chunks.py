@@ -19,6 +19,9 @@ from funcsgmcmc.runs.store import Rows
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.stepping import StepKeys
 
+Drawn = tuple[TensorDict, dict[str, Tensor]] | None
+"""Parameters and observables of a draw, where a user's function is given them."""
+
 
 @dataclass
 class Chunk:
@@ -45,7 +48,7 @@ class Chunk:
     memory: Any
     next_step: int
     moments: dict[str, Moments] = field(default_factory=dict)
-    drawn: tuple[TensorDict, dict[str, Tensor]] | None = None
+    drawn: Drawn = None
     step_keys: StepKeys = field(init=False)
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
 from funcsgmcmc.runs.burnin import has_settled, is_due, seen, steps_until_due
-from funcsgmcmc.runs.chunks import Chunk, gather, split
+from funcsgmcmc.runs.chunks import Chunk, Drawn, gather, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.encoding import decode, encode, joined, picked, with_chain
@@ -25,7 +25,7 @@ from funcsgmcmc.runs.failures import DivergenceError, SamplingError, SamplingInt
 from funcsgmcmc.runs.full_data import FullData
 from funcsgmcmc.runs.keeping import Keeper, interrupted_by_sigterm
 from funcsgmcmc.runs.looks import Looks
-from funcsgmcmc.runs.moments import with_draw
+from funcsgmcmc.runs.moments import Moments, with_draw
 from funcsgmcmc.runs.need import Need, StepBytes, largest_chunk, need_of
 from funcsgmcmc.runs.processes import InterruptedProcessError, ProcessError, Processes
 from funcsgmcmc.runs.progress import Progress
@@ -239,24 +239,14 @@ class Run:
         Returns:
             Their number.
         """
-        request, step, draw = self.request, self.clock.next_step, self.clock.due_draw()
-        number = self._steps_at_once()
+        step, draw, number = self.clock.next_step, self.clock.due_draw(), self._steps_at_once()
         for chunk in self.chunks:
             if chunk.next_step > step:
                 continue
             moved = self.stepper.make(chunk, step, number)
             moments, drawn = chunk.moments, None
             if draw is not None:
-                # A draw is where its step begins: it belongs to the loss that the step evaluates.
-                params = chunk.state.params
-                observed = self.recorder.write_draw(chunk.rows, draw, params)
-                counts = (moved.frozen_at < 0) | (moved.frozen_at > step)
-                moments = with_draw(
-                    moments, request.record, params, observed, counts, moved.log_weight
-                )
-                if request.on_draw is not None:
-                    drawn = (params, _with_chains(chunk.rows, observed))
-                self._look_at_all_data(chunk, draw)
+                moments, drawn = self._make_draw(chunk, draw, moved)
             self._record(chunk, moved, number, draw)
             # At once and at last: a step that is interrupted before is made again, to the same end.
             chunk.state, chunk.frozen_at, chunk.moments, chunk.drawn, chunk.next_step = (
@@ -271,6 +261,26 @@ class Run:
         # Only steps of all chunks count: one that fails half way leaves a record of equal length.
         self.clock.tick(number)
         return number
+
+    def _make_draw(self, chunk: Chunk, draw: int, moved: Moved) -> tuple[dict[str, Moments], Drawn]:
+        """Record the draw of a chunk, which is where its next steps begin.
+
+        It belongs to the loss that the first of them evaluates.
+
+        Returns:
+            The moments of its draws, and what a user's function is given of this one.
+        """
+        request, params = self.request, chunk.state.params
+        observed = self.recorder.write_draw(chunk.rows, draw, params)
+        # It counts where its own step did not fail, whatever the steps after it do.
+        counts = (moved.frozen_at < 0) | (moved.frozen_at > self.clock.next_step)
+        moments = with_draw(
+            chunk.moments, request.record, params, observed, counts, moved.log_weight
+        )
+        self._look_at_all_data(chunk, draw)
+        if request.on_draw is None:
+            return moments, None
+        return moments, (params, _with_chains(chunk.rows, observed))
 
     def _steps_at_once(self) -> int:
         """How many steps are made until something else is to be done.
