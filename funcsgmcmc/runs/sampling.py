@@ -145,7 +145,7 @@ def sample(
         compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
             takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
             to three times as fast. Compiled steps between draws are made in blocks of up to 16,
-            bit for bit the same. `"noise"` compiles the noise only, for losses that do not
+            which changes no chain by a bit. `"noise"` compiles the noise only, for losses that do not
             compile. `"auto"`: a few steps are timed before the first; where all of them would take
             ten times as long as compiling is likely to (150 s and more), steps are compiled, if
             that proves faster. `Samples.options["is_compiled"]` tells. The choice holds for the
