@@ -45,11 +45,10 @@ def test_the_memory_of_a_step_grows_by_its_chains(monkeypatch, sampler):
     run(sampler, num_chains=7, chunk_size="auto")
     (made,) = runs
     (chunk,) = made.chunks
-    batch = made.batches.batch(0, chunk.rows)
 
     def step():
         with torch.no_grad():
-            made.step(chunk.sampler, chunk.state, batch, None, chunk.keys, chunk.frozen_at)
+            made.stepper.make(chunk, 0, 1)
 
     assert made.step_bytes.of(7) == pytest.approx(peak_bytes(step), rel=0.02)
 

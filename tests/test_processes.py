@@ -19,6 +19,8 @@ def ranks():
         yield started
 
 
+# More steps than are made; that the clock would have compiled them is not what is tested.
+ENDLESS = {"num_draws": 2000, "compile": False}
 FAST = ("chunks", "a burn-in that ends by itself", "starts of their own", "looks at all data")
 
 
@@ -200,14 +202,14 @@ class TestFaults:
         assert all("the machine is on fire" in each for each in told)
 
     def test_a_divergence_stops_all(self, ranks: Ranks):
-        changes = {"max_distance": 0.6, "on_divergence": "raise", "num_draws": 2000}
+        changes = {"max_distance": 0.6, "on_divergence": "raise", **ENDLESS}
         told = ranks.errors(work.sampled, "chunks", changes)
         kinds = [each.split(":")[0] for each in told]
         assert "DivergenceError" in kinds
         assert all("frozen at step" in each for each in told)
 
     def test_the_record_of_an_interrupted_run_has_all_chains(self, ranks: Ranks):
-        changes = {"num_draws": 2000}
+        changes = ENDLESS
         for samples in ranks.call(work.interrupted, 0, 60, work.interrupt, "chunks", changes):
             assert samples.num_chains == 12
             assert 0 < samples.num_steps < 4003
