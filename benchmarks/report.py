@@ -105,6 +105,9 @@ def targets(report: Report) -> list[Target]:
             for how, aim in (("cold", cold), ("warm", warm)):
                 what = f"first call of the compiled {name}, {how}, s"
                 found.append(Target(what, aim, {"": starting[name][how]}))
+    if "import funcsgmcmc" in starting:
+        what = "`import funcsgmcmc` after torch and tensordict, s"
+        found.append(Target(what, 0.15, {"": starting["import funcsgmcmc"]}))
     if "update" in report:
         peak = report["update"]["peak, MiB"]
         size, leaf = report["update"]["parameters, MiB"], report["update"]["largest leaf, MiB"]

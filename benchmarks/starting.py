@@ -2,32 +2,44 @@
 
 Cold: torch's compiler has never run on the machine. Its own share of that, which any program pays
 once (it tries the instruction sets and precompiles its headers), is the time of a trivial function.
-Warm: another process has compiled the same.
+Warm: another process has compiled the same. An import is timed where what stands before it in the
+list has been imported.
 """
 
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from typing import Any
 
-WARM_RUNS = 3
+ROUNDS, IMPORTS_A_ROUND = 3, 5
+IMPORTS = {
+    "import torch": "",
+    "import tensordict": "import torch",
+    "import funcsgmcmc": "import torch, tensordict",
+}
+COMPILED = ("trivial function", "noise", "step", "step with metrics")
 
 
 def measure() -> dict[str, Any]:
-    """Seconds by program."""
-    report: dict[str, Any] = {
-        f"import {name}": statistics.median(seconds(f"import {name}") for _ in range(WARM_RUNS))
-        for name in ("torch", "funcsgmcmc")
+    """Seconds by program, which take turns."""
+    from measuring import Figure  # imports torch, which the programs below time
+
+    imports: dict[str, list[float]] = {name: [] for name in IMPORTS}
+    first: dict[str, dict[str, list[float]]] = {name: {"cold": [], "warm": []} for name in COMPILED}
+    for _ in range(ROUNDS):
+        for _ in range(IMPORTS_A_ROUND):
+            for name, times in imports.items():
+                times.append(seconds(name))
+        for name, both in first.items():
+            with tempfile.TemporaryDirectory() as cache:
+                for times in both.values():
+                    times.append(seconds(name, cache))
+    report = {name: Figure.of(times) for name, times in imports.items()} | {
+        name: {how: Figure.of(times) for how, times in both.items()} for name, both in first.items()
     }
-    for name in ("trivial function", "noise", "step", "step with metrics"):
-        with tempfile.TemporaryDirectory() as cache:
-            cold = seconds(name, cache)
-            warm = statistics.median(seconds(name, cache) for _ in range(WARM_RUNS))
-        report[name] = {"cold": cold, "warm": warm}
     for name, value in report.items():
         print(f"  {name:26} {value}", flush=True)
     return report
@@ -45,7 +57,8 @@ def seconds(program: str, cache: str | None = None) -> float:
 
 def program(name: str) -> float:
     """Seconds that a program takes: an import, or the first call of a compiled function."""
-    if name.startswith("import "):
+    if name in IMPORTS:
+        exec(IMPORTS[name], {})
         start = time.perf_counter()
         exec(name, {})
         return time.perf_counter() - start
