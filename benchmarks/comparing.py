@@ -33,7 +33,7 @@ CONTROLS = (
     "copy",
     "published",
     "without draws",
-    "import tensordict",
+    "import tensordict beyond torch",
     "trivial function",
 )
 # The code of these is not ours either: how their ratios differ is noise that no run alone can see.

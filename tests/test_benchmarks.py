@@ -123,3 +123,13 @@ def test_figures_without_noise_are_not_judged(module):
     assert verdicts(module, before, now) == {}
     assert verdicts(module, report(module, TIMES, num_rounds=1), now) == {}
     assert "no figure with a noise" in module("comparing").text(before, now, ["chains"])
+
+
+def test_the_front_page_shows_the_figures(module):
+    """The README's table of speed, and the sentences below it, are what the figures give."""
+    figures = json.loads((ROOT / "docs" / "benchmarks" / "cpu.json").read_text())
+    shown = module("report").front_page(figures)
+    assert len(re.findall(r"\d", shown)) > 50
+    page = (ROOT / "README.md").read_text()
+    assert shown in page, f"README.md should show\n\n{shown}"
+    assert figures["device"] in page
