@@ -19,6 +19,12 @@ IMPORTS = {
     "import torch": ("import torch", ""),
     "import tensordict beyond torch": ("import tensordict", "import torch"),
     "import funcsgmcmc beyond tensordict": ("import funcsgmcmc", "import torch, tensordict"),
+    # What is imported where it is first used: by a run of SGLD and its estimate, and in all.
+    "funcsgmcmc, for a run": (
+        "import funcsgmcmc as fs\nfs.module_loss, fs.params_of, fs.sgld, fs.sample, fs.llc",
+        "import torch, tensordict",
+    ),
+    "funcsgmcmc, everything": ("from funcsgmcmc import *", "import torch, tensordict"),
 }
 COMPILED = ("trivial function", "noise", "step", "step with metrics")
 
