@@ -105,9 +105,10 @@ def targets(report: Report) -> list[Target]:
             for how, aim in (("cold", cold), ("warm", warm)):
                 what = f"first call of the compiled {name}, {how}, s"
                 found.append(Target(what, aim, {"": starting[name][how]}))
-    for ours in ("import funcsgmcmc beyond tensordict", "funcsgmcmc, for a run"):
-        if ours in starting:
-            found.append(Target(f"{ours}, s", 0.15, {"": starting[ours]}))
+    imports = ("import funcsgmcmc beyond tensordict", "funcsgmcmc, for a run")
+    found += [
+        Target(f"{name}, s", 0.15, {"": starting[name]}) for name in imports if name in starting
+    ]
     if "update" in report:
         peak = report["update"]["peak, MiB"]
         size, leaf = report["update"]["parameters, MiB"], report["update"]["largest leaf, MiB"]
