@@ -358,9 +358,9 @@ def _large_table(report: Report) -> str:
 def _starting_table(report: Report) -> str:
     rows = []
     for name, value in report["starting"].items():
-        cells = [value["cold"], value["warm"]] if isinstance(value, dict) else [None, value]
-        rows.append([name, *map(_cell, cells)])
-    return _table(["seconds", "cold", "warm"], rows)
+        both = value if isinstance(value, dict) else {"warm": value}
+        rows.append([name, *(_cell(both.get(how)) for how in ("cold", "warm", "from a file"))])
+    return _table(["seconds", "cold", "warm", "from a file"], rows)
 
 
 def _plot_parts(report: Report, path: Path) -> None:

@@ -72,10 +72,10 @@ def load_compiled(path: str | os.PathLike[str]) -> None:
     except ValueError as error:
         raise ValueError(damaged) from error
     for what in here:
-        if made_by[what] != here[what]:
+        if made_by.get(what) != here[what]:
             raise ValueError(
                 f"path must be a file written with the same {what}, got {path}, written with "
-                f"{what} {made_by[what]}; here it is {here[what]}"
+                f"{what} {made_by.get(what)}; here it is {here[what]}"
             )
     if torch.compiler.load_cache_artifacts(artifacts) is None:
         raise ValueError(damaged)
