@@ -54,4 +54,4 @@ def measure(workloads: str, device: torch.device, rounds: int) -> dict[str, Any]
 def of_one_step(figures: Figures) -> Figures:
     """A call of a scan makes many steps."""
     scan = "blackjax, scan"
-    return figures | ({scan: figures[scan] / STEPS_PER_SCAN} if scan in figures else {})
+    return figures | ({scan: figures[scan].over(STEPS_PER_SCAN)} if scan in figures else {})

@@ -4,6 +4,7 @@
 """
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measuring import processor
+from measuring import Figure, processor
 
 NUM_CHAINS, NUM_DRAWS, ROUNDS = 200, 1000, 3
 
@@ -26,7 +27,11 @@ def measure() -> dict[str, Any]:
             )
             found[name].append(json.loads(answer.stdout.splitlines()[-1]))
     report: dict[str, Any] = {
-        name: {key: sorted(each[key] for each in rounds)[ROUNDS // 2] for key in rounds[0]}
+        name: {
+            "peak, MiB": statistics.median(each["peak, MiB"] for each in rounds),
+            "seconds": Figure.of([each["seconds"] for each in rounds]),
+            "MiB on disk": statistics.median(each["MiB on disk"] for each in rounds),
+        }
         for name, rounds in found.items()
     }
     for name, value in report.items():

@@ -7,13 +7,12 @@ the peak of pages in memory is that of the tensors alive.
 import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-from measuring import MEBIBYTE, peak_memory, processor
+from measuring import MEBIBYTE, Figure, peak_memory, processor
 
 WIDTH, NUM_LAYERS = 2048, 12  # 50,331,648 parameters
 NUM_LEAVES = 2000
@@ -25,8 +24,8 @@ def measure() -> dict[str, Any]:
     report = {
         name: {
             "copies": _in_a_process("copies", name, {"MALLOC_MMAP_THRESHOLD_": "4194304"}),
-            "seconds": _in_a_process("seconds", name, {}),
-            "leaves": _in_a_process("leaves", name, {}),
+            "seconds": Figure.of(_in_a_process("seconds", name, {})),
+            "leaves": Figure.of(_in_a_process("leaves", name, {})),
         }
         for name in SAMPLERS
     }
@@ -35,7 +34,7 @@ def measure() -> dict[str, Any]:
     return {"device": processor(), "samplers": report}
 
 
-def _in_a_process(what: str, sampler: str, environment: dict[str, str]) -> float:
+def _in_a_process(what: str, sampler: str, environment: dict[str, str]) -> Any:
     command = [sys.executable, __file__, what, sampler]
     answer = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=True
@@ -52,14 +51,14 @@ def copies(name: str) -> float:
     return peak_memory(lambda: run(4), torch.device("cpu")) * MEBIBYTE / size
 
 
-def seconds(name: str) -> float:
-    """Median time of a step of the network."""
+def seconds(name: str) -> list[float]:
+    """Times of steps of the network."""
     run, _ = _network(name)
-    return _time_of_a_step(run, 14)
+    return _times_of_steps(run, 14)
 
 
-def leaves(name: str) -> float:
-    """Median time of a step of a tree of many small leaves."""
+def leaves(name: str) -> list[float]:
+    """Times of steps of a tree of many small leaves."""
     import torch
 
     import funcsgmcmc as fs
@@ -79,7 +78,7 @@ def leaves(name: str) -> float:
             initial_loss=1.0,
         )
 
-    return _time_of_a_step(run, 30)
+    return _times_of_steps(run, 30)
 
 
 def _network(name: str) -> tuple[Any, Any]:
@@ -111,9 +110,9 @@ def _network(name: str) -> tuple[Any, Any]:
     return run, params
 
 
-def _time_of_a_step(run: Any, num_steps: int) -> float:
-    """Median of the times between two batches, after some steps."""
-    times = []
+def _times_of_steps(run: Any, num_steps: int) -> list[float]:
+    """The times between two batches, after some steps."""
+    times: list[float] = []
 
     def batches(batch: Any = None) -> Any:
         while True:
@@ -121,7 +120,7 @@ def _time_of_a_step(run: Any, num_steps: int) -> float:
             yield batch
 
     run(num_steps, batches)
-    return statistics.median(after - before for before, after in itertools.pairwise(times[4:]))
+    return [after - before for before, after in itertools.pairwise(times[4:])]
 
 
 if __name__ == "__main__":

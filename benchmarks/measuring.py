@@ -5,17 +5,60 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 Call = Callable[[], Any]
-Figures = dict[str, float]
 MEBIBYTE = 2**20
+SPREAD = 5
 PACKAGES = ("torch", "tensordict", "posteriors", "blackjax", "jax", "devinterp")
+
+
+class Figure(float):
+    """A median that knows its noise.
+
+    Attributes:
+        spread: Medians of up to five consecutive parts of what it is the median of.
+    """
+
+    spread: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Figure":
+        """The median of values in the order in which they were measured; two at least."""
+        figure = cls(statistics.median(values))
+        ends = [len(values) * part // SPREAD for part in range(SPREAD + 1)]
+        figure.spread = tuple(
+            statistics.median(values[start:end]) for start, end in pairwise(ends) if start < end
+        )
+        return figure
+
+    def over(self, number: int) -> "Figure":
+        """The same of one of so many steps."""
+        figure = type(self)(self / number)
+        figure.spread = tuple(each / number for each in self.spread)
+        return figure
+
+
+Figures = dict[str, Figure]
+
+
+def spread_of(report: Any, path: str = "") -> dict[str, list[float]]:
+    """The spread of all figures in a part of a report, by their path: keys with `/` between."""
+    if isinstance(report, Figure):
+        return {path: list(report.spread)}
+    if not isinstance(report, dict):
+        return {}
+    return {
+        name: spread
+        for key, value in report.items()
+        for name, spread in spread_of(value, f"{path}/{key}" if path else str(key)).items()
+    }
 
 
 def wait(device: torch.device) -> None:
@@ -50,7 +93,7 @@ def medians(
                 call()
             wait(device)
             times[name].append((time.perf_counter() - start) * 1e3 / repeats)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: Figure.of(values) for name, values in times.items()}
 
 
 def peak_memory(call: Call, device: torch.device) -> float:

@@ -105,6 +105,10 @@ def targets(report: Report) -> list[Target]:
             for how, aim in (("cold", cold), ("warm", warm)):
                 what = f"first call of the compiled {name}, {how}, s"
                 found.append(Target(what, aim, {"": starting[name][how]}))
+    imports = ("import funcsgmcmc beyond tensordict", "funcsgmcmc, for a run")
+    found += [
+        Target(f"{name}, s", 0.15, {"": starting[name]}) for name in imports if name in starting
+    ]
     if "update" in report:
         peak = report["update"]["peak, MiB"]
         size, leaf = report["update"]["parameters, MiB"], report["update"]["largest leaf, MiB"]
@@ -138,6 +142,62 @@ def targets(report: Report) -> list[Target]:
             }
             found.append(Target(f"H: compat / published, {part}{suffix}", aim, values))
     return found
+
+
+def front_page(report: Report) -> str:
+    """The table of speed in `README.md`, and the sentences below it, of a run on a CPU."""
+    chains = {name: found["milliseconds"] for name, found in report["chains"].items()}
+
+    def ratios(over: str, under: str) -> list[float | None]:
+        return [
+            figures[over] / figures[under] if over in figures else None
+            for figures in chains.values()
+        ]
+
+    rows = [
+        [title, *("" if ratio is None else _two_digits(ratio) for ratio in ratios(over, under))]
+        for title, over, under in _FRONT_ROWS
+    ]
+    table = _table(["", *(_FRONT_HEADS[name] for name in chains)], rows)
+    first = report["starting"]["step"]
+    bare, posteriors = ratios("bare loop", "eager"), ratios("posteriors, vmapped", "eager")
+    faster = [sum(ratio < 1 for ratio in each) for each in (bare, posteriors)]
+    return "\n\n".join(
+        [
+            table,
+            f"Compiling takes {first['cold']:.0f} s the first time on a machine and "
+            f"{first['warm']:.0f} s later. Without it a step takes "
+            f"{_range(ratios('eager', 'compiled'))} times as long.",
+            f"Against that eager step the bare loop takes {_range(bare)} times as long and is "
+            f"faster on {faster[0]} of {len(chains)} networks, posteriors {_range(posteriors)} "
+            f"and faster on {faster[1]}.",
+        ]
+    )
+
+
+_FRONT_HEADS = {
+    "A": "A: MLP, 32 chains",
+    "B": "B: wide MLP, 8",
+    "C": "C: small MLP, 64",
+    "D": "D: convnet, 16",
+    "E": "E: transformer, 8",
+}
+_FRONT_ROWS = (
+    ("bare loop of forward and backward", "bare loop", "compiled"),
+    ("devinterp's loop", "published loop", "compiled"),
+    ("devinterp's loop, metrics on both sides", "published loop, metrics", "compiled, metrics"),
+    ("posteriors, vmapped", "posteriors, vmapped", "compiled"),
+    ("blackjax, jit", "blackjax, jit", "compiled"),
+    ("blackjax, scan", "blackjax, scan", "compiled"),
+)
+
+
+def _two_digits(ratio: float) -> str:
+    return f"{ratio:.0f}" if ratio >= 9.95 else f"{ratio:#.2g}"
+
+
+def _range(ratios: Sequence[float]) -> str:
+    return f"{_two_digits(min(ratios))} to {_two_digits(max(ratios))}"
 
 
 _LARGE = (
@@ -298,9 +358,9 @@ def _large_table(report: Report) -> str:
 def _starting_table(report: Report) -> str:
     rows = []
     for name, value in report["starting"].items():
-        cells = [value["cold"], value["warm"]] if isinstance(value, dict) else [None, value]
-        rows.append([name, *map(_cell, cells)])
-    return _table(["seconds", "cold", "warm"], rows)
+        both = value if isinstance(value, dict) else {"warm": value}
+        rows.append([name, *(_cell(both.get(how)) for how in ("cold", "warm", "from a file"))])
+    return _table(["seconds", "cold", "warm", "from a file"], rows)
 
 
 def _plot_parts(report: Report, path: Path) -> None:

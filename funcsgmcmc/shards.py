@@ -7,8 +7,10 @@ part, and the same on all processes.
 Shapes: a parameter `[*shape]`; its part, a block of it, has as many dimensions.
 """
 
+import importlib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -17,7 +19,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.experimental import implicit_replication
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from funcsgmcmc import random
@@ -189,7 +190,7 @@ def grads_and_value(
     given = [param.detach().requires_grad_() for param in params]
     refusing = register_module_forward_pre_hook(_refusing(given))
     try:
-        with torch.enable_grad(), implicit_replication():
+        with torch.enable_grad(), _implicit_replication():
             value, passed = function(given)
             # Sums of parts are completed before they are differentiated.
             value = value.full_tensor() if isinstance(value, DTensor) else value
@@ -204,6 +205,13 @@ def grads_and_value(
         for grad, param in zip(found, params, strict=True)
     ]
     return grads, value.detach(), passed
+
+
+def _implicit_replication() -> AbstractContextManager[None]:
+    """Plain tensors count as the same on all processes."""
+    # Beside it torch imports attention over processes, a quarter of this library's imports.
+    module = importlib.import_module("torch.distributed.tensor.experimental")
+    return module.implicit_replication()
 
 
 def _refusing(given: Sequence[Tensor]) -> Callable[[nn.Module, Any], None]:

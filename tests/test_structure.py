@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 import compat
 import funcsgmcmc as fs
@@ -79,10 +80,54 @@ def test_the_door_is_small_and_documented():
     assert [name for name in fs.__all__ if not inspect.getdoc(getattr(fs, name))] == []
 
 
-def test_testing_is_found_behind_the_door():
-    """… and only where it is asked for: it needs an extra."""
+def test_what_type_checkers_read_is_what_is_found():
+    """The imports that run for type checkers only, and the table that is used where code runs."""
+    (checked,) = (
+        node.body
+        for node in ast.parse(Path(fs.__file__).read_text()).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    homes = {alias.name: node.module for node in checked for alias in node.names}
+    assert set(homes) == set(fs.__all__)
+    for name, home in homes.items():
+        module = importlib.import_module(home)
+        value = getattr(module, name, None) or importlib.import_module(f"{home}.{name}")
+        assert getattr(fs, name) is value
+        assert name in dir(fs)
+
+
+def test_a_stored_class_of_the_library_is_imported(tmp_path):
+    """A program opens the run of a sampler that it has not used."""
+    fs.sample(
+        lambda params, batch: (params["w"] - batch.mean()).square().sum(),
+        {"w": torch.zeros(2)},
+        torch.ones(4),
+        fs.sgnht(0.01, nbeta=1.0, diffusion_factor=0.1),
+        num_chains=2,
+        num_draws=2,
+        key=fs.key(0),
+        store=tmp_path / "run.zarr",
+    )
     code = (
         "import sys, funcsgmcmc as fs\n"
+        f"state = fs.open_run({str(tmp_path / 'run.zarr')!r}).state\n"
+        "assert type(state).__name__ == 'ThermostatState' and state.thermostat.shape == (2,)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_is_not_used_is_not_imported():
+    """… such as what needs an extra, and torch's attention over processes."""
+    code = (
+        "import sys, funcsgmcmc as fs\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(fs.__all__) <= set(dir(fs))\n"
+        "fs.sample, fs.sgld\n"
+        "assert 'funcsgmcmc.samplers.sgnht' not in sys.modules\n"
+        "assert 'funcsgmcmc.estimates.plots' not in sys.modules\n"
+        "assert 'torch.distributed.tensor.experimental._attention' not in sys.modules\n"
+        "from funcsgmcmc import *\n"
+        "assert sgnht is fs.sgnht and plots.plot_llc and fs.memory.keep_freed_memory\n"
         "assert 'hypothesis' not in sys.modules\n"
         "assert fs.testing.check_laws\n"
     )

@@ -1,10 +1,13 @@
 """Plain forms of samplers, states and memories, for files that hold tensors and plain values only.
 
 What is written by these functions is read by `torch.load(…, weights_only=True)`: a file names
-classes and runs no code. A class is found by its name among those that the program has imported.
+classes and runs no code. A class is found by its name among those of this library, and those that
+the program has imported.
 """
 
+import contextlib
 import hashlib
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +22,7 @@ from funcsgmcmc.gradients import ControlPoint
 _CLASS = "class of tensors"
 _ROWS = "rows"
 _TREE = "tree"
+_LIBRARY = "funcsgmcmc."
 _TUPLES = {"ControlPoint": ControlPoint}
 
 
@@ -65,7 +69,8 @@ def decode(value: Any, device: torch.device | None = None) -> Any:
     """The value of a plain form, with its tensors on a device.
 
     Raises:
-        ValueError: It names a class that the program has not imported.
+        ValueError: It names a class that is not of this library, and that the program has not
+            imported.
     """
     if isinstance(value, Tensor):
         return value if device is None else value.to(device)
@@ -163,6 +168,9 @@ def _class_of(name: str) -> type:
     Raises:
         ValueError: None of the classes that were imported has it.
     """
+    if name.startswith(_LIBRARY):
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name.rpartition(".")[0])
     waiting = [TensorClass]
     while waiting:
         kind = waiting.pop()
