@@ -145,10 +145,10 @@ def sample(
         compile: Whether to compile the step with `torch.compile` (a C++ compiler must be there):
             takes 15 to 20 s the first time on a machine, 4 s later, and makes small networks two
             to three times as fast. Compiled steps between draws are made in blocks of up to 16,
-            which changes no chain by a bit. `"noise"` compiles the noise only, for losses that do not
-            compile. `"auto"`: a few steps are timed before the first; where all of them would take
-            ten times as long as compiling is likely to (150 s and more), steps are compiled, if
-            that proves faster. `Samples.options["is_compiled"]` tells. The choice holds for the
+            which changes no chain by a bit. `"noise"` compiles the noise only, for losses that do
+            not compile. `"auto"`: a few steps are timed before the first; where all of them would
+            take ten times as long as compiling is likely to (150 s and more), steps are compiled,
+            if that proves faster. `Samples.options["is_compiled"]` tells. The choice holds for the
             whole run, resumed or not; on another machine it may be another, and chains then differ
             by rounding. Else the noise is compiled on CUDA with Triton, where each operation would
             be a launch, and nothing elsewhere.
