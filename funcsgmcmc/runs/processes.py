@@ -39,6 +39,9 @@ _LONGEST_SILENCE = 60.0
 _SECONDS_TO_READ = 5.0
 # How long an interrupted process waits for the others: clusters kill 30 s after SIGTERM.
 _SECONDS_TO_LEVEL = 20.0
+# Units of a process's share of the chains, of a run of one process and of several. Each is a file
+# of every block, which takes a millisecond: one process has fewer.
+_PARTS = 8, 16
 _INTERRUPTED = "was interrupted"
 # Calls of a process group, which all its processes make in one order: keys of a call are its own.
 _calls: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
@@ -93,11 +96,12 @@ class Processes:
     def unit(self, num_chains: int) -> int:
         """Chains of a new store's files, so that no two processes write one.
 
-        A sixteenth of a share or less: so another number of processes finds even shares, too.
+        A part of a share: so another number of processes finds even shares, too.
         """
         shares = self.shares(num_chains)
-        most = max(1, (shares[0].stop - shares[0].start) // 16)
-        return max(n for n in range(1, most + 1) if all(share.stop % n == 0 for share in shares))
+        most = max(1, (shares[0].stop - shares[0].start) // _PARTS[self.size > 1])
+        inner = [share.start for share in shares]
+        return max(n for n in range(1, most + 1) if all(start % n == 0 for start in inner))
 
     def check(self) -> None:
         """Stop where another process has.
