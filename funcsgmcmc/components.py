@@ -15,7 +15,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.modules import Selection, select
 
 Index = slice | Tensor | bool
@@ -101,6 +101,7 @@ def restrict(
     whole = tree.parameters(params)
     if whole.batch_size:
         raise ValueError(f"params must be those of one chain, got {tuple(whole.batch_size)}")
+    shards.refuse("restrict", whole)
     tree.check_finite("params", whole)
     frozen = {tree.dotted(name): leaf.detach() for name, leaf in tree.leaves(whole)}
     cuts = _cuts_of(component, frozen)

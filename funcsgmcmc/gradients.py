@@ -84,6 +84,14 @@ def loss_and_aux(loss_fn: LossFn, params: TensorDict, batch: Any) -> tuple[Tenso
     return checks.scalar("loss_fn", loss), aux
 
 
+def whole_loss(loss_fn: LossFn, params: TensorDict, batch: Any) -> Tensor:
+    """The loss alone, put together where the parameters are sharded."""
+    if tree.is_sharded(params):
+        loss: Tensor = shards.whole_result(loss_and_aux, loss_fn, params, batch)[0]
+        return loss
+    return loss_and_aux(loss_fn, params, batch)[0]
+
+
 def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | None) -> Tensor | None:
     """L(w) of one chain's parameters over pieces of data, weighted by their numbers of examples.
 
@@ -96,7 +104,7 @@ def mean_loss(loss_fn: LossFn, params: TensorDict, pieces: Iterable[Piece] | Non
         # A mean over pieces of unknown size would be another loss.
         if not size:
             return None
-        loss, _ = loss_and_aux(loss_fn, params, piece)
+        loss = whole_loss(loss_fn, params, piece)
         total, count = total + tree.widened(loss) * size, count + size
     return total / count if count else None
 

@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils import _pytree as pytree
 
 from funcsgmcmc import random
 
@@ -46,6 +47,12 @@ class Spread(NamedTuple):
             dist.all_reduce(value, group=self.mesh.get_group(dim))
         return value
 
+    def largest(self, value: Tensor) -> Tensor:
+        """The largest value of the parts, in place."""
+        for dim in self.dims:
+            dist.all_reduce(value, dist.ReduceOp.MAX, self.mesh.get_group(dim))
+        return value
+
 
 def spread_of(param: Tensor) -> Spread | None:
     """Over which processes the entries of a parameter are spread; None for none."""
@@ -59,6 +66,41 @@ def spread_of(param: Tensor) -> Spread | None:
 def is_sharded(param: Tensor) -> bool:
     """Whether a parameter is one of several processes."""
     return type(param) is DTensor
+
+
+def mesh_of(value: Any) -> DeviceMesh | None:
+    """The mesh over which the tensors in a pytree are sharded; None if none is.
+
+    Raises:
+        ValueError: They have meshes of other processes.
+    """
+    leaves = pytree.tree_leaves(value)
+    meshes = list(dict.fromkeys(leaf.device_mesh for leaf in leaves if isinstance(leaf, DTensor)))
+    ranks = list(dict.fromkeys(tuple(ranks_of(mesh)) for mesh in meshes))
+    if len(ranks) > 1:
+        raise ValueError(
+            f"params must be sharded over the same processes, got leaves over ranks "
+            f"{list(ranks[0])} and {list(ranks[1])}"
+        )
+    return meshes[0] if meshes else None
+
+
+def refuse(function: str, params: Any) -> None:
+    """Refuse sharded parameters where a function takes whole ones.
+
+    Raises:
+        TypeError: A leaf is sharded.
+    """
+    if (mesh := mesh_of(params)) is not None:
+        raise TypeError(
+            f"{function} takes whole parameters, got some that are sharded over ranks "
+            f"{ranks_of(mesh)}: sample and kernel take them"
+        )
+
+
+def ranks_of(mesh: DeviceMesh) -> list[int]:
+    """The ranks of a mesh, in their own order."""
+    return sorted(mesh.mesh.flatten().tolist())
 
 
 def check_placement(name: str, param: Tensor) -> None:
@@ -115,6 +157,49 @@ def with_part(part: Tensor, param: Tensor) -> Tensor:
         shape=param.shape,
         stride=param.stride(),
     )
+
+
+def with_rows(part: Tensor, like: Tensor) -> Tensor:
+    """The tensor of some chains of which this process has a part.
+
+    Args:
+        part: `[C, …]`.
+        like: Of another number of chains, sharded as the result, but not along its chains.
+    """
+    if type(like) is not DTensor:
+        return part
+    shape = torch.Size((len(part), *like.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    part = part.to(like.device)
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride
+    )
+
+
+def whole(value: Any) -> Any:
+    """A value with the sharded tensors in it put together, on each process."""
+    return pytree.tree_map_only(DTensor, DTensor.full_tensor, value)
+
+
+def whole_result(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of sharded tensors, and put its result together.
+
+    Tensors that it has of its own count as the same on all processes.
+    """
+    with implicit_replication():
+        return whole(function(*arguments))
+
+
+def of_all_parts(value: Any, param: Tensor) -> list[Any]:
+    """A small value that each process of a sharded parameter has, of all of them."""
+    values = [value]
+    if isinstance(param, DTensor):
+        for dim in range(param.device_mesh.ndim):
+            group = param.device_mesh.get_group(dim)
+            found: list[Any] = [None] * group.size()
+            dist.all_gather_object(found, values, group=group)
+            values = [each for part in found for each in part]
+    return values
 
 
 def on_parts(function: Callable[..., Tensor], param: Tensor, *others: Any) -> Tensor:
@@ -190,7 +275,7 @@ def grads_and_value(
     given = [param.detach().requires_grad_() for param in params]
     refusing = register_module_forward_pre_hook(_refusing(given))
     try:
-        with torch.enable_grad(), _implicit_replication():
+        with torch.enable_grad(), implicit_replication():
             value, passed = function(given)
             # Sums of parts are completed before they are differentiated.
             value = value.full_tensor() if isinstance(value, DTensor) else value
@@ -207,7 +292,7 @@ def grads_and_value(
     return grads, value.detach(), passed
 
 
-def _implicit_replication() -> AbstractContextManager[None]:
+def implicit_replication() -> AbstractContextManager[None]:
     """Plain tensors count as the same on all processes."""
     # Beside it torch imports attention over processes, a quarter of this library's imports.
     module = importlib.import_module("torch.distributed.tensor.experimental")

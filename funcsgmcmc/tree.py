@@ -495,7 +495,10 @@ def all_finite(tree: Any, chains: torch.Size) -> Tensor:
             row for row in rows if row.shape[-1] >= _SMALL
         ]
     extremes = [extreme for row in rows for extreme in (row.amax(-1), row.amin(-1))]
-    finite = torch.stack(extremes).isfinite().all(0)
+    # A process may have no entry of a small sharded tree.
+    finite = floating[0].new_ones(chains, dtype=torch.bool)
+    if extremes:
+        finite = torch.stack(extremes).isfinite().all(0)
     spreads = dict.fromkeys(filter(None, map(shards.spread_of, every)))
     if not spreads:
         return finite

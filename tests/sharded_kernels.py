@@ -225,22 +225,6 @@ def with_partial_sums(mesh: DeviceMesh) -> None:
     fs.sgld(1e-3, nbeta=2.0).init(TensorDict({"w": part}))
 
 
-def with_sample(mesh: DeviceMesh) -> None:
-    model = network()
-    alone = DeviceMesh("cpu", [[0], [1]], mesh_dim_names=("shards", "chains"))["chains"]
-    fs.sample(
-        fs.module_loss(model, cross_entropy),
-        shard(fs.params_of(model), mesh, 0),
-        batch(0),
-        fs.sgld(1e-3, nbeta=2.0),
-        num_chains=1,
-        num_draws=2,
-        batch_size=4,
-        key=KEY,
-        mesh=alone,
-    )
-
-
 def with_a_dtype(mesh: DeviceMesh) -> None:
     model = network()
     fully_shard(model, mesh=mesh)

@@ -9,6 +9,7 @@ import zarr
 
 import funcsgmcmc as fs
 import ranks as work
+from funcsgmcmc.runs.processes import Processes
 from ranks import HOWS, Ranks, ranks_of
 from test_going_on import assert_identical, whole
 
@@ -140,6 +141,19 @@ class TestStores:
         one = work.sampled(None, how, {"num_draws": 9})
         assert_same_runs(ranks.call(work.sampled, how, longer, size=2)[1], one)
 
+    @pytest.mark.parametrize("how", ["chunks", *slow("a sweep", "weights")])
+    def test_several_processes_go_on_with_the_run_of_one(self, how, ranks: Ranks, tmp_path):
+        """One that was interrupted, and one that is to be longer."""
+        alone = work.sampled(None, how, {"store": tmp_path / "alone"})
+        kept = {"store": tmp_path / "run", "resume": True, "checkpoint_seconds": 0}
+        stopped = work.interrupted(None, 0, 50, work.interrupt, how, kept)
+        assert 0 < stopped.num_steps < 15
+        assert_same_runs(ranks.call(work.sampled, how, kept)[2], alone)
+        assert_same_arrays(tmp_path / "run", tmp_path / "alone")
+        longer = work.sampled(None, how, {"num_draws": 9})
+        kept["num_draws"] = 9
+        assert_same_runs(ranks.call(work.sampled, how, kept, size=2)[1], longer)
+
     def test_no_two_processes_write_one_file(self, ranks: Ranks, tmp_path):
         ranks.call(work.sampled, "chunks", {"store": tmp_path / "run"})
         root = zarr.open_group(tmp_path / "run", mode="r")
@@ -176,11 +190,14 @@ class TestRefusals:
             == [f"ValueError: {message}"] * 3
         )
 
-    def test_a_store_of_one_process_is_refused_by_name(self, ranks: Ranks, tmp_path):
-        store = {"store": tmp_path / "run", "resume": True}
-        work.sampled(None, "chunks", store)
-        told = ranks.errors(work.sampled, "chunks", store | {"num_draws": 9})
-        assert all("in units of 12, which the store holds together" in each for each in told)
+    def test_more_processes_than_a_store_has_units_are_refused(self):
+        plan = Processes()
+        assert plan.unit(12) == 1
+        assert plan.unit(31) == 3
+        plan.size = 9
+        message = "num_chains must be at least one in units of 2, which the store holds together, "
+        with pytest.raises(ValueError, match=message + "for each of 9 processes, got 16"):
+            plan.shares(16, 2)
 
     def test_meshes_of_several_dimensions_are_refused(self, ranks: Ranks):
         told = ranks.errors(work.with_a_mesh_of_two_dimensions, size=2)

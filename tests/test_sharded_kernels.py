@@ -110,7 +110,6 @@ def more_ranks():
         (work.under_torch_func, "TypeError: params.* must be sharded as the module"),
         (work.with_curvature, "ValueError: curvature=.* got sharded parameters"),
         (work.with_partial_sums, "TypeError: params.* must be sharded or replicated"),
-        (work.with_sample, "TypeError: sample takes whole parameters"),
         (work.with_a_dtype, "TypeError: .* has the dtype of its MixedPrecisionPolicy"),
     ],
 )

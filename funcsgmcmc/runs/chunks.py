@@ -7,7 +7,6 @@ chains takes it; the same rows pick either out of a state, of keys and of what i
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -122,12 +121,3 @@ def split(start: Start, shared_memory: Any, size: int | None) -> list[Chunk]:
         )
         for rows in all_rows
     ]
-
-
-def gather(parts: list[Any]) -> Any:
-    """Put the parts of all chunks back together, tensors or states, `[C, …]`."""
-    # Chains of a loop have no chain dimension yet.
-    if not parts[0].shape:
-        # The state of one large chain is not copied.
-        return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
-    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -299,12 +299,7 @@ class DiskStore:
         bytes_of_all = bytes_each * self._num_chains
         length = _even(size, min(LARGEST_BLOCK // bytes_of_all, _MOST_PER_BLOCK))
         chains = _CHUNK // (bytes_each * length)
-        if self.unit == num_chains:
-            chains = _even(num_chains, chains)
-        else:
-            chains = max(
-                n for n in range(1, min(self.unit, max(1, chains)) + 1) if self.unit % n == 0
-            )
+        chains = max(n for n in range(1, min(self.unit, max(1, chains)) + 1) if self.unit % n == 0)
         names = [f"{name}_dim_{i}" for i in range(len(item))]
         if field.group == "observables":  # their entries are examples and tokens, to be picked
             for entries, number in zip(names, item, strict=True):

@@ -16,7 +16,7 @@ from tensordict import TensorClass, TensorDict, TensorDictBase, is_tensorclass
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.gradients import ControlPoint
 
 _CLASS = "class of tensors"
@@ -135,7 +135,9 @@ def _is_whole(value: Any) -> bool:
 
 
 def digest(value: Any) -> str:
-    """A digest of a tensor's dtype, shape and values, or of a plain value."""
+    """A digest of a tensor's dtype, shape and values, all parts included, or of a plain value."""
+    if isinstance(value, Tensor) and shards.is_sharded(value):
+        value = shards.of_all_parts(digest(shards.local(value)), value)
     found = hashlib.sha256()
     if isinstance(value, Tensor):
         found.update(f"{value.dtype}{list(value.shape)}".encode())

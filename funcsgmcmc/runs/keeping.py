@@ -54,12 +54,9 @@ class Keeper:
 
     def unit(self, num_chains: int) -> int:
         """Chains that the store holds together, so that one process has them."""
-        if self._place.settings is not None:
-            unit: int = self._place.settings["unit"]
-        elif self._processes.size > 1:
-            unit = self._processes.unit(num_chains)
-        else:
-            unit = num_chains
+        if self._place.settings is None:
+            return self._processes.unit(num_chains)
+        unit: int = self._place.settings["unit"]
         return unit
 
     def load(self, rows: slice) -> None:

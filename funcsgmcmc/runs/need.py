@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.memory import free_memory, in_bytes
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.clock import Clock
@@ -231,9 +231,10 @@ def need_of(
 
 
 def _bytes(values: TensorDict | State) -> int:
-    """Bytes of all tensors of a tree or a state."""
+    """Bytes of all tensors of a tree or a state, of sharded ones those that are here."""
     tensors = (leaf for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    parts = map(shards.local, tensors)
+    return sum(part.numel() * part.element_size() for part in parts)
 
 
 def _free_disk(folder: Path) -> int:

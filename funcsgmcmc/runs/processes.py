@@ -13,17 +13,21 @@ import contextlib
 import itertools
 import logging
 import pickle
+import signal
 import threading
 import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager
+from types import FrameType
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from funcsgmcmc import checks
+from funcsgmcmc import checks, shards
 from funcsgmcmc.runs.progress import logger
 
 T = TypeVar("T")
@@ -35,6 +39,9 @@ _LONGEST_SILENCE = 60.0
 _SECONDS_TO_READ = 5.0
 # How long an interrupted process waits for the others: clusters kill 30 s after SIGTERM.
 _SECONDS_TO_LEVEL = 20.0
+# Units of a process's share of the chains, of a run of one process and of several. Each is a file
+# of every block, which takes a millisecond: one process has fewer.
+_PARTS = 8, 16
 _INTERRUPTED = "was interrupted"
 # Calls of a process group, which all its processes make in one order: keys of a call are its own.
 _calls: defaultdict[str, Iterator[int]] = defaultdict(itertools.count)
@@ -46,45 +53,55 @@ class Processes:
     Attributes:
         rank: Which one this is.
         size: How many there are.
+        shards: How many have the same chains, and a part of their parameters each.
     """
 
     rank = 0
     size = 1
+    shards = 1
+    _row = 0
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many shares the chains are divided."""
+        return self.size // self.shards
 
     def share(self, num_chains: int, unit: int = 1) -> slice:
-        """The chains of this process: shares differ by one unit at most.
+        """The chains of this process; shares differ by one unit at most.
 
         Args:
             num_chains: C, of all processes.
             unit: Chains that stay together.
 
         Raises:
-            ValueError: A process would have no chain.
+            ValueError: A share would have no chain.
         """
-        return self.shares(num_chains, unit)[self.rank]
+        return self.shares(num_chains, unit)[self._row]
 
     def shares(self, num_chains: int, unit: int = 1) -> list[slice]:
-        """The chains of each process; arguments and errors as for `share`."""
-        units = -(-num_chains // unit)
-        if units < self.size:
+        """The chains of each share; arguments and errors as for `share`."""
+        units, number = -(-num_chains // unit), self.num_shares
+        if units < number:
             together = "" if unit == 1 else f" in units of {unit}, which the store holds together,"
+            owners = "processes" if self.shards == 1 else "rows of the mesh"
             raise ValueError(
-                f"num_chains must be at least one{together} for each of {self.size} processes, got "
+                f"num_chains must be at least one{together} for each of {number} {owners}, got "
                 f"{num_chains}"
             )
-        each, more = divmod(units, self.size)
-        stops = [unit * (each * rank + min(rank, more)) for rank in range(1, self.size + 1)]
+        each, more = divmod(units, number)
+        stops = [unit * (each * row + min(row, more)) for row in range(1, number + 1)]
         stops[-1] = num_chains
         return [slice(*ends) for ends in itertools.pairwise([0, *stops])]
 
     def unit(self, num_chains: int) -> int:
         """Chains of a new store's files, so that no two processes write one.
 
-        A sixteenth of a share or less: so another number of processes finds even shares, too.
+        A part of a share: so another number of processes finds even shares, too.
         """
         shares = self.shares(num_chains)
-        most = max(1, (shares[0].stop - shares[0].start) // 16)
-        return max(n for n in range(1, most + 1) if all(share.stop % n == 0 for share in shares))
+        most = max(1, (shares[0].stop - shares[0].start) // _PARTS[self.size > 1])
+        inner = [share.start for share in shares]
+        return max(n for n in range(1, most + 1) if all(start % n == 0 for start in inner))
 
     def check(self) -> None:
         """Stop where another process has.
@@ -92,6 +109,34 @@ class Processes:
         Raises:
             ProcessError: One has.
         """
+
+    def check_step(self, is_interrupted: bool) -> None:
+        """The same before a step, alike on all processes that make it together.
+
+        Args:
+            is_interrupted: Whether an interrupt of this process is held back.
+
+        Raises:
+            ProcessError: Another process has stopped.
+            KeyboardInterrupt: One that has the same chains is interrupted.
+        """
+        self.check()
+
+    def interrupts_held_back(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Let Ctrl-C wait for the end of a step that other processes make with this one.
+
+        Returns:
+            Tells whether one waits. A second one does not wait.
+        """
+        return contextlib.nullcontext(lambda: False)
+
+    def cause(self, error: Exception) -> Exception:
+        """What made an error happen: another process that has stopped, or the error itself."""
+        return error
+
+    def one_a_share(self, values: list[T]) -> list[T]:
+        """Of the values of all processes, one for each share of the chains."""
+        return values[:: self.shards]
 
     def meet(self, value: T) -> list[T]:
         """Wait for all processes.
@@ -108,7 +153,10 @@ class Processes:
         return [value]
 
     def gather(self, value: T) -> list[T]:
-        """Like `meet`, for large values, whose tensors are on the CPU."""
+        """Like `meet`, for large values, whose tensors are on the CPU: one for each share.
+
+        Of processes with the same chains, they come from those that have the same parts.
+        """
         return [value]
 
     def level(self, step: int) -> int:
@@ -162,12 +210,15 @@ class Ranks(Processes):
     """The ranks of a process group.
 
     Args:
-        group: It.
+        groups: It, and its parts.
     """
 
-    def __init__(self, group: "dist.ProcessGroup") -> None:
+    def __init__(self, groups: "_Groups") -> None:
+        group, self._peers, self._partners, self._device = groups
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self._group = group
+        if self._partners is not None:
+            self.shards = self._partners.size()
+        self._row = self.rank // self.shards
         call = next(_calls[group.group_name])
         store: Any = group.get_group_store()
         # torch's type stubs lack the class, and methods of stores: hence the annotation.
@@ -186,6 +237,45 @@ class Ranks(Processes):
                 if fault.endswith(_INTERRUPTED)
                 else ProcessError(fault)
             )
+
+    def check_step(self, is_interrupted: bool) -> None:
+        """See `Processes.check_step`: asks those that have the same chains, if there are any."""
+        if self.shards > 1:
+            found = torch.tensor([self._watch.fault is not None, is_interrupted])
+            found = found.int().to(self._device)
+            dist.all_reduce(found, dist.ReduceOp.MAX, self._partners)
+            is_stopped, is_interrupted = map(bool, found.tolist())
+            if is_stopped:
+                self._watch.wait()  # another one's thread has found it first
+            elif is_interrupted:
+                raise KeyboardInterrupt
+        self.check()
+
+    @contextlib.contextmanager
+    def interrupts_held_back(self) -> Iterator[Callable[[], bool]]:
+        """See `Processes.interrupts_held_back`."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if self.shards == 1 or not is_main:
+            yield lambda: False
+            return
+        is_waiting = False
+
+        def hold(number: int, frame: FrameType | None) -> None:
+            nonlocal is_waiting
+            if is_waiting:
+                raise KeyboardInterrupt
+            is_waiting = True
+
+        before = signal.signal(signal.SIGINT, hold)
+        try:
+            yield lambda: is_waiting
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def cause(self, error: Exception) -> Exception:
+        """See `Processes.cause`: what a process waits for in a step fails when another stops."""
+        fault = self._watch.fault
+        return error if self.shards == 1 or fault is None else ProcessError(fault)
 
     def meet(self, value: T) -> list[T]:
         """See `Processes.meet`."""
@@ -208,11 +298,13 @@ class Ranks(Processes):
     def gather(self, value: T) -> list[T]:
         """See `Processes.gather`."""
         self.meet(None)  # nobody is missing, as far as is known
-        ranks = dist.get_process_group_ranks(self._group)
-        host = self._group
-        if "gloo" not in dist.get_backend_config(self._group):
+        if self.num_shares == 1:
+            return [value]
+        ranks = dist.get_process_group_ranks(self._peers)
+        host = self._peers
+        if "gloo" not in dist.get_backend_config(self._peers):
             host = dist.new_group(ranks, backend="gloo", use_local_synchronization=True)
-        values: list[Any] = [None] * self.size
+        values: list[Any] = [None] * self.num_shares
         try:
             dist.all_gather_object(values, value, group=host)
         except RuntimeError as error:
@@ -362,22 +454,24 @@ def _unreachable(error: RuntimeError) -> str:
 
 
 @contextlib.contextmanager
-def processes_of(mesh: DeviceMesh | None) -> Iterator[Processes]:
+def processes_of(mesh: DeviceMesh | None, parts: DeviceMesh | None = None) -> Iterator[Processes]:
     """The processes that make a run together.
 
     What one raises is reported to the others when the context ends. Warnings are the first one's.
 
     Args:
-        mesh: A mesh of one dimension. None for all ranks, where a process group is initialized.
+        mesh: A mesh of one dimension, or of chains and shards. None for all ranks, where a process
+            group is initialized.
+        parts: The mesh over which parameters are sharded; None if they are whole.
 
     Raises:
-        TypeError, ValueError: It is no mesh of one dimension.
+        TypeError, ValueError: It is no such mesh.
     """
-    group = _group_of(mesh)
-    if group is None:
+    groups = _groups_of(mesh) if parts is None else _groups_of_shards(mesh, parts)
+    if groups is None:
         yield Processes()
         return
-    ranks = Ranks(group)
+    ranks = Ranks(groups)
     raised: BaseException | None = None
     try:
         with contextlib.nullcontext() if ranks.rank == 0 else _quiet():
@@ -389,8 +483,54 @@ def processes_of(mesh: DeviceMesh | None) -> Iterator[Processes]:
         ranks.stop(raised)
 
 
-def _group_of(mesh: DeviceMesh | None) -> "dist.ProcessGroup | None":
-    """The process group over whose ranks chains are spread; None for one process."""
+class _Groups(NamedTuple):
+    """The processes of a run, as process groups.
+
+    Attributes:
+        everyone: All of them.
+        peers: Those that have other chains, and the same part of their parameters.
+        partners: Those that have the same chains; None where parameters are whole.
+        device: Where partners exchange.
+    """
+
+    everyone: "dist.ProcessGroup"
+    peers: "dist.ProcessGroup"
+    partners: "dist.ProcessGroup | None" = None
+    device: str = "cpu"
+
+
+def _groups_of_shards(mesh: DeviceMesh | None, parts: DeviceMesh) -> _Groups | None:
+    """The processes of a run whose parameters are sharded; None for one process."""
+    world = dist.group.WORLD
+    assert world is not None  # a mesh has initialized it
+    everyone, peers, partners = world, world, world
+    row = list(range(world.size()))
+    if mesh is not None:
+        checks.instance("mesh", mesh, DeviceMesh)
+        if mesh.ndim > 1:
+            if mesh.ndim > 2 or mesh.mesh.flatten().tolist() != row:
+                raise ValueError(
+                    f"mesh must have all of {world.size()} ranks in their order, as "
+                    f"init_device_mesh makes one of chains and shards, got {mesh}"
+                )
+            peers, partners = mesh.get_all_groups()
+            row = dist.get_process_group_ranks(partners)
+        else:
+            everyone = partners = mesh.get_group()
+            row = shards.ranks_of(mesh)
+    if row != shards.ranks_of(parts):
+        raise ValueError(
+            "mesh must be that of the shards, or have two dimensions, over which chains are "
+            f"divided and parameters sharded: these are sharded over ranks {shards.ranks_of(parts)}"
+            f", got {mesh}"
+        )
+    if everyone.size() == 1:
+        return None
+    return _Groups(everyone, peers, partners, parts.device_type)
+
+
+def _groups_of(mesh: DeviceMesh | None) -> _Groups | None:
+    """The processes over which chains are spread; None for one process."""
     is_initialized = dist.is_available() and dist.is_initialized()
     if mesh is None:
         group = dist.group.WORLD if is_initialized else None
@@ -398,11 +538,11 @@ def _group_of(mesh: DeviceMesh | None) -> "dist.ProcessGroup | None":
         checks.instance("mesh", mesh, DeviceMesh)
         if mesh.ndim != 1:
             raise ValueError(
-                f"mesh must have one dimension, over which chains are spread, got {mesh}: pass one "
-                "of its dimensions, mesh['chains']"
+                "mesh must have one dimension, over which chains are spread, where parameters are "
+                f"whole, got {mesh}: pass one of its dimensions, mesh['chains']"
             )
         group = mesh.get_group()
-    return None if group is None or group.size() == 1 else group
+    return None if group is None or group.size() == 1 else _Groups(group, group)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import checks
+from funcsgmcmc import checks, shards
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.looks import Looks, followed
 from funcsgmcmc.runs.moments import DrawMoments, Moments, ObservableMoments
@@ -18,6 +18,7 @@ from funcsgmcmc.runs.rows import rows_of, setting_labels
 from funcsgmcmc.samplers.base import Sampler, State
 
 M = TypeVar("M", bound=Moments)
+AnyClass = TypeVar("AnyClass", State, Sampler)
 
 
 @dataclass(frozen=True)
@@ -231,9 +232,9 @@ class Samples:
             log_weights=pick(self.log_weights),
             log_priors=pick(self.log_priors),
             metrics=pick(self.metrics),
-            state=self.state[picked],
+            state=_rows(self.state, picked),
             # What chains share stays shared.
-            sampler=self.sampler[picked] if self.sampler.shape else self.sampler,
+            sampler=_rows(self.sampler, picked) if self.sampler.shape else self.sampler,
             chains=pick(self.chains),
             initial_loss=of_chains(self.initial_loss, picked),
             frozen_at=pick(self.frozen_at),
@@ -403,6 +404,18 @@ def observable_of(name: Any, known: Mapping[str, Tensor]) -> Tensor:
 def of_chains(value: Tensor | None, rows: Tensor) -> Tensor | None:
     """A value that chains share, or have one each of."""
     return value if value is None or not value.shape else value[rows]
+
+
+def _rows(value: AnyClass, rows: Tensor) -> AnyClass:
+    """Some chains of a state or a sampler, sharded as they are."""
+    if shards.mesh_of(value) is None:
+        return value[rows]
+    # torch takes no plain index for a DTensor.
+    picked: AnyClass = value.apply(
+        lambda leaf: shards.with_rows(shards.local(leaf)[rows.to(leaf.device)], leaf),
+        batch_size=[len(rows)],
+    )
+    return picked
 
 
 def _of_rows(moments: M | None, rows: Tensor) -> M | None:

@@ -4,10 +4,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from funcsgmcmc.runs.chunks import gather
 from funcsgmcmc.runs.mixing import Mixing
 from funcsgmcmc.runs.progress import Progress
 from funcsgmcmc.runs.record import Draw
+from funcsgmcmc.runs.rows import gather
 
 if TYPE_CHECKING:
     from funcsgmcmc.runs.run import Run

@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from funcsgmcmc import checks, random
+from funcsgmcmc import checks, random, shards, tree
 from funcsgmcmc.gradients import GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.priors import LogPrior
 from funcsgmcmc.runs.record import Draw
@@ -196,6 +196,11 @@ def check_gradients_are_possible() -> None:
         raise ValueError(
             "sampling needs gradients, got torch.inference_mode: leave it, or use torch.no_grad"
         )
+
+
+def observed_by(function: Observable, params: TensorDict) -> Any:
+    """What an observable gives for the parameters of one chain, whole where these are sharded."""
+    return shards.whole_result(function, params) if tree.is_sharded(params) else function(params)
 
 
 def check_observable(name: str, value: Any) -> None:

@@ -6,7 +6,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.samplers.base import Sampler
 
 # A step of standard deviation s, rounded to numbers that are u apart, leads nowhere with
@@ -36,10 +36,12 @@ def warn_of_lost_steps(before: TensorDict, after: TensorDict, mask: TensorDict |
         if leaf.dtype.itemsize >= 4:
             continue
         factor = None if mask is None else tree.factor_of(mask, name, leaf.ndim - before.batch_dims)
-        is_sampled = torch.ones_like(leaf, dtype=torch.bool)
+        # Of a sharded leaf, the part that is here tells enough.
+        here, moved = shards.local(leaf), shards.local(after[name])
+        is_sampled = torch.ones_like(here, dtype=torch.bool)
         if factor is not None:
-            is_sampled = (factor != 0).expand_as(leaf)
-        lost += float((is_sampled & (after[name] == leaf)).sum())
+            is_sampled = (shards.part_of(factor, leaf) != 0).expand_as(here)
+        lost += float((is_sampled & (moved == here)).sum())
         sampled += float(is_sampled.sum())
     share = lost / max(sampled, 1.0)
     if share <= _LARGEST_SHARE:

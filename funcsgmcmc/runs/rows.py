@@ -1,4 +1,4 @@
-"""Rows of a record: picked by a user, and labelled by the settings of their chains."""
+"""Rows of a record: picked by a user, labelled by their chains' settings, and put together."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -83,3 +83,12 @@ def which_of(anchor: TensorDict) -> list[int]:
             seen.append(own)
         which += same
     return which if len(seen) > 1 else []
+
+
+def gather(parts: list[Any]) -> Any:
+    """Put the parts of all chunks back together, tensors or states, `[C, …]`."""
+    # Chains of a loop have no chain dimension yet.
+    if not parts[0].shape:
+        # The state of one large chain is not copied.
+        return torch.stack(parts) if len(parts) > 1 else parts[0].unsqueeze(0)
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from funcsgmcmc.memory import chunk_size, free_memory, peak_bytes
 from funcsgmcmc.runs.burnin import has_settled, is_due, seen, steps_until_due
-from funcsgmcmc.runs.chunks import Chunk, Drawn, gather, split
+from funcsgmcmc.runs.chunks import Chunk, Drawn, split
 from funcsgmcmc.runs.clock import Clock
 from funcsgmcmc.runs.data import Batches
 from funcsgmcmc.runs.encoding import decode, encode, joined, picked, with_chain
@@ -33,13 +33,12 @@ from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.reporting import Reporter
 from funcsgmcmc.runs.request import ChainMethod, Request, RunKeys
 from funcsgmcmc.runs.rounding import has_noise, is_narrow, warn_of_lost_steps
+from funcsgmcmc.runs.rows import gather
 from funcsgmcmc.runs.shares import whole_record
 from funcsgmcmc.runs.start import Lent, Start
 from funcsgmcmc.runs.stepper import Compile, Moved, Stepper, default_compilation
 from funcsgmcmc.runs.store import Recorder, Rows
 from funcsgmcmc.samplers.base import Sampler
-
-_TIMED_STEPS, _LONG_STEP = 4, 5.0
 
 
 @dataclass
@@ -119,12 +118,12 @@ class Run:
         reporter = Reporter(self, progress)
         stopping = contextlib.nullcontext() if keeper is None else interrupted_by_sigterm()
         # Outside of gradients, which each have a transform of their own, nothing needs a graph.
-        with torch.no_grad(), stopping:
+        with torch.no_grad(), stopping, self.processes.interrupts_held_back() as is_interrupted:
             if keeper is not None:
                 keeper.begin(self)
             try:
                 while clock.steps_done < clock.num_steps:
-                    self.processes.check()
+                    self.processes.check_step(is_interrupted())
                     # Before a step: a run that was interrupted after the last one looks now.
                     if clock.is_open:
                         self._end_burnin(progress)
@@ -134,6 +133,7 @@ class Run:
                     # Reading health waits for the device: only if it is asked for.
                     if self.request.on_divergence == "raise":
                         self._check_health()
+                self.processes.check_step(is_interrupted())
                 self.processes.meet(None)
             except (KeyboardInterrupt, InterruptedProcessError) as error:
                 # So that all chains have made the same steps, and can go on. Where that fails, or
@@ -147,7 +147,8 @@ class Run:
             except SamplingError:  # a divergence has its record already
                 raise
             except Exception as error:
-                reason = str(error) or type(error).__name__
+                cause = self.processes.cause(error)
+                reason = str(cause) or type(cause).__name__
                 message = f"sampling stopped in step {clock.next_step}: {reason}"
                 failure = SamplingError(message, self._end(error))
                 for note in getattr(error, "__notes__", ()):
@@ -161,7 +162,7 @@ class Run:
         if is_due(clock.steps_done):
             healthy = gather([chunk.frozen_at for chunk in self.chunks]).cpu() < 0
             here = seen(self.recorder, clock.steps_done, healthy)
-            looks = torch.cat(self.processes.meet(here), 2)
+            looks = torch.cat(self.processes.one_a_share(self.processes.meet(here)), 2)
             settled = has_settled(looks, is_shared=self.batches.is_shared)
         if not settled and clock.steps_done < clock.num_burnin_steps:
             return
@@ -509,7 +510,7 @@ class Run:
             self.step_bytes,
             self.chunk_size,
             None if self.keeper is None else self.keeper.path,
-            self.processes.size,
+            self.processes.num_shares,
         )
 
     def make_stepper(self, compile: Compile) -> Stepper:

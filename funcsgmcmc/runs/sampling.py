@@ -11,7 +11,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.gradients import LossFn, mean_loss
 from funcsgmcmc.memory import keep_freed_memory
 from funcsgmcmc.priors import LogPrior
@@ -96,7 +96,9 @@ def sample(
             run's again, so that a run that shall go on is not started from its last parameters but
             from its record: `Samples` (or its `state`, all of whose chains are then taken to be
             healthy) brings momenta, running averages, anchor, chain indices and the step, and with
-            the same key and tensors as data the chains are those of one uninterrupted run.
+            the same key and tensors as data the chains are those of one uninterrupted run. Leaves
+            may be sharded over processes (DTensors), with `chain_method="loop"`, in memory: see
+            `mesh`. A module of `fully_shard` is left at other parameters.
         data: Tensors `[n, …]` (one, or a tuple, dict, `TensorDict` or `TensorDataset` of them):
             each chain draws minibatches of its own. Or any other iterable of batches, such as a
             `DataLoader` or a list: all chains see one batch a step, so that their gradient noise is
@@ -180,7 +182,10 @@ def sample(
         mesh: The processes that run the chains together, each some of them: a mesh of one dimension
             (`torch.distributed.device_mesh.init_device_mesh`). All of them call `sample`, with the
             same arguments, and get the same record. Default: all ranks, where a process group of
-            more than one is initialized; a mesh of one rank runs alone.
+            more than one is initialized; a mesh of one rank runs alone. Of sharded parameters, all
+            processes of their mesh make the same chains, on the same batches: `mesh` is theirs; or
+            one of two dimensions and all ranks, over the first of which chains are divided, and
+            over the second parameters are sharded.
 
     Returns:
         The record of the run.
@@ -197,7 +202,9 @@ def sample(
         ProcessError: Before the first step, another process of `mesh` has stopped. During the run
             it is a `SamplingError`, with this process's chains in `samples`.
     """
-    with processes_of(mesh) as processes:
+    given = params.state if isinstance(params, Samples) else params
+    parts = shards.mesh_of(given)
+    with processes_of(mesh, parts) as processes:
         request = Request(
             loss_fn=loss_fn,
             log_prior=log_prior,
@@ -236,6 +243,11 @@ def sample(
             }
         )
         asked = _Asked(request, params, data, sampler, processes)
+        if store is not None and parts is not None:
+            raise ValueError(
+                "store must be left out where parameters are sharded, whose record is kept in "
+                f"memory, got {str(store)!r}"
+            )
         if store is None:
             _refuse_without_store(resume, checkpoint_seconds)
             return _run(asked, None, progress)
@@ -275,6 +287,7 @@ def expected_cost(
     given = bound.arguments | {"observables": bound.arguments["observables"] or {}}
     request = Request(**{each.name: given[each.name] for each in fields(Request)})
     check_sampler(sampler)
+    shards.refuse("expected_cost", params)
     with progress_of(1, enabled=False) as shown:
         asked = _Asked(request, params, data, sampler, Processes())
         return cost_of(fastest(_make_runs(asked, None), shown))
@@ -300,6 +313,7 @@ def _run(asked: _Asked, keeper: Keeper | None, progress: bool) -> Samples:
         return keeper.samples()
     clock = runs[0].clock
     checks.switch("progress", progress)
+    is_timed = progress and asked.processes.shards == 1
     progress = progress and asked.processes.rank == 0
     with progress_of(clock.num_steps, done=clock.steps_done, enabled=progress) as shown:
         run = fastest(runs, shown)
@@ -310,12 +324,13 @@ def _run(asked: _Asked, keeper: Keeper | None, progress: bool) -> Samples:
                 f"after {run.clock.steps_done} of {run.clock.num_steps} steps, the run goes on"
             )
         else:
-            if progress and run.step_bytes is None:
+            # A step that is only tried is made by the first process alone.
+            if progress and is_timed and run.step_bytes is None:
                 run.measure()
             need = run.need()
             shown.tell(str(need))
             need.check()
-            if progress:
+            if progress and is_timed:
                 shown.tell(str(cost_of(run)))
         return run.go(shown)
 

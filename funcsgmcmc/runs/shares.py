@@ -9,11 +9,12 @@ from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc.runs.chunks import gather
+from funcsgmcmc import shards
 from funcsgmcmc.runs.looks import Looks
 from funcsgmcmc.runs.processes import Processes
 from funcsgmcmc.runs.record import Samples, check_initial_loss
 from funcsgmcmc.runs.request import Request
+from funcsgmcmc.runs.rows import gather
 from funcsgmcmc.runs.start import check_chains
 from funcsgmcmc.samplers.base import Sampler, State
 
@@ -88,11 +89,20 @@ def on_cpu(samples: Samples) -> Samples:
     return samples.replaced(**fields)
 
 
+def of_all_chains(processes: Processes, value: Any) -> Any:
+    """A sampler or a state of all chains, of those that processes have, on the CPU.
+
+    Sharded tensors stay so, where they are: the processes that send theirs have the same parts.
+    """
+    here = pytree.tree_map_only(Tensor, lambda leaf: shards.local(leaf).cpu(), value)
+    whole = gather(processes.gather(here))
+    return pytree.tree_map(shards.with_rows, whole, value)
+
+
 def whole_sampler(processes: Processes, sampler: Sampler) -> Sampler:
     """The sampler of all chains, on the CPU: one that they share, or each its own."""
-    sampler = sampler.to("cpu")
     # What all share, anchors as large as a model, is not sent.
-    return gather(processes.gather(sampler)) if sampler.shape else sampler
+    return of_all_chains(processes, sampler) if sampler.shape else sampler.to("cpu")
 
 
 def joined_losses(losses: Sequence[Tensor | None]) -> Tensor | None:
@@ -105,17 +115,17 @@ def joined_losses(losses: Sequence[Tensor | None]) -> Tensor | None:
 
 def whole_record(processes: Processes, record: Samples) -> Samples:
     """The record of all chains, on the CPU, of those of the processes that ran them."""
-    if processes.size == 1:
+    if processes.num_shares == 1:
         return record
-    record = on_cpu(record)
     sampler = whole_sampler(processes, record.sampler)
-    # It is all chains' already.
-    parts = processes.gather(record.replaced(sampler=None))
-    return joined_records(parts).replaced(sampler=sampler)
+    state = of_all_chains(processes, record.state)
+    # These are all chains' already.
+    parts = processes.gather(on_cpu(record.replaced(sampler=None, state=None)))
+    return joined_records(parts).replaced(sampler=sampler, state=state)
 
 
 def joined_records(parts: Sequence[Samples]) -> Samples:
-    """The record of all chains but for their sampler, of records of some of them each."""
+    """The record of all chains but for sampler and state, of records of some of them each."""
 
     def joined(name: str) -> Any:
         values = [getattr(part, name) for part in parts]
@@ -136,7 +146,6 @@ def joined_records(parts: Sequence[Samples]) -> Samples:
         log_weights=joined("log_weights"),
         log_priors=joined("log_priors"),
         metrics=joined_leaves("metrics"),
-        state=joined("state"),
         chains=joined("chains"),
         initial_loss=joined_losses([part.initial_loss for part in parts]),
         frozen_at=joined("frozen_at"),

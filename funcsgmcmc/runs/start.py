@@ -15,6 +15,7 @@ from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.memory import free_memory, in_bytes
 from funcsgmcmc.runs.record import Samples
 from funcsgmcmc.runs.request import Request, RunKeys
+from funcsgmcmc.runs.rows import gather
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.terms import scaled
 
@@ -86,45 +87,91 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     if isinstance(given, Samples | State):
         return _go_on(request, given, sampler)
     params = tree.parameters(given)
-    _refuse_shards(params)
+    _check_shards(params, request)
     for key, leaf in tree.leaves(params):
         if leaf.is_meta or leaf.is_inference():
             kind = "of the meta device" if leaf.is_meta else "of inference mode"
             raise ValueError(
                 f"params[{tree.dotted(key)!r}] must have values and gradients, is {kind}"
             )
-    tree.check_finite("params", params)
+    _check_finite(params)
     check_chains("params", params.batch_size, request)
+    if params.batch_size and tree.is_sharded(params):
+        raise ValueError(
+            "params must have batch size () where they are sharded, so that chains start at one "
+            f"place (init_noise moves them apart), got {tuple(params.batch_size)}"
+        )
     check_chains("sampler", sampler.shape, request)
     device = tree.device(params)
     _check_room(params, request.num_chains)
     keys = request.keys(request.chains().to(device))
     sampler, lent = _anchored(sampler.to(device), params)
-    params = _placed(params, sampler, request.init_noise, keys.starts)
-    first_noise = tree.normal_like(keys.momenta, params) if sampler.uses_first_noise() else None
-    state = sampler.init(params, first_noise)
+    state = _first_state(params, sampler, request.init_noise, keys)
     if not tree.count(params, sampler.mask).any():
         raise ValueError("the mask must sample at least one entry, got one that is 0 everywhere")
     return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1), lent)
 
 
-def _refuse_shards(params: TensorDict) -> None:
-    """Refuse parameters of several processes.
+def _first_state(params: TensorDict, sampler: Sampler, init_noise: float, keys: RunKeys) -> State:
+    """The chains before their first step."""
+
+    def state_at(sampler: Sampler, starts: Tensor, momenta: Tensor) -> State:
+        placed = _placed(params, sampler, init_noise, starts)
+        noise = tree.normal_like(momenta, placed) if sampler.uses_first_noise() else None
+        return sampler.init(placed, noise)
+
+    if not tree.is_sharded(params):
+        return state_at(sampler, keys.starts, keys.momenta)
+    # One after the other: the noise of a part is that of one chain's parameters.
+    samplers = [sampler[row] if sampler.shape else sampler for row in range(len(keys.chains))]
+    chains = zip(samplers, keys.starts, keys.momenta, strict=True)
+    states: State = gather([state_at(*chain) for chain in chains])
+    return states
+
+
+def _check_finite(params: TensorDict) -> None:
+    """Refuse parameters that are not finite, on all processes that have parts of them.
 
     Raises:
-        TypeError: A leaf is sharded.
+        ValueError: One is not.
     """
-    for name, leaf in tree.leaves(params):
-        if shards.is_sharded(leaf):
-            raise TypeError(
-                f"sample takes whole parameters, got params[{tree.dotted(name)!r}], which is "
-                "sharded: step them with kernel(…)"
+    is_finite = not tree.is_sharded(params) or bool(tree.all_finite(params, torch.Size()))
+    tree.check_finite("params", params)
+    if not is_finite:
+        raise ValueError("params must be finite, got entries of other processes that are not")
+
+
+def _check_shards(params: TensorDict, request: Request) -> None:
+    """Refuse settings that sharded parameters do not take.
+
+    Raises:
+        ValueError: One is asked for.
+    """
+    if not tree.is_sharded(params):
+        return
+    if request.chain_method != "loop":
+        raise ValueError(
+            "chain_method must be 'loop' where parameters are sharded, whose chains step one after "
+            f"the other, got {request.chain_method!r}"
+        )
+    if request.compile not in (False, "auto"):
+        raise ValueError(
+            "compile must be left out where parameters are sharded, whose steps exchange sums, got "
+            f"{request.compile!r}"
+        )
+    for name in ("draws", "draw_moments"):
+        if name in request.record:
+            raise ValueError(
+                f"record must not have {name!r} where parameters are sharded, as large as they are "
+                "on all processes together: record observables of them"
             )
 
 
 def _anchored(sampler: Sampler, params: TensorDict) -> tuple[Sampler, Lent | None]:
     """The sampler with its anchor, and the tree that is lent for it, if one is."""
-    if sampler.anchor is not None or tree.size(params) < _LARGE:
+    is_small = tree.size(params) < _LARGE
+    # The parts of a module of `fully_shard` are overwritten at each evaluation of its loss.
+    if sampler.anchor is not None or is_small or tree.is_sharded(params):
         return sampler.with_anchor(params), None
     return sampler.with_anchor(params, copy=False), Lent(params)
 
@@ -136,7 +183,7 @@ def _go_on(request: Request, given: Samples | State, sampler: Sampler) -> Start:
         TypeError, ValueError: The other run's chains do not fit this one.
     """
     state, frozen_at, chains, anchor = _chains_of(given, request)
-    _refuse_shards(state.params)
+    _check_shards(state.params, request)
     check_chains("params", state.shape, request, shared=False)
     check_chains("sampler", sampler.shape, request)
     if checks.number("init_noise", request.init_noise) > 0:
@@ -200,7 +247,8 @@ def _check_room(params: TensorDict, num_chains: int) -> None:
         ValueError: Parameters and next parameters of all chains need more than is free.
     """
     device = tree.device(params)
-    each = sum(leaf.numel() * leaf.element_size() for _, leaf in tree.leaves(params))
+    parts = [shards.local(leaf) for _, leaf in tree.leaves(params)]
+    each = sum(part.numel() * part.element_size() for part in parts)
     needed = 2 * each * (1 if params.batch_size else num_chains)
     if (free := free_memory(device)) is not None and needed > free:
         raise ValueError(
@@ -234,7 +282,10 @@ def _check_state(state: State, sampler: Sampler) -> None:
         TypeError: It is another sampler's.
         ValueError: Its parts have other names or shapes.
     """
-    tree.check_finite("params", state.params)
+    _check_finite(state.params)
+    if tree.is_sharded(state.params):
+        # Of one chain, whose parts masks are cut for.
+        state, sampler = state[0], sampler[0] if sampler.shape else sampler
     like = sampler.init(state.params, tree.map_leaves(torch.zeros_like, state.params))
     if type(state) is not type(like):
         raise TypeError(
@@ -245,14 +296,20 @@ def _check_state(state: State, sampler: Sampler) -> None:
 
 
 def _placed(params: TensorDict, sampler: Sampler, init_noise: float, keys: Tensor) -> TensorDict:
-    """Place the chains with some keys at `params`, plus normal noise times the mask.
+    """Place chains at `params`, plus normal noise times the mask.
+
+    Args:
+        params: Of one chain, or of all.
+        sampler: Theirs.
+        init_noise: The noise's standard deviation.
+        keys: Theirs, `[*chains, 2]`.
 
     Raises:
         TypeError, ValueError: `init_noise` is no number ≥ 0, or a chain is outside its box.
     """
     scale = checks.number("init_noise", init_noise).to(keys.device)
     # Views of one tree, not copies: `init` copies what it is given.
-    params = params if params.batch_size else params.expand(len(keys))
+    params = params if params.batch_size or keys.ndim == 1 else params.expand(len(keys))
     center = sampler.anchor
     assert center is not None  # the sampler of a run has its anchor
     if sampler.bounding_box_size is not None:
@@ -279,9 +336,12 @@ def _check_inside_box(params: TensorDictBase, boxed: TensorDictBase) -> None:
         ValueError: They differ.
     """
     for key, leaf in tree.leaves(params):
-        excess = (leaf - boxed[key]).abs().max().item() if leaf.numel() else 0.0
+        away = (shards.local(leaf) - shards.local(boxed[key])).abs()
+        excess = away.max() if away.numel() else away.new_zeros(())
+        if spread := shards.spread_of(leaf):
+            excess = spread.largest(excess)
         if excess > 0:
             raise ValueError(
                 f"params[{tree.dotted(key)!r}] must start within bounding_box_size of the anchor, "
-                f"got an entry {excess:g} outside"
+                f"got an entry {excess.item():g} outside"
             )

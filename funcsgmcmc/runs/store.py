@@ -12,10 +12,10 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.norms import Metrics
 from funcsgmcmc.runs.looks import Look
-from funcsgmcmc.runs.request import Observable, Recorded, check_observable
+from funcsgmcmc.runs.request import Observable, Recorded, check_observable, observed_by
 from funcsgmcmc.stepping import Info
 
 Rows = int | slice
@@ -173,7 +173,11 @@ class Recorder:
         for name, function in self._functions.items():
             versions = [leaf._version for _, leaf in tree.leaves(params)]
             # A chunk of one row has no chain dimension to map over.
-            value = function(params) if isinstance(rows, int) else torch.vmap(function)(params)
+            value = (
+                observed_by(function, params)
+                if isinstance(rows, int)
+                else torch.vmap(function)(params)
+            )
             if versions != [leaf._version for _, leaf in tree.leaves(params)]:
                 raise ValueError(
                     f"observable {name!r} must not write to the parameters, which are the chain's"
@@ -194,7 +198,7 @@ class Recorder:
         if draw is not None and info.log_weight is not None:
             self._store.write(_LOG_WEIGHT, rows, draw, info.log_weight)
         if draw is not None and "aux" in self._record:
-            for path, leaf in pytree.tree_leaves_with_path(info.aux):
+            for path, leaf in pytree.tree_leaves_with_path(shards.whole(info.aux)):
                 name = ".".join(["aux", *map(_part_of_name, path)])
                 self._store.write(Field("observables", name, "draw"), rows, draw, leaf)
 

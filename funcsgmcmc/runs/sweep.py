@@ -16,7 +16,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from funcsgmcmc import checks, tree
+from funcsgmcmc import checks, shards, tree
 from funcsgmcmc.gradients import LossFn
 from funcsgmcmc.runs.checkpoint import has_checkpoint
 from funcsgmcmc.runs.grid import Axis, Cell, Chains, Factory, Label, cells_of, chains_of
@@ -288,6 +288,7 @@ def parameters_of(params: Any) -> TensorDict:
     if isinstance(params, Samples):
         raise TypeError("params must be a tree, got the record of a run")
     taken = tree.parameters(params)
+    shards.refuse("sweep", taken)
     if taken.batch_size:
         raise ValueError(
             f"params must be one tree, got batch size {tuple(taken.batch_size)}: grid has the "

@@ -88,7 +88,8 @@ def compile_if_it_pays(run: Run, progress: Progress) -> None:
     It is tried where all eager steps would take ten times as long as compiling is likely to; the
     faster steps are taken. Where nothing can be compiled, steps stay as they are.
     """
-    if run.request.compile != "auto" or run.is_resumed or run.clock.num_steps < _FEWEST_STEPS:
+    is_open = run.request.compile == "auto" and not run.is_resumed and run.processes.shards == 1
+    if not is_open or run.clock.num_steps < _FEWEST_STEPS:
         return
     leaves = len(pytree.tree_leaves(run.chunks[0].state.params))
     enough = _WORTH_IT * (_TO_COMPILE + _TO_COMPILE_LEAF * leaves)

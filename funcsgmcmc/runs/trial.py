@@ -5,6 +5,7 @@ So a function that cannot be sampled is refused before anything runs, and by nam
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +13,12 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from funcsgmcmc import tree
+from funcsgmcmc import shards, tree
 from funcsgmcmc.batches import map_if_examples, num_examples, slice_examples
-from funcsgmcmc.gradients import GradientEstimator, estimator_of, loss_and_aux
+from funcsgmcmc.gradients import GradientEstimator, estimator_of, loss_and_aux, whole_loss
 from funcsgmcmc.priors import log_prior_pull
 from funcsgmcmc.runs.data import Batches
-from funcsgmcmc.runs.request import ChainMethod, Request, check_observable
+from funcsgmcmc.runs.request import ChainMethod, Request, check_observable, observed_by
 
 _FEW_EXAMPLES = 4
 _LARGEST_COPY = 1 << 28  # bytes
@@ -81,7 +82,7 @@ def _try_method(
         _check_pure("log_prior", evaluate(log_prior_pull(request.log_prior)), start)
     for name, function in request.observables.items():
         label = f"observable {name!r}"
-        observed[name] = _check_pure(label, function, params[0])
+        observed[name] = _check_pure(label, partial(observed_by, function), params[0])
         check_observable(name, observed[name])
         if vmapped:
             _check_pure(label, evaluate(function), start)
@@ -165,7 +166,8 @@ def _circumstances(name: str, arguments: Any) -> str:
 
 def _values(result: Any) -> list[Tensor]:
     """The tensors in the result of a function."""
-    return [leaf.detach() for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    return [shards.local(leaf.detach()) for leaf in tensors]
 
 
 def _impure(name: str, what_happened: str) -> ValueError:
@@ -202,7 +204,7 @@ def _warn_of_a_sum(loss_fn: GradientEstimator, params: TensorDict, batch: Any) -
     twice = map_if_examples(lambda leaf: torch.cat([leaf, leaf]), few, number)
     try:
         with torch.no_grad():
-            once, doubled = (loss_and_aux(loss_fn, params, each)[0] for each in (few, twice))
+            once, doubled = (whole_loss(loss_fn, params, each) for each in (few, twice))
     except Exception:
         return  # a loss may need batches of one size: then it cannot be tried like this
     if once != 0 and torch.isclose(doubled, 2 * once, rtol=1e-3, atol=0.0):
@@ -220,8 +222,9 @@ def _check_dependence(loss_fn: GradientEstimator, params: TensorDict, batch: Any
         ValueError: Its gradient is known to vanish, for every leaf.
     """
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in tree.leaves(params)}
-    with torch.enable_grad():
+    with torch.enable_grad(), shards.implicit_replication():
         loss, _ = loss_and_aux(loss_fn, tree.build(leaves, torch.Size()), batch)
+        loss = shards.whole(loss)
         grads: tuple[Tensor | None, ...] = ()
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
