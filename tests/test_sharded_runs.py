@@ -11,7 +11,7 @@ from ranks import Ranks, ranks_of
 
 pytestmark = QUIET
 CLOSE = {"rtol": 1e-9, "atol": 1e-11, "equal_nan": True}
-LONG = ("looks at all data", "a burn-in that ends by itself", "a memory of each chain")
+FAST = ("momenta, masked", "chains that fail")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def assert_same(all_ours: list, theirs: dict) -> None:
 
 @pytest.mark.parametrize(
     "how",
-    [pytest.param(how, marks=pytest.mark.slow if how in LONG else []) for how in work.HOWS],
+    [pytest.param(how, marks=[] if how in FAST else pytest.mark.slow) for how in work.HOWS],
 )
 def test_every_record_is_that_of_whole_parameters(how, ranks: Ranks):
     """Equal on both processes, which have the same chains."""
@@ -43,6 +43,7 @@ def test_every_record_is_that_of_whole_parameters(how, ranks: Ranks):
         assert 0 < int((theirs["frozen_at"] >= 0).sum()) < 3
 
 
+@pytest.mark.slow
 def test_columns_and_a_leaf_that_all_have(ranks: Ranks):
     how = "momenta, masked"
     assert_same(ranks.call(work.sampled, how, 0, 1), work.sampled(None, how))
@@ -53,10 +54,12 @@ def test_a_module_that_is_fully_sharded(ranks: Ranks):
     assert_same(ranks.call(work.of_a_module, how), work.of_a_module(None, how))
 
 
+@pytest.mark.slow
 def test_all_ranks_are_those_of_the_shards(ranks: Ranks):
     assert_same(ranks.call(work.without_a_mesh, "aux"), work.sampled(None, "aux"))
 
 
+@pytest.mark.slow
 def test_one_row_of_shards_and_rows_of_one(ranks: Ranks):
     """A mesh of 1 × 2, and one of 2 × 1, whose rows have other chains."""
     theirs = work.sampled(None, "momenta, masked")
@@ -64,6 +67,7 @@ def test_one_row_of_shards_and_rows_of_one(ranks: Ranks):
         assert_same(ranks.call(work.sampled, "momenta, masked", rows), theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["momenta, masked", "settings of their own"])
 def test_a_record_goes_on(how, ranks: Ranks):
     assert_same(ranks.call(work.gone_on, how), work.gone_on(None, how))

@@ -5,6 +5,7 @@ So a function that cannot be sampled is refused before anything runs, and by nam
 
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -222,7 +223,8 @@ def _check_dependence(loss_fn: GradientEstimator, params: TensorDict, batch: Any
         ValueError: Its gradient is known to vanish, for every leaf.
     """
     leaves = {name: leaf.detach().requires_grad_() for name, leaf in tree.leaves(params)}
-    with torch.enable_grad(), shards.implicit_replication():
+    replicating = shards.implicit_replication if tree.is_sharded(params) else nullcontext
+    with torch.enable_grad(), replicating():
         loss, _ = loss_and_aux(loss_fn, tree.build(leaves, torch.Size()), batch)
         loss = shards.whole(loss)
         grads: tuple[Tensor | None, ...] = ()
