@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from measuring import Call, Figures, medians
 from networks import WORKLOADS, Workload
-from ours import Ours, as_it_is
+from ours import STEPS_PER_BLOCK, Ours, as_it_is
 from peers import STEPS_PER_SCAN, bare_loop, peers
 
 import funcsgmcmc as fs
@@ -38,10 +38,10 @@ def measure(workloads: str, device: torch.device, rounds: int) -> dict[str, Any]
     report = {}
     for name in workloads:
         workload = WORKLOADS[name].on(device)
-        figures = medians(contenders(workload), rounds, device=device)
+        figures = of_one_step(medians(contenders(workload), rounds, device=device))
         report[name] = {
             "title": workload.title,
-            "milliseconds": of_one_step(figures),
+            "milliseconds": figures,
             "auto": Ours(workload).chosen(),
         }
         print(f"\n{workload.title}")
@@ -52,6 +52,6 @@ def measure(workloads: str, device: torch.device, rounds: int) -> dict[str, Any]
 
 
 def of_one_step(figures: Figures) -> Figures:
-    """A call of a scan makes many steps."""
-    scan = "blackjax, scan"
-    return figures | ({scan: figures[scan].over(STEPS_PER_SCAN)} if scan in figures else {})
+    """Figures of one step, also of calls that make many."""
+    many = {"blackjax, scan": STEPS_PER_SCAN, "compiled, blocks": STEPS_PER_BLOCK}
+    return {name: figure.over(many.get(name, 1)) for name, figure in figures.items()}

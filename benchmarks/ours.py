@@ -18,6 +18,7 @@ from funcsgmcmc.samplers import Sampler
 from funcsgmcmc.stepping import StepKeys, chain_step, chains_step, step_noise
 
 Wrap = Callable[..., Any]
+STEPS_PER_BLOCK = 16
 
 
 def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -54,6 +55,26 @@ class Ours:
 
         return step
 
+    def blocks(self) -> Call:
+        """Blocks of `STEPS_PER_BLOCK` steps, as `sample` makes them between draws."""
+        step = chains_step(self.loss_fn, batch_dim=None)
+
+        def of_block(state: Any, keys: torch.Tensor, sampler: Sampler, batch: Any) -> Any:
+            return step(sampler, state, batch, None, keys)
+
+        kernel = fs.compiled(of_block, num_steps=STEPS_PER_BLOCK)
+        size = chunk_size(self.start.params)
+        states = list(self.start.split(size))
+        keys, firsts = [StepKeys(part) for part in self.keys.split(size)], itertools.count()
+
+        def block() -> None:
+            first = next(firsts) * STEPS_PER_BLOCK
+            for chunk, state in enumerate(states):
+                step_keys = keys[chunk].of_steps(first, STEPS_PER_BLOCK)
+                states[chunk], _ = kernel(state, step_keys, self.sampler, self.workload.batch)
+
+        return block
+
     def looped(self, wrap: Wrap, **settings: Any) -> Call:
         """A step of one chain after the other."""
         kernel = wrap(chain_step(self.loss_fn, **settings))
@@ -76,6 +97,7 @@ class Ours:
             "eager, compiled noise": self.vmapped(as_it_is, noise=fs.compiled(step_noise)),
             "compiled": self.vmapped(fs.compiled),
             "compiled, metrics": self.vmapped(fs.compiled, metrics=True),
+            "compiled, blocks": self.blocks(),
             "loop, eager": self.looped(as_it_is),
             "loop, compiled": self.looped(fs.compiled),
         }

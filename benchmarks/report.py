@@ -16,6 +16,7 @@ LINES = {
     "blackjax, scan": ("blackjax, steps in a scan", "tab:orange", "--"),
     "eager": ("funcsgmcmc, eager", "tab:blue", "--"),
     "compiled": ("funcsgmcmc, compiled", "tab:blue", "-"),
+    "compiled, blocks": ("funcsgmcmc, compiled in blocks", "tab:blue", "-."),
 }
 
 
@@ -72,7 +73,7 @@ def targets(report: Report) -> list[Target]:
     compare("published / compiled", 8, "A", "published loop", "compiled", at_most=False)
     compare(
         "published / compiled, metrics on both sides",
-        20,
+        25,
         "A",
         "published loop, metrics",
         "compiled, metrics",
@@ -80,7 +81,12 @@ def targets(report: Report) -> list[Target]:
     )
     compare("posteriors / compiled", 3, "AB", "posteriors, vmapped", "compiled", at_most=False)
     compare("blackjax jit / compiled", 1.5, "AB", "blackjax, jit", "compiled", at_most=False)
-    compare("eager / posteriors", 1, "A", "eager", "posteriors, vmapped")
+    blocks = "compiled, blocks"
+    compare("blackjax scan / blocks", 1.6, "A", "blackjax, scan", blocks, at_most=False)
+    compare("blackjax scan / blocks", 1, "BC", "blackjax, scan", blocks, at_most=False)
+    compare("published / blocks", 8, "A", "published loop", blocks, at_most=False)
+    compare("blocks / compiled", 1, everywhere, blocks, "compiled")
+    compare("eager / posteriors", 1, "ABC", "eager", "posteriors, vmapped")
     best = {
         name: chains[name][report["chains"][name]["auto"]] / chains[name]["bare loop"]
         for name in "DE"
@@ -88,13 +94,13 @@ def targets(report: Report) -> list[Target]:
     }
     if best:
         found.append(Target('`chain_method="auto"`, compiled / bare loop', 0.9, best))
-    compare("compiled, with / without metrics", 1.1, everywhere, "compiled, metrics", "compiled")
-    compare("eager, with / without metrics", 1.2, everywhere, "eager, metrics", "eager")
+    compare("compiled, with / without metrics", 1.08, everywhere, "compiled, metrics", "compiled")
+    compare("eager, with / without metrics", 1.18, everywhere, "eager, metrics", "eager")
     compare("noise, compiled / `normal_`", 0.5, "AB", "noise, compiled", "noise, normal_")
     compare("noise, eager / `normal_`", 2, "AB", "noise, eager", "noise, normal_")
     compare(
         "compiled step / (gradient + noise)",
-        1.15,
+        1.1,
         everywhere,
         "compiled",
         ("gradient, compiled", "noise, compiled"),

@@ -24,6 +24,7 @@ def measure(device: torch.device, rounds: int) -> dict[str, Any]:
             "bare loop": bare_loop(workload),
             "eager": ours.vmapped(as_it_is),
             "compiled": ours.vmapped(fs.compiled),
+            "compiled, blocks": ours.blocks(),
             "loop, compiled": ours.looped(fs.compiled),
         } | peers(workload)
         # As many rounds as take about as long as for 64 chains.
