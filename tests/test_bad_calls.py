@@ -206,7 +206,7 @@ BAD_CALLS = [
     (
         {"compile": "all"},
         ValueError,
-        "compile must be one of True, False, None, 'noise', got 'all'",
+        "compile must be one of True, False, 'noise', 'auto', got 'all'",
     ),
     ({"on_divergence": "ignore"}, ValueError, "on_divergence must be one of 'freeze', 'raise'"),
     (

@@ -183,7 +183,7 @@ SAMPLE = Target(
         "max_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "max_distance": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "chunk_size": {"none", *COUNTS},
-        "compile": {"none", "true"},
+        "compile": {"true"},
         "initial_loss": {"none", "negative", "negative int", *NUMBERS} - {"triple"},
         "progress": SWITCH,
         "store": {"none"},
