@@ -107,7 +107,9 @@ def start_of(request: Request, given: Any, sampler: Sampler) -> Start:
     keys = request.keys(request.chains().to(device))
     sampler, lent = _anchored(sampler.to(device), params)
     state = _first_state(params, sampler, request.init_noise, keys)
-    if not tree.count(params, sampler.mask).any():
+    # Masks may be those of single chains, and masks of shards are cut for one.
+    counted = params if tree.is_sharded(params) else state.params
+    if not tree.count(counted, sampler.mask).any():
         raise ValueError("the mask must sample at least one entry, got one that is 0 everywhere")
     return Start(sampler, state, keys, 0, torch.full_like(keys.chains, -1), lent)
 
