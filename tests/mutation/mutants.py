@@ -469,7 +469,7 @@ MUTANTS = [
     *_of("threefry2x32", ("X % 4 == 3", "X % 4 == 2", NOISE)),
     *_of("random.fold_in", ("_as_word((X >> 32) | _FOLD)", "_as_word(X >> 32)", NOISE)),
     *_of(
-        "StepKeys.at",
+        "StepKeys._keys_of",
         ("random.fold_in(X, steps)", "random.fold_in(X, 0 * steps)", KEY),
         ("random.fold_in(X, steps)", "random.fold_in(X, steps // 2)", KEY),
     ),
