@@ -301,7 +301,11 @@ TARGETS = [
     Target(
         fs.compiled,
         {"function": quadratic},
-        {"function": CALLABLE - {"class"}, "cuda_graphs": SWITCH},
+        {
+            "function": CALLABLE - {"class"},
+            "num_steps": {"none", *COUNTS},
+            "cuda_graphs": SWITCH,
+        },
     ),
     Target(
         fs.llc,
