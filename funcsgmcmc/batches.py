@@ -87,7 +87,9 @@ def check_examples(leaves: list[Any]) -> int:
     """
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
-            raise TypeError(f"data must hold tensors only, got {type(leaf).__name__}")
+            kind = type(leaf).__name__
+            hint = ", of which torch.from_numpy makes one" if kind == "ndarray" else ""
+            raise TypeError(f"data must hold tensors only, got {kind}{hint}")
         if leaf.layout != torch.strided or leaf.is_meta:
             raise TypeError(f"data must hold dense tensors, got {leaf.layout} on {leaf.device}")
         if leaf.ndim == 0:

@@ -151,7 +151,7 @@ def count(name: str, value: int, *, minimum: int) -> int:
         ValueError: It is below `minimum`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {_shown(value)}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     if not value >= minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {value}")
     if not value <= _LARGEST_COUNT:
@@ -159,7 +159,7 @@ def count(name: str, value: int, *, minimum: int) -> int:
     return int(value)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as errors show it: data of many numbers by its type."""
     return repr(value) if isinstance(value, str | numbers.Number) else type(value).__name__
 
@@ -195,7 +195,7 @@ def function(name: str, value: Any) -> None:
         TypeError: The value cannot be called.
     """
     if not callable(value):
-        raise TypeError(f"{name} must be a function, got {value!r}")
+        raise TypeError(f"{name} must be a function, got {shown(value)}")
 
 
 def scalar(name: str, value: Any) -> Tensor:

@@ -237,6 +237,7 @@ class ModuleLoss:
                 "torch.func.functional_call"
             )
         if self._criterion is None:
+            self._keywords.check_number(len(batch))
             return tuple(batch), {}, None
         if len(batch) == 1:
             return tuple(batch), {}, batch[0]
@@ -313,6 +314,10 @@ class _Keywords:
         by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         named = [each for each in parameters if each.kind in by_name]
         self._known = {each.name for each in named}
+        # How many arguments by position; None: any number.
+        places = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, by_name[0])]
+        takes_all = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+        self._most = None if takes_all else len(places)
         self._needed = [each.name for each in named if each.default is each.empty]
         self._takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
 
@@ -322,6 +327,19 @@ class _Keywords:
         Models of Hugging Face would keep the keys and values of every layer for a next token.
         """
         return {"use_cache": False, **given} if "use_cache" in self._known else given
+
+    def check_number(self, number: int) -> None:
+        """Refuse a batch of more parts than `forward` takes, where the model has its own loss.
+
+        Raises:
+            TypeError: There are more.
+        """
+        if self._most is not None and number > self._most:
+            raise TypeError(
+                f"without a criterion, {self._forward} is called with all parts of a batch and "
+                f"must return the loss, but it takes {self._most} of {number}: give one, "
+                "module_loss(model, criterion)"
+            )
 
     def of(self, entries: TensorDictBase | Mapping[str, Any], *, has_rest: bool) -> dict[str, Any]:
         """The keyword arguments in the entries of a dict.

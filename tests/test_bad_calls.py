@@ -135,6 +135,7 @@ BAD_CALLS = [
     ({"data": (torch.ones(3), torch.ones(4))}, ValueError, r"got lengths \[3, 4\]"),
     ({"data": ()}, ValueError, "data must hold at least one example, got none"),
     ({"data": (torch.ones(3), "x")}, TypeError, "data must hold tensors only, got str"),
+    ({"data": (torch.ones(3).numpy(),)}, TypeError, "got ndarray, of which torch.from_numpy makes"),
     ({"data": torch.tensor(1.0)}, ValueError, "got a 0-d tensor"),
     ({"data": 3}, TypeError, "data must be tensors or an iterable of batches, got int"),
     ({"data": [torch.ones(2)], "batch_size": 2}, ValueError, "batch_size must be None for an it"),
@@ -176,7 +177,8 @@ BAD_CALLS = [
         TypeError,
         "aux must hold tensors only, got str",
     ),
-    ({"sampler": fs.sgld}, TypeError, "sampler must be one made by a factory.*got 'sgld'"),
+    ({"sampler": fs.sgld}, TypeError, "sampler must be one made by a factory.*got 'sgld': call it"),
+    ({"sampler": (torch.ones(99),)}, TypeError, r"sgld\(lr=..., nbeta=...\), got tuple"),
     ({"log_prior": 3}, TypeError, "log_prior must be a function, got 3"),
     ({"observables": [1]}, TypeError, "observables must map names to functions"),
     ({"observables": {"a": 3}}, TypeError, r"observables\['a'\] must be a function, got 3"),
@@ -298,3 +300,25 @@ def test_init_noise_has_its_standard_deviation():
     assert abs(score.square().mean() - 1) * (20000 / 2) ** 0.5 < 4
     noise = random.normal(random.fold_in(random.split(fs.key(0), 2)[1], torch.arange(4000)), (5,))
     torch.testing.assert_close(score[:, 0], noise)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets"),
+    [
+        (torch.ones(4, 3), torch.zeros(4)),
+        (torch.ones(4, 3, dtype=torch.float64), torch.zeros(4).long()),
+    ],
+)
+def test_dtypes_that_do_not_fit_are_explained(inputs, targets):
+    model = torch.nn.Linear(3, 2, dtype=torch.float32)
+    with pytest.raises(RuntimeError) as caught:
+        fs.sample(
+            fs.module_loss(model, torch.nn.functional.cross_entropy),
+            fs.params_of(model),
+            (inputs, targets),
+            fs.sgld(0.1, nbeta=1.0),
+            num_chains=2,
+            num_draws=2,
+            key=fs.key(0),
+        )
+    assert "inputs have the parameters' dtype" in caught.value.__notes__[-1]

@@ -254,6 +254,20 @@ class TestWarnings:
         )
         assert any("chains have not mixed: R-hat" in text for text in fs.llc(samples).warnings)
 
+    def test_a_step_that_is_far_too_small(self):
+        """The estimate is small, and so is its error: R-hat tells, and how far the chains are."""
+        samples = sampled(regression(), sgld(1e-7), num_draws=50, num_chains=4)
+        (warning,) = fs.llc(samples).warnings
+        assert "chains have not mixed: R-hat" in warning
+        assert "or take a larger lr (directions that the loss leaves flat relax in" in warning
+
+    @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # ArviZ, of a constant
+    def test_a_loss_that_does_not_pull(self):
+        samples = sampled(
+            regression(), fs.sgld(1e-3, nbeta=0.0, localization=1.0), num_draws=8, num_chains=2
+        )
+        assert "nβ is 0, and so is the estimate: the loss does not pull" in fs.llc(samples).warnings
+
     def test_an_anchor_that_is_no_minimum(self):
         problem = regression()
         problem.start = {"w": problem.start["w"] + 3.0}

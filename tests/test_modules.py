@@ -214,6 +214,7 @@ def test_a_model_may_return_its_loss():
     [
         (language_criterion, "text", TypeError, r"a batch must be .*, got str: for others, write"),
         (language_criterion, (1, 2, 3), TypeError, r"must be \(inputs, targets\), got 3 parts"),
+        (None, (1, 2, 3, 4), TypeError, "Embedder.forward .* takes 3 of 4: give one, module_loss"),
         (
             None,
             {"ids": torch.zeros(2, 3)},

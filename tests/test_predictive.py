@@ -36,6 +36,7 @@ def test_it_is_the_mean_over_all_draws(transform, how):
     outputs = outputs if transform is None else transform(outputs)
     found = predictive(model, samples, inputs, transform=transform, **how)
     assert found.num_draws == 60
+    assert str(found) == "Predictive(outputs [40, 3], 60 draws)"
     torch.testing.assert_close(found.mean, outputs.mean(0))
     torch.testing.assert_close(found.std, outputs.std(0, correction=0))
     between = outputs.reshape(5, 12, 40, 3).mean(1).std(0) / math.sqrt(5)

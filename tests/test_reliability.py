@@ -289,7 +289,7 @@ def test_a_kernel_of_many_chains_settings_is_refused():
         (lambda: fs.summary({}), "samples must be a Samples, got dict"),
         (lambda: fs.to_datatree(None), "samples must be a Samples, got NoneType"),
         (lambda: fs.plots.plot_llc([]), "samples must be a Samples, got list"),
-        (lambda: fs.default_nbeta(torch.ones(9)), "num_examples must be an integer, got Tensor"),
+        (lambda: fs.default_nbeta(torch.ones(9)), "integer, got Tensor: it is len"),
         (lambda: fs.sgld([0.1, 0.2], nbeta=1.0), "got list, of which torch.tensor makes one"),
     ],
 )

@@ -279,6 +279,11 @@ def test_bad_grids_are_refused(grid, error, message):
         ({"chain_offset": torch.tensor([1])}, TypeError, "chain_offset must be an integer"),
         ({"params": START.expand(2)}, ValueError, "params must be one tree, got batch size"),
         ({"factory": 3}, TypeError, "factory must be a function, got 3"),
+        (
+            {"factory": fs.sgld(1e-3, nbeta=1.0)},
+            TypeError,
+            "factory must be a function that makes samplers, .* got a sampler",
+        ),
         ({"factory": lambda **settings: 3}, TypeError, "sampler must be one made by a factory"),
     ],
 )

@@ -11,7 +11,7 @@ import funcsgmcmc as fs
 from funcsgmcmc.estimates.advice import propose, recommend
 from funcsgmcmc.estimates.cells import SweepCell
 from funcsgmcmc.estimates.llc import LLC
-from funcsgmcmc.estimates.verdicts import Findings, Verdict, on_plateau
+from funcsgmcmc.estimates.verdicts import ALONE, Findings, Verdict, on_plateau
 from linear import GAMMA, NBETA, loss, regression
 
 PROBLEM = regression()
@@ -207,9 +207,12 @@ def test_what_neighbours_say_depends_on_their_steps():
     found = [finding(10.0), finding(10.8)]
     assert [v.name for v in on_plateau(far, found, [FINE] * 2)] == ["fine", "fine"]
     assert [v.name for v in on_plateau(close, found, [FINE] * 2)] == ["fine", "step too large"]
-    # Beside others that are not fine, nothing is said of a cell whose bias is known.
+    # Beside others that are not fine, a cell whose bias is known stays fine, and its reason tells.
     other = Verdict("diverged", "")
-    assert on_plateau(close, found, [FINE, other]) == [FINE, other]
+    alone, same = on_plateau(close, found, [FINE, other])
+    assert (alone.name, same) == ("fine", other)
+    assert ALONE in alone.reason
+    assert alone.reason.endswith("(10.8 ± 0.1 at lr=2)")
     unknown = [finding(10.0, bias=math.nan), finding(10.8)]
     assert on_plateau(close, unknown, [FINE, other])[0].name == "step not checked"
 
@@ -236,6 +239,8 @@ def test_the_smallest_error_of_what_is_fine_everywhere_is_recommended():
         "2 of its 2 cells are fine, with total errors of 4.0% at most, the smallest of 2 settings "
         "of which as many are"
     )
+    lonely = replace(cells[0], verdict=Verdict("fine", ALONE))
+    assert recommend([lonely]).reason.endswith("before you trust it (refine)")
     with pytest.raises(
         ValueError, match=r"no cell is fine \(1 diverged\): all steps are too large"
     ):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from funcsgmcmc.estimates.cells import SweepCell, count_of
-from funcsgmcmc.estimates.verdicts import size_of
+from funcsgmcmc.estimates.verdicts import ALONE, size_of
 from funcsgmcmc.runs.grid import Label, name_of
 
 # Verdicts that a smaller lr may mend, and a larger one.
@@ -77,6 +77,8 @@ def recommend(cells: Sequence[SweepCell]) -> Recommendation:
         )
     if len(errors) > 1:
         reason += f", the smallest of {len(errors)} settings of which as many are"
+    if any(ALONE in cell.verdict.reason for cell in fine[best]):
+        reason += f"; {ALONE}: run half of this lr, too, before you trust it (refine)"
     return Recommendation(_numbers(chosen[0]), chosen, reason)
 
 

@@ -9,6 +9,7 @@ from funcsgmcmc import tree
 from funcsgmcmc.estimates.bias import Bias, noise_share
 from funcsgmcmc.estimates.choice import FEWEST_LOOKS, Choice
 from funcsgmcmc.estimates.convergence import FEWEST_CHAINS, diagnostics, mean_error, wider
+from funcsgmcmc.runs.attributes import settings_of_draws
 from funcsgmcmc.runs.record import Samples
 
 # Drift beyond this many standard errors is chance once in 10⁴ runs.
@@ -136,7 +137,7 @@ def _mixing(samples: Samples, chosen: Choice, drift: float) -> list[str]:
     if r_hat > _LARGEST_R_HAT:
         found.append(
             f"chains have not mixed: R-hat of the loss on {name} is {r_hat:.3g}: run longer, with "
-            "more burn-in"
+            f"more burn-in, or take a larger lr{'' if drift else _relaxation(samples)}"
         )
     if samples.options["burnin_settled"] is False:
         found.append(
@@ -200,6 +201,8 @@ def _bias(samples: Samples, chosen: Choice, bias: Bias) -> list[str]:
 def _implausible(samples: Samples, chosen: Choice) -> list[str]:
     """Values that no posterior near a minimum has."""
     found: list[str] = []
+    if not bool((settings_of_draws(samples)[0] > 0).any()):
+        found.append("nβ is 0, and so is the estimate: the loss does not pull")
     if math.isnan(chosen.mcse):
         return found
     if chosen.mean + 3 * chosen.mcse < 0:

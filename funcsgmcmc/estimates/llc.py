@@ -1,6 +1,7 @@
 """The local learning coefficient (LLC)."""
 
 import math
+from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -95,6 +96,11 @@ def default_nbeta(num_examples: int) -> float:
         TypeError: `num_examples` is not an integer.
         ValueError: It is less than 2, where log n vanishes.
     """
+    if isinstance(num_examples, Sized):
+        raise TypeError(
+            f"num_examples must be an integer, got {type(num_examples).__name__}: it is "
+            "len(inputs) of tensors, len(loader.dataset) of a DataLoader"
+        )
     n = checks.count("num_examples", num_examples, minimum=2)
     return n / math.log(n)
 

@@ -23,7 +23,7 @@ from funcsgmcmc.losses import module_loss
 from funcsgmcmc.runs.record import Samples
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Predictive:
     """Outputs over the draws of all chains, each `[n, …]`, float64.
 
@@ -38,6 +38,9 @@ class Predictive:
     std: Tensor
     mcse: Tensor
     num_draws: int
+
+    def __repr__(self) -> str:
+        return f"Predictive(outputs {list(self.mean.shape)}, {self.num_draws} draws)"
 
 
 def predictive(

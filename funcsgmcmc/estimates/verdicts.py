@@ -62,6 +62,8 @@ _LARGEST_R_HAT = 1.1
 # The coefficient of one regular parameter: shares of less would ask for what nobody needs.
 _SMALLEST = 0.5
 _HALF = 0.5
+# What the reason says of a cell that is fine, with which no other step size was compared.
+ALONE = "no other lr is fine to compare with"
 _LARGEST_DRIFT, _LARGEST_GROWTH, _Z_OF_DRIFT = 0.1, 0.15, 2.5
 # Shares of λ̂: bias and Monte Carlo error of a cell that is fine; its total error; steps in lr.
 _LARGEST_BIAS, _LARGEST_MCSE, _LARGEST_ERROR, _LARGEST_STEP = 0.05, 0.03, 0.1, 0.1
@@ -373,7 +375,8 @@ def on_plateau(
     Of two neighbours that are fine by themselves, with steps ε > ε', a bias of first order in the
     step would be (λ̂ − λ̂') ε/(ε − ε') at ε, and (λ̂ − λ̂') ε'/(ε − ε') at ε'. A cell whose
     neighbours all say that it is more than 10 % of λ̂, beyond 3 standard errors, is not fine; nor is
-    one without a neighbour where the sampler does not know its bias.
+    one without a neighbour where the sampler does not know its bias. Where it does, the reason says
+    that there is none, and has the estimate of the next smaller step.
 
     Args:
         lrs: In rising order.
@@ -392,9 +395,24 @@ def on_plateau(
                     "the sampler does not tell the bias of its step, and no other lr is fine to "
                     "compare with",
                 )
+            elif len(lrs) > 1:
+                judged[row] = replace(
+                    verdicts[row],
+                    reason=f"{verdicts[row].reason}; {ALONE}{_beside(lrs, found, row)}",
+                )
         elif all(excess.is_large for excess in excesses):
             judged[row] = excesses[0].verdict(lrs[row])
     return judged
+
+
+def _beside(lrs: Sequence[float], found: Sequence[Findings], row: int) -> str:
+    """The estimate at the next smaller step, for comparison; else at the next larger one."""
+    for other in (row - 1, row + 1):
+        if 0 <= other < len(lrs):
+            estimate = found[other].estimate
+            if estimate is not None:
+                return f" ({estimate.mean:.4g} ± {estimate.error:.2g} at lr={lrs[other]:g})"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,11 @@ def axes_of(grid: Any, factory: Factory) -> dict[str, Axis]:
         TypeError: The grid, or an axis, is of another type.
         ValueError: An axis is empty or has a label twice, or a name is no setting.
     """
+    if isinstance(factory, Sampler):
+        raise TypeError(
+            "factory must be a function that makes samplers, such as sgld itself, got a sampler: "
+            "its settings are those of grid, each a number or a list"
+        )
     checks.function("factory", factory)
     if not isinstance(grid, Mapping) or isinstance(grid, TensorDictBase):
         raise TypeError(f"grid must map settings to their values, got {type(grid).__name__}")

@@ -135,6 +135,11 @@ def _check_pure(name: str, function: Callable[..., Any], *arguments: Any) -> Any
         if any(complaint in str(error) for complaint in complaints):
             raise _impure(name, str(error)) from error
         error.add_note(_circumstances(name, copies))
+        if "dtype" in str(error) or "scalar type" in str(error):
+            error.add_note(
+                "Class labels must be integers (targets.long()), and inputs have the parameters' "
+                "dtype (inputs.float())."
+            )
         raise
     except Exception as error:
         error.add_note(_circumstances(name, copies))

@@ -390,7 +390,8 @@ def check_sampler(value: Any) -> None:
     """
     if not isinstance(value, Sampler):
         # A factory that was not called shows its name, not its address.
-        given = value.__name__ if callable(value) and hasattr(value, "__name__") else value
+        is_factory = callable(value) and hasattr(value, "__name__")
+        given = f"{value.__name__!r}: call it first" if is_factory else checks.shown(value)
         raise TypeError(
-            f"sampler must be one made by a factory such as sgld(lr=..., nbeta=...), got {given!r}"
+            f"sampler must be one made by a factory such as sgld(lr=..., nbeta=...), got {given}"
         )
