@@ -245,10 +245,14 @@ def failing(
 
 def interrupted(mesh: DeviceMesh, *arguments: Any) -> fs.Samples:
     """What a run that is interrupted hands over."""
+    # A shell in the background lets its processes ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         failing(mesh, *arguments)
     except fs.SamplingInterrupt as stopped:
         return stopped.samples
+    finally:
+        signal.signal(signal.SIGINT, before)
     raise AssertionError("not interrupted")
 
 
