@@ -5,7 +5,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 import funcsgmcmc as fs
-from cases import CASES, Case
+from cases import BY_NAME, CASES, Case
 from funcsgmcmc import tree
 from problems import classification, observables, records, run
 
@@ -225,7 +225,9 @@ def test_states_that_do_not_fit_are_refused(params):
         run(fs.sgld(1e-3, nbeta=3.0, anchor=params), uneven, **settings)
 
 
-@pytest.mark.parametrize("case", [CASES[0], CASES[4], CASES[6]], ids=str)
+@pytest.mark.parametrize(
+    "case", [BY_NAME[name] for name in ("sgld", "contour_sgld", "sgnht")], ids=str
+)
 def test_a_run_and_its_continuation_are_joined(case: Case, params):
     settings = SETTINGS | {"record": ["draws", "metrics"]}
     first = run(case.make(params), num_draws=4, num_burnin_steps=3, **settings)

@@ -46,7 +46,7 @@ def test_few_are_exempt():
         ("sglrw", "rotation"),
         ("sglrw", "linearity_in_noise"),
         ("sgnht", "units_of_length"),
-    }
+    }, "a new exemption is listed here, if the sampler's equation is the reason"
 
 
 @pytest.mark.slow

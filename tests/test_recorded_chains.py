@@ -28,8 +28,9 @@ def chain(case: Case) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_chain_is_the_recorded_one(case):
-    recorded, now = json.loads(RECORDED.read_text())[case.name], chain(case)
-    for name, values in recorded.items():
+    recorded, now = json.loads(RECORDED.read_text()), chain(case)
+    assert case.name in recorded, "not recorded yet: python tests/test_recorded_chains.py"
+    for name, values in recorded[case.name].items():
         found, expected = torch.tensor(now[name]), torch.tensor(values)
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 

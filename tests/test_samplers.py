@@ -146,8 +146,8 @@ def test_the_registry_is_complete():
         if isinstance(inspect.signature(value).return_annotation, type)
         if issubclass(inspect.signature(value).return_annotation, fs.samplers.Sampler)
     }
-    assert factories == SPECS.keys()
-    assert factories <= set(fs.__all__)
+    assert factories == SPECS.keys(), "each factory needs its entry in testing/specs.py"
+    assert factories <= set(fs.__all__), "each factory needs its name in funcsgmcmc/__init__.py"
 
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=str)
