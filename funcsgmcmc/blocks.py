@@ -6,12 +6,12 @@ A compiled step pays for guards and dispatch at every call, which is half of a s
 A compiled block pays once. Its chains are those of the compiled step, bit for bit; sums that are
 only reported, such as metrics, may differ by rounding.
 
-torch's loop has a private name, which this module alone uses: where a version of torch lacks it,
-`LOOPS` is False, and steps are made one by one.
+torch's loop has a private name, which this module alone uses. A version of torch may lack it: then
+`LOOPS` is False, and `sample` makes steps one by one.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,35 +19,66 @@ from torch.utils import _pytree as pytree
 
 try:
     from torch._higher_order_ops.while_loop import while_loop
-except ImportError:  # pragma: no cover - all versions that are tested have it
+except ImportError:
     LOOPS = False
 else:
     LOOPS = True
 
-Carry = TypeVar("Carry")
-Report = TypeVar("Report")
 
-Block = Callable[..., tuple[Any, Any]]
-"""`block(carry, inputs, number, reports, *constants) -> (carry, reports)`; see `block_of`."""
-
-
-def block_of(step: Callable[..., tuple[Carry, Report]]) -> Block:
-    """Make several steps one function.
+class Blocks:
+    """Makes several steps at a call.
 
     Args:
         step: `step(carry, input, *constants) -> (carry, report)`, of pytrees of tensors; it keeps
             shapes and dtypes of the carry.
+        compile: Compiles a function.
+    """
+
+    def __init__(self, step: Callable[..., Any], compile: Callable[[Any], Any]) -> None:
+        self._step, self._block = step, compile(block_of(step))
+        self._rooms: dict[Any, Any] = {}
+
+    def __call__(self, carry: Any, inputs: Any, number: int, *constants: Any) -> tuple[Any, Any]:
+        """Make some steps.
+
+        Args:
+            carry: What they change.
+            inputs: Leaves `[K, …]`, one row for each step.
+            number: n ≤ K, of steps; another one does not compile again.
+            *constants: What they do not change.
+
+        Returns:
+            The carry after them, and their reports, leaves `[K, …]`, of which the first n count.
+        """
+        given = pytree.tree_leaves(inputs)
+        shapes = tuple(leaf.shape for leaf in (*pytree.tree_leaves(carry), *given))
+        if shapes not in self._rooms:
+            # An eager step tells what steps report; it is not kept.
+            first = pytree.tree_map(lambda leaf: leaf[0], inputs)
+            _, report = self._step(carry, first, *constants)
+            self._rooms[shapes] = pytree.tree_map(
+                lambda leaf: leaf.new_zeros(len(given[0]), *leaf.shape), report
+            )
+        length = torch.tensor(number, device=given[0].device)
+        made: tuple[Any, Any] = self._block(carry, inputs, length, self._rooms[shapes], *constants)
+        return made
+
+
+def block_of(step: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
+    """Make several steps one function.
+
+    Args:
+        step: As for `Blocks`.
 
     Returns:
-        `block(carry, inputs, number, reports, *constants) -> (carry, reports)`. `inputs` has leaves
-        `[K, …]`, one for each step; `number`, an integer tensor `[]`, is n ≤ K: another one does
-        not compile again. `reports` has leaves `[K, …]` like those of `room_for`: rows from n on
-        are returned as they are given.
+        `block(carry, inputs, number, reports, *constants) -> (carry, reports)`, with an integer
+        tensor `[]` as the number and room for the reports, whose rows from n on are returned as
+        they are given.
     """
 
     def block(
-        carry: Carry, inputs: Any, number: Tensor, reports: Report, *constants: Any
-    ) -> tuple[Carry, Report]:
+        carry: Any, inputs: Any, number: Tensor, reports: Any, *constants: Any
+    ) -> tuple[Any, Any]:
         carried, carry_spec = pytree.tree_flatten(carry)
         rows, report_spec = pytree.tree_flatten(reports)
         of_steps, input_spec = pytree.tree_flatten(inputs)
@@ -77,11 +108,6 @@ def block_of(step: Callable[..., tuple[Carry, Report]]) -> Block:
         )
 
     return block
-
-
-def room_for(report: Report, length: int) -> Report:
-    """Room for the reports of the steps of a block, leaves `[length, …]` for leaves `[…]`."""
-    return pytree.tree_map(lambda leaf: leaf.new_zeros(length, *leaf.shape), report)
 
 
 def _with_row(rows: Tensor, value: Tensor, k: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.export import register_dataclass
 from torch.utils import _pytree as pytree
 
 from funcsgmcmc import checks, random, shards, tree
-from funcsgmcmc.blocks import LOOPS, block_of, room_for
+from funcsgmcmc.blocks import LOOPS, Blocks
 from funcsgmcmc.curvature import HessianDiagonal
 from funcsgmcmc.gradients import Evaluation, GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.memory import keep_freed_memory
@@ -394,27 +394,17 @@ def _compiled(function: Callable[P, T], cuda_graphs: bool) -> Callable[P, T]:
 
 def _compiled_block(step: Callable[..., Any], num_steps: int, cuda_graphs: bool) -> Any:
     """Compile a step with a loop around it; see `compiled`."""
-    block = _compiled(block_of(step), cuda_graphs)
-    rooms: dict[Any, Any] = {}
+    blocks = Blocks(step, functools.partial(_compiled, cuda_graphs=cuda_graphs))
 
     @functools.wraps(step)
     def call(state: State, batches: Any, *constants: Any) -> tuple[State, Any]:
-        leaves = pytree.tree_leaves(batches)
-        for leaf in leaves:
+        for leaf in pytree.tree_leaves(batches):
             if not isinstance(leaf, Tensor) or not leaf.ndim or len(leaf) != num_steps:
                 shape = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
                 raise ValueError(
                     f"a leaf of the batch must have {num_steps} rows, one a step, got {shape}"
                 )
-        shapes = tuple(leaf.shape for leaf in (*pytree.tree_leaves(state), *leaves))
-        if shapes not in rooms:
-            # An eager step tells what steps report; it is not kept.
-            first = pytree.tree_map(lambda leaf: leaf[0], batches)
-            _, report = step(state, first, *constants)
-            rooms[shapes] = room_for(report, num_steps)
-        number = torch.tensor(num_steps, device=state.step.device)
-        moved: tuple[State, Any] = block(state, batches, number, rooms[shapes], *constants)
-        return moved
+        return blocks(state, batches, num_steps, *constants)
 
     return call
 

@@ -11,8 +11,9 @@ from torch.utils import _pytree as pytree
 import funcsgmcmc as fs
 from cases import CASES, Case
 from funcsgmcmc import blocks, stepping, tree
-from funcsgmcmc.blocks import block_of, room_for
+from funcsgmcmc.blocks import Blocks
 from funcsgmcmc.runs import stepper, timing
+from funcsgmcmc.runs.run import Run
 from problems import classification, observables, run
 from test_going_on import assert_identical, whole
 
@@ -181,11 +182,11 @@ def test_a_block_leaves_rows_beyond_its_length_as_they_are():
     def step(carry, number, factor):
         return carry * factor + number, {"half": carry / 2}
 
-    block = torch.compile(block_of(step), fullgraph=True, dynamic=False, backend="eager")
+    quick = partial(torch.compile, fullgraph=True, dynamic=False, backend="eager")
+    make, factor = Blocks(step, quick), torch.tensor(3.0)
     start, numbers = torch.tensor([1.0, 2.0]), torch.arange(5.0)
-    room = room_for({"half": start}, 5)
     for length in range(6):
-        carry, reports = block(start, numbers, torch.tensor(length), room, torch.tensor(3.0))
+        carry, reports = make(start, numbers, length, factor)
         expected, halves = start, []
         for number in numbers[:length]:
             halves.append(expected / 2)
@@ -193,6 +194,16 @@ def test_a_block_leaves_rows_beyond_its_length_as_they_are():
         torch.testing.assert_close(carry, expected)
         torch.testing.assert_close(reports["half"][:length], torch.stack([*halves, start])[:length])
         assert not reports["half"][length:].any()
+
+
+def test_chunks_that_are_ahead_are_waited_for(monkeypatch, eager):
+    """As after an interrupt within a step, whose chunks another length of blocks goes on with."""
+    made = []
+    monkeypatch.setattr(Run, "go", lambda run, progress: made.append(run))
+    run(fs.sgld(1e-3, nbeta=3.0), compile=True, chunk_size=1, **SETTINGS)
+    made[0].chunks[1].next_step = 3
+    assert made[0].make_steps() == 3
+    assert [chunk.next_step for chunk in made[0].chunks] == [3, 3, 3]
 
 
 class TestKernel:

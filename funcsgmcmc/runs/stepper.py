@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from funcsgmcmc.batches import take_examples
-from funcsgmcmc.blocks import LOOPS, block_of, room_for
+from funcsgmcmc.blocks import LOOPS, Blocks
 from funcsgmcmc.gradients import Evaluation
 from funcsgmcmc.runs.chunks import Chunk
 from funcsgmcmc.runs.data import Batches, TensorData
@@ -100,8 +100,7 @@ class Stepper:
         self._step = compiled(self._eager) if self.is_compiled else self._eager
         self.longest = 1
         if self.is_compiled and _can_be_blocks(request, batches):
-            self._block = compiled(block_of(self._step_of_block))
-            self._room: dict[torch.Size, Info] = {}
+            self._blocks = Blocks(self._step_of_block, compiled)
             self.longest = _STEPS_PER_BLOCK
 
     def make(self, chunk: Chunk, first: int, number: int) -> Moved:
@@ -149,17 +148,14 @@ class Stepper:
             chunk.step_keys.of_steps(first, number),
             *self._batches.chosen(first, number, chunk.rows),
         )
-        inputs = tuple(_padded(each, self.longest) for each in every)
-        constants = (chunk.sampler, self._batches.examples, chunk.memory)
-        carry = (chunk.state, chunk.frozen_at)
-        shape = chunk.frozen_at.shape
-        if shape not in self._room:
-            # An eager step tells what steps report; it is not kept.
-            first_inputs = tuple(each[0] for each in inputs)
-            _, info = self._step_of_block(carry, first_inputs, *constants)
-            self._room[shape] = room_for(info, self.longest)
-        length = torch.tensor(number, device=chunk.keys.device)
-        (state, frozen_at), info = self._block(carry, inputs, length, self._room[shape], *constants)
+        (state, frozen_at), info = self._blocks(
+            (chunk.state, chunk.frozen_at),
+            tuple(_padded(each, self.longest) for each in every),
+            number,
+            chunk.sampler,
+            self._batches.examples,
+            chunk.memory,
+        )
         return Moved(state, info, frozen_at, is_block=True)
 
     def _step_of_block(
