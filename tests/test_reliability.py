@@ -317,9 +317,10 @@ def test_errors_of_the_first_try_say_what_was_tried():
     _, (inputs, targets) = classification()
     with pytest.raises(RuntimeError) as caught:
         run(PLAIN, data=(inputs.float(), targets))
-    (note,) = caught.value.__notes__
+    note, hint = caught.value.__notes__
     assert "when the loss was tried, before the run, with" in note
     assert "float32[1, 8, 5]" in note
+    assert "inputs have the parameters' dtype (inputs.float())" in hint
 
     def not_mapped(params, batch):
         return params["0.bias"].sum() * (2.0 if params["0.bias"].sum() > 0 else 1.0)
