@@ -266,3 +266,23 @@ def interrupted(mesh: DeviceMesh, rank: int, rows: int = 0) -> dict[str, Any]:
     except fs.SamplingInterrupt as stopped:
         return told(stopped.samples)
     raise AssertionError("not interrupted")
+
+
+def burn() -> None:
+    raise OSError("the machine is on fire")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stopped(
+    mesh: DeviceMesh, rank: int, calls: int, does: Callable[[], object]
+) -> tuple[str, Tensor]:
+    """What a run says, of which one rank stops, and the losses until then."""
+    fails = Fails(rank, calls, does)
+    try:
+        run(mesh, mesh, "momenta, masked", loss_fn=fails, num_draws=30)
+    except fs.SamplingError as error:
+        return str(error), error.samples.losses
+    raise AssertionError("not stopped")

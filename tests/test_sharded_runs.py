@@ -137,3 +137,30 @@ def test_chains_and_shards_go_on_and_are_interrupted(more_ranks: Ranks):
     for other in others:
         torch.testing.assert_close(first, other, rtol=0, atol=0)
     assert 0 < first["losses"].shape[1] < 61
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_error_of_one_process_stops_all(rank):
+    """The other waits for it in an exchange until the group's timeout, and then knows why."""
+    whole = work.sampled(None, "momenta, masked", num_draws=30)["losses"]
+    with ranks_of(2, timeout=5.0) as started:
+        results = started.call(work.stopped, rank, 40, work.burn)
+    reason = "sampling stopped in step 9: the machine is on fire"
+    assert results[rank][0] == reason
+    assert results[1 - rank][0] == f"sampling stopped in step 9: rank {rank} stopped: {reason}"
+    for _, losses in results:
+        assert 0 < losses.shape[1] < 61
+        torch.testing.assert_close(losses, whole[:, : losses.shape[1]], **CLOSE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_death_of_a_process_is_named(rank):
+    with ranks_of(2, timeout=8.0) as started:
+        started.start(work.stopped, rank, 40, work.die)
+        told, losses = started.result(1 - rank)
+        assert str(started.result(rank)) == f"rank {rank} has ended"
+    name = "which rank 0 holds" if rank == 0 else "rank 1 has not been heard of for 8 s"
+    assert name in told
+    assert 0 < losses.shape[1] < 61

@@ -217,6 +217,28 @@ def test_what_neighbours_say_depends_on_their_steps():
     assert on_plateau(close, unknown, [FINE, other])[0].name == "step not checked"
 
 
+def test_what_has_too_few_draws_can_say_that_a_lone_cell_is_wrong():
+    """As far as its own error lets it, and no more: it makes no cell fine."""
+    few, lrs = Verdict("too few draws", ""), [1.0, 2.0]
+    for bias in (0.0, math.nan):
+        lone = finding(60.0, bias=bias)
+        judged = on_plateau(lrs, [finding(10.0, mcse=1.0), lone], [few, FINE])
+        assert (judged[0], judged[1].name) == (few, "step too large")
+    rough = [finding(10.0, mcse=30.0), finding(60.0)]
+    alone = on_plateau(lrs, rough, [few, FINE])[1]
+    assert alone.name == "fine"
+    assert alone.reason.endswith("(10 ± 30 at lr=1)")
+    rough[1] = finding(60.0, bias=math.nan)
+    assert on_plateau(lrs, rough, [few, FINE])[1].name == "step not checked"
+    # One without an error says nothing, nor does one that others overrule.
+    assert on_plateau(lrs, [finding(10.0, mcse=math.nan), finding(60.0)], [few, FINE])[1].name == (
+        "fine"
+    )
+    among = [finding(60.0), finding(10.0), finding(60.0)]
+    names = [each.name for each in on_plateau([1.0, 2.0, 4.0], among, [FINE, few, FINE])]
+    assert names == ["fine", "too few draws", "fine"]
+
+
 def cell(name="fine", error=0.1, **labels) -> SweepCell:
     found = finding(mcse=error)
     # Advice reads no record.

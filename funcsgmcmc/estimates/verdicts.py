@@ -372,11 +372,12 @@ def on_plateau(
 ) -> list[Verdict]:
     """Judge the cells of several step sizes that differ in nothing else, by one another.
 
-    Of two neighbours that are fine by themselves, with steps ε > ε', a bias of first order in the
-    step would be (λ̂ − λ̂') ε/(ε − ε') at ε, and (λ̂ − λ̂') ε'/(ε − ε') at ε'. A cell whose
-    neighbours all say that it is more than 10 % of λ̂, beyond 3 standard errors, is not fine; nor is
-    one without a neighbour where the sampler does not know its bias. Where it does, the reason says
-    that there is none, and has the estimate of the next smaller step.
+    Of two neighbours, with steps ε > ε', a bias of first order in the step would be
+    (λ̂ − λ̂') ε/(ε − ε') at ε, and (λ̂ − λ̂') ε'/(ε − ε') at ε'. A cell that is fine by itself and
+    whose neighbours that are fine all say that this is more than 10 % of λ̂, beyond 3 standard
+    errors, is not fine. Where no other is fine, neighbours with too few draws can say so, too; if
+    they do not, a cell of a sampler that does not know its bias is not fine, and the reason of
+    one that does says that nothing was compared, with the estimate of the next smaller step.
 
     Args:
         lrs: In rising order.
@@ -384,28 +385,37 @@ def on_plateau(
         verdicts: Verdicts on each by itself.
     """
     judged = list(verdicts)
-    usable = [row for row, verdict in enumerate(verdicts) if verdict.name == "fine"]
-    for position, row in enumerate(usable):
-        neighbours = usable[max(0, position - 1) : position] + usable[position + 1 : position + 2]
-        excesses = [_excess(lrs, found, row, other) for other in neighbours]
-        if not excesses:
-            if math.isnan(_estimate(found[row]).bias):
-                judged[row] = Verdict(
-                    "step not checked",
-                    "the sampler does not tell the bias of its step, and no other lr is fine to "
-                    "compare with",
-                )
-            elif len(lrs) > 1:
-                judged[row] = replace(
-                    verdicts[row],
-                    reason=f"{verdicts[row].reason}; {ALONE}{_beside(lrs, found, row)}",
-                )
-        elif all(excess.is_large for excess in excesses):
+    fine = [row for row, verdict in enumerate(verdicts) if verdict.name == "fine"]
+    rough = [row for row in range(len(lrs)) if row in fine or _is_rough(found[row], verdicts[row])]
+    for row in fine:
+        comparable = fine if len(fine) > 1 else rough
+        excesses = [_excess(lrs, found, row, other) for other in _beside(row, comparable)]
+        if excesses and all(excess.is_large for excess in excesses):
             judged[row] = excesses[0].verdict(lrs[row])
+        elif len(fine) == 1 and math.isnan(_estimate(found[row]).bias):
+            judged[row] = Verdict(
+                "step not checked",
+                f"the sampler does not tell the bias of its step, and {ALONE}",
+            )
+        elif len(fine) == 1 and len(lrs) > 1:
+            nearest = _nearest(lrs, found, row)
+            judged[row] = replace(verdicts[row], reason=f"{verdicts[row].reason}; {ALONE}{nearest}")
     return judged
 
 
-def _beside(lrs: Sequence[float], found: Sequence[Findings], row: int) -> str:
+def _is_rough(found: Findings, verdict: Verdict) -> bool:
+    """Whether a cell is right for all that is known, with an error that is large."""
+    has_error = found.estimate is not None and not math.isnan(found.estimate.mcse)
+    return verdict.name == "too few draws" and has_error
+
+
+def _beside(row: int, rows: list[int]) -> list[int]:
+    """The neighbours of a row among some."""
+    place = rows.index(row)
+    return rows[max(0, place - 1) : place] + rows[place + 1 : place + 2]
+
+
+def _nearest(lrs: Sequence[float], found: Sequence[Findings], row: int) -> str:
     """The estimate at the next smaller step, for comparison; else at the next larger one."""
     for other in (row - 1, row + 1):
         if 0 <= other < len(lrs):

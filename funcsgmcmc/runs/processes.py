@@ -274,8 +274,12 @@ class Ranks(Processes):
 
     def cause(self, error: Exception) -> Exception:
         """See `Processes.cause`: what a process waits for in a step fails when another stops."""
+        if self.shards == 1:
+            return error
+        if _is_of_an_exchange(error):
+            self._watch.wait()  # the connection fails before the silence is noticed
         fault = self._watch.fault
-        return error if self.shards == 1 or fault is None else ProcessError(fault)
+        return error if fault is None else ProcessError(fault)
 
     def meet(self, value: T) -> list[T]:
         """See `Processes.meet`."""
@@ -444,6 +448,13 @@ class _Watch(threading.Thread):
         """Stop looking."""
         self._is_ended.set()
         self.join()
+
+
+def _is_of_an_exchange(error: Exception) -> bool:
+    """Whether an error is that of an exchange between processes; gloo has no kind of its own."""
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo" in str(error)
+    )
 
 
 def _unreachable(error: RuntimeError) -> str:
