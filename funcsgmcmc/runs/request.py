@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from funcsgmcmc import checks, random, shards, tree
 from funcsgmcmc.gradients import GradientEstimator, LossFn, estimator_of
 from funcsgmcmc.priors import LogPrior
-from funcsgmcmc.runs.record import Draw
+from funcsgmcmc.runs.record import Draw, check_initial_loss
 
 ChainMethod = Literal["vmap", "loop"]
 _MAX_CHAINS = 1 << 62
@@ -95,8 +95,10 @@ class Request:
         """Make settings the plain numbers that files hold, and tensors are compared with.
 
         Raises:
-            TypeError, ValueError: A limit is no finite number.
+            TypeError, ValueError: A limit is no finite number, or L(w₀) is no loss of the chains.
         """
+        if (loss := self.initial_loss) is not None:
+            object.__setattr__(self, "initial_loss", check_initial_loss(loss, self.num_chains))
         for name in ("max_loss", "max_distance"):
             if (limit := getattr(self, name)) is not None:
                 checks.finite_number(name, limit)

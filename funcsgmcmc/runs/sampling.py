@@ -26,7 +26,7 @@ from funcsgmcmc.runs.keeping import Keeper
 from funcsgmcmc.runs.need import Cost
 from funcsgmcmc.runs.processes import Processes, processes_of
 from funcsgmcmc.runs.progress import progress_of
-from funcsgmcmc.runs.record import Draw, Samples, check_initial_loss
+from funcsgmcmc.runs.record import Draw, Samples
 from funcsgmcmc.runs.request import Observable, Recorded, Request
 from funcsgmcmc.runs.rows import which_of
 from funcsgmcmc.runs.run import Run
@@ -497,8 +497,8 @@ def _distinct(anchor: TensorDict) -> tuple[Sequence[TensorDict], list[int]]:
 
 def _anchor_loss(request: Request, anchor: TensorDict, batches: Batches) -> Tensor | None:
     """L(w₀) as given, or on all data, `[]` or `[C]`; None if the data cannot be passed over."""
-    if request.initial_loss is not None:
-        return check_initial_loss(request.initial_loss, request.num_chains)
+    if isinstance(request.initial_loss, Tensor):
+        return request.initial_loss
     losses = []
     anchors, which = _distinct(anchor)
     with torch.no_grad():
