@@ -3,8 +3,8 @@
     (w, h₀), x₀ … x_{n−1}  ─►  w ← step(w, x_k), h_k ← what the step reports,  k = 0 … n − 1
 
 A compiled step pays for guards and dispatch at every call, which is half of a small network's step.
-A compiled block pays once. Its chains are those of the compiled step, bit for bit; sums that are
-only reported, such as metrics, may differ by rounding.
+A compiled block pays once. Its chains are those of the compiled step to rounding, and bit for bit
+where the compiler adds in the same order, which depends on the processor.
 
 torch's loop has a private name, which this module alone uses. A version of torch may lack it: then
 `LOOPS` is False, and `sample` makes steps one by one.
