@@ -1,11 +1,13 @@
 """A sweep in one run, against its cells one after the other with the published package.
 
-    python benchmarks/sweeping.py [--steps 2000] [--share 0.1] [--picture docs/benchmarks/sweep.png]
+    python benchmarks/sweeping.py [--steps 2000] [--share 0.1] [--threads 2]
+        [--picture docs/benchmarks/sweep.png]
 
 36 cells of 4 chains on network C of the benchmarks with scikit-learn's digits, minibatches of 128.
 The published package (devinterp 2.0.1) steps chain after chain; `--share` says what part of its
 steps is made, and scaled. Then the cost of cells that diverge: rounds of the same grid, with and
-without a third that does.
+without a third that does. Chains of a cell share their keys with those of the other cells; "shared
+batches" has one minibatch a step for all chains, in place of one for each of the four.
 """
 
 import argparse
@@ -81,8 +83,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--share", type=float, default=0.1)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
+    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=DeprecationWarning, module="devinterp")
     torch.manual_seed(0)
     data = digits.load()
@@ -93,13 +97,17 @@ def main() -> None:
     few = max(1, round(steps * options.share))
     # Interleaved, since a machine's speed drifts.
     theirs = [seconds(lambda: published(model, data, few))]
+    ways: dict[str, dict[str, Any]] = {
+        "eager": {"compile": False},
+        "compiled, first": {},
+        "compiled, again": {},
+        "compiled, with looks at all data": {"full_loss": 50},
+        "compiled, shared batches, first": {"shared_batches": True},
+        "compiled, shared batches, again": {"shared_batches": True},
+    }
     times = {
-        "eager": seconds(lambda: ours(model, data, LRS, **run)),
-        "compiled, first": seconds(lambda: ours(model, data, LRS, compile=True, **run)),
-        "compiled, again": seconds(lambda: ours(model, data, LRS, compile=True, **run)),
-        "compiled, with looks at all data": seconds(
-            lambda: ours(model, data, LRS, compile=True, **run | {"full_loss": 50})
-        ),
+        name: seconds(lambda way=way: ours(model, data, LRS, **run | {"compile": True} | way))
+        for name, way in ways.items()
     }
     theirs.append(seconds(lambda: published(model, data, few)))
     whole = statistics.mean(theirs) * steps / few
