@@ -86,7 +86,8 @@ def _maker() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "Python": ".".join(platform.python_version_tuple()[:2]),
-        "processor": platform.machine(),
+        # Its vector instructions too: code for others ends the process.
+        "processor": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
     }
 
 
