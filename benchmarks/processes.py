@@ -1,6 +1,6 @@
 """Chains over two processes against one, and a model sharded over two against the whole one.
 
-    python benchmarks/processes.py [--small]
+    python benchmarks/processes.py [--small] [--networks A D]
 
 Each process has one thread. Times are of steps, compilation and start left out; the share of
 exchanges is the time that a process spends in asking for others, meeting and gathering.
@@ -21,12 +21,13 @@ from measuring import MEBIBYTE, _status, processor
 ROUNDS = 5
 
 
-def measure(small: bool) -> dict[str, Any]:
+def measure(small: bool, networks: list[str]) -> dict[str, Any]:
     """Ratios of chains a second and of peak memory, medians of alternating rounds."""
     report: dict[str, Any] = {"device": processor()}
     rounds = 1 if small else ROUNDS
-    steps = {"A": 40, "D": 4} if small else {"A": 600, "D": 60}
-    for name, num_steps in steps.items():
+    steps = {"A": 40, "D": 4} if small else {"A": 600, "D": 30}
+    for name in networks:
+        num_steps = steps[name]
         both = {1: [], 2: []}
         for _ in range(rounds):
             for size, found in both.items():
@@ -116,6 +117,10 @@ def chains(name: str, num_steps: int) -> dict[str, float]:
         if len(times) == 1:
             spent["asking"] = 0.0
 
+    # Convolutions are slower with weights of each chain's own than one chain after the other.
+    how: dict[str, Any] = {"chain_method": "loop"}
+    if name != "D":
+        how = {"chunk_size": workload.chains // 2}
     fs.sample(
         fs.module_loss(model, criterion),
         fs.params_of(model),
@@ -125,7 +130,7 @@ def chains(name: str, num_steps: int) -> dict[str, float]:
         num_draws=2,
         num_burnin_steps=3,
         num_steps_between_draws=num_steps,
-        chunk_size=workload.chains // 2,
+        **how,
         initial_loss=1.0,
         full_loss=0,
         key=fs.key(0),
@@ -198,4 +203,6 @@ if __name__ == "__main__":
     else:
         parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
         parser.add_argument("--small", action="store_true", help="few steps, to see that it runs")
-        print(json.dumps(measure(parser.parse_args().small), indent=2))
+        parser.add_argument("--networks", nargs="*", choices=["A", "D"], default=["A", "D"])
+        options = parser.parse_args()
+        print(json.dumps(measure(options.small, options.networks), indent=2))
