@@ -105,7 +105,7 @@ class Contenders:
         self.dataset = [{"input_ids": each} for each in self.tokens]
         components = components_of(self.model)
         self.components = {name: components[name] for name in names}
-        self.compile, self.clock = compile or None, clock
+        self.compile, self.clock = compile, clock
 
     def shared(self, steps: int) -> dict[str, float]:
         return self._restricted(steps, shared_batches=True)
