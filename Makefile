@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # Every test stands by itself: one process for each core, up to eight.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test test-slow test-matrix dist-check mutants truth truth-quick lint types docs bench bench-gpu clean
+.PHONY: demo test test-slow test-matrix dist-check mutants truth truth-quick lint types docs notebooks \
+	bench bench-gpu clean
 
 demo: $(VENV)/.examples
 	$(BIN)/python examples/digits.py
@@ -53,13 +54,17 @@ bench: $(VENV)/.bench $(VENV)/.reference
 bench-gpu: $(VENV)/.bench $(VENV)/.reference
 	$(BIN)/python benchmarks/run.py --device cuda
 
+# The examples as notebooks that have run, in notebooks/: some ten minutes.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/python examples/notebooks.py digits calibrate llc_errors over_training responses
+
 # What `compat` is compared with. It asks for more than its optimizers use: no dependencies.
 $(VENV)/.reference: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt devinterp
 	touch $@
 
 clean:
-	rm -rf $(VENV) .matrix site dist
+	rm -rf $(VENV) .matrix site dist notebooks
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
