@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import funcsgmcmc as fs
 from cases import BY_NAME
+from funcsgmcmc.runs.restricted import sample_components
 from interruptions import batches_of_8
 from problems import classification, observables, run
 
@@ -197,6 +198,27 @@ def swept(mesh: DeviceMesh | None, changes: Mapping[str, Any]) -> dict[str, fs.S
         **changes,
     )
     return sweep.samples
+
+
+def of_components(mesh: DeviceMesh | None, changes: Mapping[str, Any]) -> dict[str, fs.Samples]:
+    """The record of each component of the network: a layer, and rows of another."""
+    model, data = classification()
+    return sample_components(
+        fs.module_loss(model, cross_entropy),
+        fs.params_of(model),
+        data,
+        _sgnht(),
+        {"first": "0.*", "rows": {"2.weight": torch.tensor([0, 2])}},
+        num_chains=6,
+        num_draws=4,
+        batch_size=8,
+        key=fs.key(0),
+        record=["draws", "metrics"],
+        chunk_size=2,
+        observables={"norm": fs.tree.norm},
+        mesh=mesh,
+        **changes,
+    )
 
 
 class FailsAt:
