@@ -80,7 +80,7 @@ HOWS: dict[str, Callable[[TensorDict], tuple[fs.samplers.Sampler, dict[str, Any]
     ),
     "a burn-in that ends by itself": lambda params: (
         fs.sgld(1e-3, nbeta=3.0, localization=50.0),
-        {"num_burnin_steps": "auto", "num_draws": 70, "num_steps_between_draws": 2},
+        {"num_burnin_steps": "auto", "num_draws": 150, "num_steps_between_draws": 2},
     ),
 }
 
