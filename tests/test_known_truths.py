@@ -227,4 +227,5 @@ def test_estimates_are_right(tmp_path):
         assert line["frozen"] == 0
         if line["group"] in ("monomials", "separable"):
             assert line["mean"] == pytest.approx(expected, rel=0.02)
-            assert line["warnings"] == []
+            # At this nβ some are off the limit λ, and say so; the value is at the same nβ.
+            assert all("as nβ grows by a factor e" in warning for warning in line["warnings"])
