@@ -1,7 +1,9 @@
 """Runs of several processes: the chains of one process, for any number of them."""
 
 import random
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import zarr
 
 import funcsgmcmc as fs
 import ranks as work
-from funcsgmcmc.runs.processes import Processes
+from funcsgmcmc.runs import processes
 from ranks import HOWS, Ranks, ranks_of
 from test_going_on import assert_identical, whole
 
@@ -205,7 +207,7 @@ class TestRefusals:
         )
 
     def test_more_processes_than_a_store_has_units_are_refused(self):
-        plan = Processes()
+        plan = processes.Processes()
         assert plan.unit(12) == 1
         assert plan.unit(31) == 3
         plan.size = 9
@@ -249,6 +251,23 @@ class TestFaults:
         said = ranks.call(work.said, "chunks", {"progress": True})
         assert "15 of 15 steps" in said[0][0]
         assert said[1:] == [[], []]
+
+
+@pytest.mark.parametrize("call", ["set", "check", "get"])
+@pytest.mark.parametrize("wait", [("meet", None), ("level", 3)], ids=lambda wait: wait[0])
+def test_a_store_that_fails_at_any_call_is_named(call, wait):
+    """Its process may end between two calls."""
+
+    def fail(*arguments):
+        raise RuntimeError("Connection reset by peer")
+
+    calls = {"set": lambda *_: None, "check": lambda keys: True, "get": lambda key: b""}
+    one = object.__new__(processes.Ranks)
+    one.rank, one.size, one._meetings = 1, 2, 0
+    one._watch = SimpleNamespace(accept=lambda reason: None, fault=None)
+    one._store = SimpleNamespace(timeout=timedelta(seconds=1), **(calls | {call: fail}))
+    with pytest.raises(processes.ProcessError, match=r"which rank 0 holds.*Connection reset"):
+        getattr(one, wait[0])(wait[1])
 
 
 @pytest.mark.slow

@@ -285,18 +285,19 @@ class Ranks(Processes):
         """See `Processes.meet`."""
         number, store = self._meetings, self._store
         self._meetings += 1
-        store.set(f"{number}/{self.rank}", pickle.dumps(value))
-        if self.rank == 0:
-            keys = [f"{number}/{rank}" for rank in range(self.size)]
-            self._wait_for(keys)
-            values = pickle.dumps([store.get(key) for key in keys])
-            store.set(f"{number}/all", values)
-            # All have come here, and so have read the answer before.
-            for key in (*keys, f"{number - 1}/all"):
-                store.delete_key(key)
-        else:
-            self._wait_for([f"{number}/all"])
-            values = store.get(f"{number}/all")
+        with _reaching_the_store():
+            store.set(f"{number}/{self.rank}", pickle.dumps(value))
+            if self.rank == 0:
+                keys = [f"{number}/{rank}" for rank in range(self.size)]
+                self._wait_for(keys)
+                values = pickle.dumps([store.get(key) for key in keys])
+                store.set(f"{number}/all", values)
+                # All have come here, and so have read the answer before.
+                for key in (*keys, f"{number - 1}/all"):
+                    store.delete_key(key)
+            else:
+                self._wait_for([f"{number}/all"])
+                values = store.get(f"{number}/all")
         return [pickle.loads(each) for each in pickle.loads(values)]
 
     def gather(self, value: T) -> list[T]:
@@ -318,16 +319,18 @@ class Ranks(Processes):
 
     def level(self, step: int) -> int:
         """See `Processes.level`."""
-        self._watch.accept(f"rank {self.rank} {_INTERRUPTED}")
-        self._store.set(f"level/{self.rank}", pickle.dumps((step, self._meetings)))
         keys = [f"level/{rank}" for rank in range(self.size)]
         deadline = time.monotonic() + _SECONDS_TO_LEVEL
-        while not self._asked(keys):
-            self.check()
-            if time.monotonic() > deadline:
-                raise ProcessError(f"not all ranks stopped within {_SECONDS_TO_LEVEL:.0f} s")
-            time.sleep(0.01)
-        steps, meetings = zip(*(pickle.loads(self._store.get(key)) for key in keys), strict=True)
+        with _reaching_the_store():
+            self._watch.accept(f"rank {self.rank} {_INTERRUPTED}")
+            self._store.set(keys[self.rank], pickle.dumps((step, self._meetings)))
+            while not self._store.check(keys):
+                self.check()
+                if time.monotonic() > deadline:
+                    raise ProcessError(f"not all ranks stopped within {_SECONDS_TO_LEVEL:.0f} s")
+                time.sleep(0.01)
+            found = [pickle.loads(self._store.get(key)) for key in keys]
+        steps, meetings = zip(*found, strict=True)
         # Some may have waited in a meeting to which others do not come any more.
         self._meetings = max(meetings) + 1
         return int(max(steps))
@@ -359,7 +362,7 @@ class Ranks(Processes):
             ProcessError: One does not, or has not come.
         """
         pause, deadline = 1e-4, time.monotonic() + self._store.timeout.total_seconds()
-        while not self._asked(keys):
+        while not self._store.check(keys):
             self.check()
             if time.monotonic() > deadline and (missing := self._watch.missing()):
                 raise ProcessError(
@@ -368,17 +371,6 @@ class Ranks(Processes):
                 )
             time.sleep(pause)
             pause = min(2 * pause, 0.05)
-
-    def _asked(self, keys: list[str]) -> bool:
-        """Whether the store has some keys.
-
-        Raises:
-            ProcessError: There is no store any more.
-        """
-        try:
-            return bool(self._store.check(keys))
-        except RuntimeError as error:
-            raise ProcessError(_unreachable(error)) from error
 
 
 class _Watch(threading.Thread):
@@ -448,6 +440,21 @@ class _Watch(threading.Thread):
         """Stop looking."""
         self._is_ended.set()
         self.join()
+
+
+@contextlib.contextmanager
+def _reaching_the_store() -> Iterator[None]:
+    """Say what it means that the store of the process group fails.
+
+    Raises:
+        ProcessError: It does.
+    """
+    try:
+        yield
+    except ProcessError:
+        raise
+    except RuntimeError as error:
+        raise ProcessError(_unreachable(error)) from error
 
 
 def _is_of_an_exchange(error: Exception) -> bool:
