@@ -69,7 +69,7 @@ def test_two_runs_are_one(case: Case, params):
         {"chunk_size": 2},
         {"minibatches": "epochs"},
         {"shared_batches": True},
-        {"compile": True},
+        pytest.param({"compile": True}, marks=pytest.mark.slow),
         {"batch_size": None},
     ],
     ids=str,
