@@ -77,6 +77,12 @@ def test_another_maker_is_refused(what, written, monkeypatch):
         load_compiled(written)
 
 
+def test_other_vector_instructions_are_refused(written, monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    with pytest.raises(ValueError, match=r"same processor, .* here it is .*AVX9"):
+        load_compiled(written)
+
+
 def test_bad_files_are_refused(written):
     with pytest.raises(FileNotFoundError, match="path must be a file that save_compiled wrote"):
         load_compiled(written.with_name("none"))

@@ -190,6 +190,7 @@ BAD_CALLS = [
     ),
     ({"initial_loss": torch.zeros(7)}, ValueError, r"shape \(\) or \(2,\), got shape \(7,\)"),
     ({"initial_loss": torch.nan}, ValueError, "initial_loss must be finite, got nan"),
+    ({"initial_loss": torch.empty((), device="meta")}, TypeError, "initial_loss must be real"),
     ({"initial_loss": "a"}, TypeError, "initial_loss must be a number or a tensor, got str"),
     ({"init_noise": torch.ones(2)}, ValueError, r"init_noise must be a number, got shape \(2,\)"),
     ({"data": "hello"}, TypeError, "data must be tensors or an iterable of batches, got str"),

@@ -91,28 +91,17 @@ class TestResults:
             assert list(map(str, samples.frozen)) == list(map(str, alone.frozen))
 
 
-def test_components_are_those_of_one_process(ranks: Ranks, tmp_path):
-    """What is frozen is on all processes; each component has a store of its own."""
-    alone = work.of_components(None, {})
-    stored = {"store": tmp_path / "parts"}
-    for found in (
-        *ranks.call(work.of_components, {}),
-        *ranks.call(work.of_components, stored, size=2),
-        *ranks.call(work.of_components, stored | {"resume": True}),
-    ):
-        assert list(found) == list(alone)
-        for name, samples in found.items():
-            assert_same_runs(samples, alone[name])
-
-
 class TestSweeps:
-    def test_cells_are_those_of_one_process_also_on_disk(self, ranks: Ranks, tmp_path):
-        alone = work.swept(None, {})
-        stored = {"store": tmp_path / "sweep"}
+    """Of settings, and of components."""
+
+    @pytest.mark.parametrize("function", [work.swept, work.of_components], ids=["cells", "parts"])
+    def test_each_is_that_of_one_process_also_on_disk(self, function, ranks: Ranks, tmp_path):
+        alone = function(None, {})
+        stored = {"store": tmp_path / "all"}
         for found in (
-            *ranks.call(work.swept, {}),
-            *ranks.call(work.swept, stored, size=2),
-            *ranks.call(work.swept, stored | {"resume": True}),
+            *ranks.call(function, {}),
+            *ranks.call(function, stored, size=2),
+            *ranks.call(function, stored | {"resume": True}),
         ):
             assert list(found) == list(alone)
             for name, samples in found.items():

@@ -386,18 +386,19 @@ def on_plateau(
     """
     judged = list(verdicts)
     fine = [row for row, verdict in enumerate(verdicts) if verdict.name == "fine"]
-    rough = [row for row in range(len(lrs)) if row in fine or _is_rough(found[row], verdicts[row])]
+    is_alone, comparable = len(fine) == 1, fine
+    if is_alone:
+        comparable = [n for n in range(len(lrs)) if n in fine or _is_rough(found[n], verdicts[n])]
     for row in fine:
-        comparable = fine if len(fine) > 1 else rough
         excesses = [_excess(lrs, found, row, other) for other in _beside(row, comparable)]
         if excesses and all(excess.is_large for excess in excesses):
             judged[row] = excesses[0].verdict(lrs[row])
-        elif len(fine) == 1 and math.isnan(_estimate(found[row]).bias):
+        elif is_alone and math.isnan(_estimate(found[row]).bias):
             judged[row] = Verdict(
                 "step not checked",
                 f"the sampler does not tell the bias of its step, and {ALONE}",
             )
-        elif len(fine) == 1 and len(lrs) > 1:
+        elif is_alone and len(lrs) > 1:
             nearest = _nearest(lrs, found, row)
             judged[row] = replace(verdicts[row], reason=f"{verdicts[row].reason}; {ALONE}{nearest}")
     return judged

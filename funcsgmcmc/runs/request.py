@@ -92,7 +92,7 @@ class Request:
         _check_functions_by_name(self.observables)
 
     def _make_plain(self) -> None:
-        """Make settings the plain numbers that files hold, and tensors are compared with.
+        """Bring settings to one form: plain numbers, as files hold them, and L(w₀) as a tensor.
 
         Raises:
             TypeError, ValueError: A limit is no finite number, or L(w₀) is no loss of the chains.
