@@ -15,7 +15,7 @@ from funcsgmcmc import tree
 from funcsgmcmc.gradients import estimator_of
 from funcsgmcmc.memory import chunk_size
 from funcsgmcmc.samplers import Sampler
-from funcsgmcmc.stepping import StepKeys, chain_step, chains_step, step_noise
+from funcsgmcmc.stepping import StepKeys, StepNoise, chain_step, chains_step, step_noise
 
 Wrap = Callable[..., Any]
 STEPS_PER_BLOCK = 16
@@ -94,7 +94,9 @@ class Ours:
         ways = {
             "eager": self.vmapped(as_it_is),
             "eager, metrics": self.vmapped(as_it_is, metrics=True),
-            "eager, compiled noise": self.vmapped(as_it_is, noise=fs.compiled(step_noise)),
+            "eager, compiled noise": self.vmapped(
+                as_it_is, noise=StepNoise(fs.compiled(step_noise))
+            ),
             "compiled": self.vmapped(fs.compiled),
             "compiled, metrics": self.vmapped(fs.compiled, metrics=True),
             "compiled, blocks": self.blocks(),

@@ -8,7 +8,7 @@ The noise of a step depends on the chain's key and the step's index only.
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar, get_type_hints
 
@@ -66,7 +66,7 @@ register_dataclass(Info)  # fields that are None drop out, so that a vmap may re
 
 
 Step = Callable[[State, Any, Tensor], tuple[State, Info]]
-StepNoise = Callable[[Tensor, int, torch.dtype], Tensor]
+DrawNoise = Callable[[Tensor, int, torch.dtype], Tensor]
 StepEvaluation = Callable[[Sampler, State, Any, Any, Tensor], Evaluation]
 SamplerStep = Callable[[Sampler, State, Any, Any, Tensor], tuple[State, Info]]
 FreezingStep = Callable[[Sampler, State, Any, Any, Tensor, Tensor], tuple[State, Info, Tensor]]
@@ -162,6 +162,38 @@ def step_noise(step_key: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     return random.normal(step_key, (size,), dtype)
 
 
+@dataclass(frozen=True)
+class StepNoise:
+    """What draws the noise of a step's chains.
+
+    Attributes:
+        draw: `step_noise`, or a compiled version of it.
+        period: P, where chain c has the key of chain c mod P, as in the cells of a sweep: each
+            distinct noise is drawn once, and copied. None where keys differ.
+    """
+
+    draw: DrawNoise = step_noise
+    period: int | None = None
+
+    def __call__(self, step_key: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+        """All noise of a step; as `step_noise`."""
+        return self._of_all(self.draw(step_key[: self.period], size, dtype), step_key)
+
+    def vectors(self, step_key: Tensor, size: int, dtype: torch.dtype) -> Iterator[Tensor]:
+        """The same, in vectors that follow one another; in constant memory if not compiled."""
+        if self.draw is not step_noise:
+            yield self(step_key, size, dtype)
+            return
+        for drawn in random.normal_vectors(step_key[: self.period], size, dtype):
+            yield self._of_all(drawn, step_key)
+
+    def _of_all(self, drawn: Tensor, step_key: Tensor) -> Tensor:
+        """The noise of all chains, from that of the first P."""
+        if self.period is None:
+            return drawn
+        return drawn.repeat(-(-len(step_key) // self.period), 1)[: len(step_key)]
+
+
 class StepKeys:
     """The keys of the steps of chains, made for many steps at once.
 
@@ -205,7 +237,7 @@ def chain_step(
     *,
     log_prior: LogPrior | None = None,
     metrics: bool = False,
-    noise: StepNoise = step_noise,
+    noise: StepNoise = StepNoise(),
 ) -> SamplerStep:
     """Make the step of one chain; arguments as for `chains_step`.
 
@@ -223,7 +255,7 @@ def chains_step(
     memory_dim: int | None = None,
     log_prior: LogPrior | None = None,
     metrics: bool = False,
-    noise: StepNoise = step_noise,
+    noise: StepNoise = StepNoise(),
 ) -> SamplerStep:
     """Make the step of many chains: the potential under vmap, everything else batched as it is.
 
@@ -234,7 +266,7 @@ def chains_step(
         memory_dim: The same for the memory of the gradient's estimator.
         log_prior: As for `kernel`.
         metrics: As for `kernel`.
-        noise: `step_noise`, or a compiled version of it.
+        noise: Draws the noise of the chains.
 
     Returns:
         `step(sampler, state, batch, memory, step_keys) -> (state, info)` for a state of batch size
@@ -330,7 +362,7 @@ def compiled(
     """Compile a function that draws noise, with `torch.compile`, without graph breaks.
 
     With `num_steps`, a step is compiled with a loop around it, and makes so many steps at a call:
-    the same chain, bit for bit, without the time that calls take, which is half of a small
+    the same chain, to rounding, without the time that calls take, which is half of a small
     network's step. `function` is then `step(state, batch, key) -> (state, info)`, as `kernel` makes
     it, or a `torch.vmap` of it, and so is what is returned; but the batch's leaves are
     `[num_steps, …]`, one batch for each step, and the leaves of the info `[num_steps, *chains]`.
@@ -422,7 +454,7 @@ def _assemble(
         loss_fn: As for `kernel`.
         log_prior: As for `kernel`.
         metrics: As for `kernel`.
-        draw_noise: `step_noise`, or a compiled version of it.
+        draw_noise: Draws the noise of the chains.
         over_chains: Lifts the evaluation of one chain to the step's batch size.
     """
     evaluate = _lifted(loss_fn, log_prior, over_chains)
@@ -446,10 +478,8 @@ def _assemble(
                 vectors = shards.keyed_vectors(
                     step_key, [leaf for _, leaf in tree.leaves(params)], dtype
                 )
-            elif draw_noise is step_noise:
-                vectors = random.normal_vectors(step_key, size, dtype)
             else:
-                vectors = [draw_noise(step_key, size, dtype)]
+                vectors = draw_noise.vectors(step_key, size, dtype)
             state, distance = update_in_pieces(sampler, state, evaluation, pieces, vectors)
         else:
             noise = (

@@ -161,6 +161,23 @@ def test_draws_are_handed_over(eager, lengths):
         torch.testing.assert_close(draw.losses, samples.draw_losses[:, draw.index])
 
 
+@pytest.mark.parametrize("name", ["loop", "epochs", "epochs, loop", "shared batches", "all data"])
+def test_blocks_of_all_lengths_are_one_program(name, eager, lengths, monkeypatch):
+    """Tensors that lie in memory in another way would compile again."""
+    layouts = set()
+    make = Blocks.__call__
+
+    def noted(self, *given):
+        leaves = [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, torch.Tensor)]
+        layouts.add(tuple((leaf.shape, leaf.stride()) for leaf in leaves))
+        return make(self, *given)
+
+    monkeypatch.setattr(Blocks, "__call__", noted)
+    run(fs.sgnht(1e-3, nbeta=3.0), compile=True, **{"batch_size": 8, **SETTINGS, **HOWS[name]})
+    assert set(lengths) == {16, 6, 5, 1}
+    assert len(layouts) == 1
+
+
 def test_progress_counts_every_step(eager, caplog):
     caplog.set_level("INFO", logger="funcsgmcmc")
     run(fs.sgld(1e-3, nbeta=3.0), compile=True, progress=True, **SETTINGS)

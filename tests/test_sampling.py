@@ -391,3 +391,20 @@ def test_every_purpose_has_a_key_of_its_own():
     assert torch.equal(keys.noise[2], random.fold_in(fs.key(3), 6))
     for child, purpose in zip(random.split(fs.key(3), 3), purposes[1:], strict=True):
         assert torch.equal(purpose[2], random.fold_in(child, 6))
+
+
+@pytest.mark.parametrize(
+    ("chains", "period"),
+    [
+        ([0, 1, 2, 0, 1, 2], 3),
+        ([5, 7, 5, 7, 5], 2),
+        ([4, 4], 1),
+        ([0, 1, 2], None),
+        ([0], None),
+        ([0, 1, 0, 2], None),
+        ([2, 0, 0], None),
+    ],
+)
+def test_keys_that_repeat_are_found(chains, period):
+    """Their noise is drawn once; chains that do not follow the pattern have noise of their own."""
+    assert RunKeys(fs.key(3), torch.tensor(chains)).period == period

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import funcsgmcmc as fs
+from funcsgmcmc import pieces
 from problems import assert_same, classification
 
 MODEL, DATA = classification()
@@ -55,6 +56,28 @@ def test_a_cell_is_the_run_of_its_settings(factory):
         assert_same(samples, single)
         assert samples.chains.tolist() == [0, 1, 2]
         assert fs.llc(samples).mean == pytest.approx(fs.llc(single).mean)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [{"chunk_size": 5}, {"chunk_size": 2}, {"chain_method": "loop"}, {"compile": True}],
+    ids=str,
+)
+def test_noise_that_cells_share_is_theirs_however_chains_step(way):
+    """Drawn once for all cells: also where a chunk begins, or ends, within a cell."""
+    settings = {"init_noise": 0.1, "record": ["draws"]}
+    whole, other = sweep(**settings), sweep(**settings, **way)
+    for name, samples in whole.samples.items():
+        assert_same(other.samples[name], samples)
+
+
+def test_noise_that_cells_share_is_theirs_in_pieces(monkeypatch):
+    whole = sweep(fs.sgnht)
+    monkeypatch.setattr(pieces, "_LARGE_TREE", 0)
+    monkeypatch.setattr(pieces, "_PIECE", 16)
+    monkeypatch.setattr(pieces, "_SMALL_LEAF", 5)
+    for name, samples in sweep(fs.sgnht).samples.items():
+        assert_same(samples, whole.samples[name], exact=True)
 
 
 def test_cells_without_shared_noise_have_chains_of_their_own():

@@ -346,9 +346,20 @@ def test_the_picture_has_every_cell(swept, tmp_path):
     ticks = [text.get_text() for text in axes.get_xticklabels()]
     assert ticks == [f"{lr:g}".replace("-", "−") for lr in sorted(by_x)]
     assert {text.get_text() for text in axes.get_xticklabels(minor=True)} <= {""}
-    # The ones that diverged do not stretch the scale.
-    assert axes.get_ylim()[1] < 3 * PROBLEM.truth
+    # The ones that diverged do not stretch the scale: they stand in a strip above it.
+    lowest, top = axes.get_ylim()
+    highest = lowest + 0.96 * (top - lowest)
+    assert highest < 3 * PROBLEM.truth
     assert by_x[0.3].get_marker() == "X"
+    off = by_x[0.3].get_ydata()[0]
+    (strip,) = axes.patches
+    begins = (strip.get_extents().y0 - axes.bbox.y0) / axes.bbox.height
+    assert begins == pytest.approx(0.96)
+    assert begins < off < 1
+    assert max(axes.get_yticks()) <= highest
+    assert [text.get_text() for text in axes.texts] == ["off the scale"]
+    shown = [cell.llc for cell in cells if cell.llc and lowest < cell.llc.mean < top]
+    assert max(llc.mean for llc in shown) < highest
     assert by_x[1e-3].get_ydata()[0] == swept.cell(lr=1e-3, nbeta=NBETA).llc.mean
     assert by_x[1e-6].get_marker() == "v"
     legend = [text.get_text() for text in figure.legends[0].get_texts()]

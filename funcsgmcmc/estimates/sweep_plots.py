@@ -28,16 +28,18 @@ _MARKERS = {
     "diverged": "X",
 }
 _MOST_PANELS = 16
-# Of the largest estimate of a cell that is fine: estimates above are drawn at the edge.
+# Of the largest estimate of a cell that is fine: estimates above are off the scale.
 _HIGHEST = 2.5
+# The share of a panel's height that a line takes in the strip of what is off the scale.
+_STRIP_OF_LINE = 0.04
 
 
 def plot_sweep(sweep: Sweep) -> "Figure":
     """Plot the learning coefficient of a sweep's cells over the step size, marked by verdict.
 
     A line for each nβ and a panel for each combination of labels of the other axes. Error bars are
-    total errors. Cells that diverged, or whose estimate is far above those that are fine, stand at
-    the upper edge, so that they leave the scale to the others. Dotted: what chains would give that
+    total errors. Cells that diverged, or whose estimate is far above those that are fine, stand in
+    a strip above the scale, which is left to the others. Dotted: what chains would give that
     localization alone holds, where the grid has nβ = 0.
 
     Args:
@@ -63,7 +65,7 @@ def plot_sweep(sweep: Sweep) -> "Figure":
     rows = math.ceil(len(layout.panels) / columns)
     figure = figure_class(figsize=(2 + 4.2 * columns, 0.8 + 3.4 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flatten()
-    highest = _highest(sweep)
+    lowest, highest = _ends_of_scale(sweep)
     for axes, panel in itertools.zip_longest(grid, layout.panels):
         if panel is None:
             axes.set_visible(False)
@@ -71,7 +73,12 @@ def plot_sweep(sweep: Sweep) -> "Figure":
         cells = [cell for cell in sweep.cells if panel.items() <= cell.labels.items()]
         _plot_panel(axes, cells, layout, highest)
         axes.set_title(name_of(panel), loc="left", fontsize="medium")
-    _label_panels(grid[: len(layout.panels)], columns, sweep, layout, highest)
+    panels = grid[: len(layout.panels)]
+    is_log = lowest > 0 and highest / lowest > 10
+    _label_panels(panels, columns, layout, is_log)
+    has_strip = any(_is_off(cell, highest) for cell in sweep.cells)
+    share = _STRIP_OF_LINE * len(layout.colors) if has_strip else 0.0
+    _end_scale(panels, lowest, highest, share)
     _add_legends(figure, sweep, layout)
     return figure
 
@@ -120,14 +127,26 @@ def _layout_of(sweep: Sweep) -> _Layout:
     )
 
 
-def _highest(sweep: Sweep) -> float:
-    """The largest estimate that is drawn in its place."""
-    of_cells = [(cell.verdict.name, cell.llc.mean) for cell in sweep.cells if cell.llc is not None]
-    fine = [mean for name, mean in of_cells if name == "fine"]
-    others = sorted(mean for _, mean in of_cells)
+def _ends_of_scale(sweep: Sweep) -> tuple[float, float]:
+    """The smallest and the largest value of the scale: estimates above are off it."""
+    estimates = [(cell.verdict.name, cell.llc) for cell in sweep.cells if cell.llc is not None]
+    fine = [llc for name, llc in estimates if name == "fine"]
+    means = sorted(llc.mean for _, llc in estimates)
     # Without a fine cell, half of the estimates are looked at.
-    known = max(fine) if fine else others[len(others) // 2] if others else 1.0
-    return _HIGHEST * max(known, 1e-12)
+    known = [llc.mean for llc in fine] or means[len(means) // 2 :][:1] or [1.0]
+    limit = _HIGHEST * max(*known, 1e-12)
+    controls = [cell.control for cell in sweep.cells if not math.isnan(cell.control)]
+    # Error bars of cells that are not fine may be as long as they like.
+    shown = [mean for mean in means if mean <= limit] or known
+    lowest = min([*shown, *(llc.mean - llc.error for llc in fine)])
+    highest = max([*shown, *controls, *(llc.mean + llc.error for llc in fine)])
+    return lowest, min(limit, 1.1 * highest)
+
+
+def _is_off(cell: SweepCell, highest: float) -> bool:
+    """Whether a cell has no place on the scale."""
+    is_above = cell.llc is None or not cell.llc.mean <= highest
+    return is_above and cell.verdict.name != "control"
 
 
 def _plot_panel(axes: "Axes", cells: list[SweepCell], layout: _Layout, highest: float) -> None:
@@ -149,7 +168,6 @@ def _plot_panel(axes: "Axes", cells: list[SweepCell], layout: _Layout, highest: 
 
 
 def _plot_cell(axes: "Axes", cell: SweepCell, layout: _Layout, color: str, highest: float) -> None:
-    is_inside = cell.llc is not None and cell.llc.mean <= highest
     name = cell.verdict.name
     style: dict[str, Any] = {
         "marker": _MARKERS[name],
@@ -161,21 +179,19 @@ def _plot_cell(axes: "Axes", cell: SweepCell, layout: _Layout, color: str, highe
         "clip_on": False,
     }
     place = layout.places[cell.labels[layout.x]]
-    if is_inside and cell.llc is not None:
-        axes.plot([place], [cell.llc.mean], **style)
-    else:
-        # Its height is that of the panel, not of its estimate, and another one for each line.
-        height = 1 - 0.04 * list(layout.colors.values()).index(color)
+    if _is_off(cell, highest):
+        colors = [*layout.colors.values()]
+        # Another height in the strip for each line.
+        height = 1 - _STRIP_OF_LINE * (colors.index(color) + 0.5)
         axes.plot([place], [height], transform=axes.get_xaxis_transform(), **style)
+    elif cell.llc is not None:
+        axes.plot([place], [cell.llc.mean], **style)
 
 
-def _label_panels(panels: Any, columns: int, sweep: Sweep, layout: _Layout, highest: float) -> None:
-    """Scales, limits and names of axes."""
+def _label_panels(panels: Any, columns: int, layout: _Layout, is_log: bool) -> None:
+    """Scales and names of axes."""
     from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
-    estimates = [cell.llc for cell in sweep.cells if cell.llc and cell.llc.mean <= highest]
-    lowest = min((each.mean - each.error for each in estimates), default=0.0)
-    is_log = lowest > 0 and highest / lowest > 10
     for index, axes in enumerate(panels):
         if layout.is_log:
             axes.set_xscale("log")
@@ -194,7 +210,6 @@ def _label_panels(panels: Any, columns: int, sweep: Sweep, layout: _Layout, high
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_ylim(top=highest)
         if index % columns == 0:
             axes.set_ylabel(r"LLC $\hat\lambda$ ± total error")
         if index + columns >= len(panels):
@@ -202,6 +217,34 @@ def _label_panels(panels: Any, columns: int, sweep: Sweep, layout: _Layout, high
             axes.tick_params(labelbottom=True)
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
+
+
+def _end_scale(panels: Any, lowest: float, highest: float, share: float) -> None:
+    """The ends of the scale, and a strip above it for cells that are off it.
+
+    Args:
+        panels: Which have one scale.
+        lowest: The smallest value on it.
+        highest: Its upper end.
+        share: The strip's, of the height of a panel.
+    """
+    if panels[0].get_yscale() == "log":
+        bottom = lowest / 1.2
+        top = bottom * (highest / bottom) ** (1 / (1 - share))
+    else:
+        bottom = lowest - 0.05 * (highest - lowest)
+        top = bottom + (highest - bottom) / (1 - share)
+    panels[0].set_ylim(bottom, top)
+    if not share:
+        return
+    for is_minor in (False, True):
+        ticks = panels[0].get_yticks(minor=is_minor)
+        inside = [tick for tick in ticks if bottom <= tick <= highest]
+        panels[0].set_yticks(inside, minor=is_minor)
+    for axes in panels:
+        axes.axhspan(highest, top, color="0.93", lw=0, zorder=2.5)
+        place = {"transform": axes.transAxes, "va": "center", "zorder": 3}
+        axes.text(0.01, 1 - share / 2, "off the scale", fontsize="x-small", color="0.4", **place)
 
 
 def _add_legends(figure: "Figure", sweep: Sweep, layout: _Layout) -> None:

@@ -183,6 +183,16 @@ class RunKeys:
         """Keys of the first momenta, `[C, 2]`."""
         return self._children(2)
 
+    @cached_property
+    def period(self) -> int | None:
+        """P, where each chain has the key of the one P before it; None where they do not repeat."""
+        again = (self.chains[1:] == self.chains[0]).nonzero()
+        if not len(again):
+            return None
+        period = int(again[0]) + 1
+        repeats = torch.equal(self.chains[period:], self.chains[:-period])
+        return period if repeats else None
+
     def _children(self, purpose: int) -> Tensor:
         # Children by index and by data never meet: see `random`.
         return random.fold_in(random.split(self.key, 3)[purpose], self.chains)

@@ -522,6 +522,7 @@ class Run:
             self.batches,
             is_looped=self.chain_method == "loop",
             memory_dim=None if is_shared or self.chain_method == "loop" else 0,
+            period=self.keys.period,
             compile=compile,
         )
 

@@ -16,6 +16,7 @@ from funcsgmcmc.runs.request import Request
 from funcsgmcmc.samplers.base import Sampler, State
 from funcsgmcmc.stepping import (
     Info,
+    StepNoise,
     chain_evaluation,
     chain_step,
     chains_evaluation,
@@ -66,6 +67,7 @@ class Stepper:
         is_looped: Whether a chunk is one chain, without a dimension for chains.
         memory_dim: Where the chains are in the memory of the gradient's estimator: 0, or None if
             they share it.
+        period: P, where chains have the keys of those P before them; else None.
         compile: Whether steps are compiled, or their noise.
 
     Attributes:
@@ -79,6 +81,7 @@ class Stepper:
         *,
         is_looped: bool,
         memory_dim: int | None,
+        period: int | None,
         compile: Compile,
     ) -> None:
         self._batches, self._estimator = batches, request.estimator
@@ -87,13 +90,13 @@ class Stepper:
         settings: dict[str, Any] = {
             "log_prior": request.log_prior,
             "metrics": "metrics" in request.record,
-            "noise": compiled(step_noise) if compile == "noise" else step_noise,
         }
+        draw = compiled(step_noise) if compile == "noise" else step_noise
         if is_looped:
-            step = chain_step(self._estimator, **settings)
+            step = chain_step(self._estimator, noise=StepNoise(draw), **settings)
         else:
             settings |= {"batch_dim": batches.batch_dim, "memory_dim": memory_dim}
-            step = chains_step(self._estimator, **settings)
+            step = chains_step(self._estimator, noise=StepNoise(draw, period), **settings)
         # Chains freeze inside the compiled step, so that no step waits for a look at their health.
         self._eager = freezing(step, max_loss=request.max_loss, max_distance=request.max_distance)
         self.is_compiled = compile is True
@@ -181,9 +184,12 @@ def _can_be_blocks(request: Request, batches: Batches) -> bool:
 
 
 def _padded(values: Tensor, length: int) -> Tensor:
-    """Values `[n, …]` with rows of zeros after them, `[length, …]`."""
+    """Values `[n, …]` with rows of zeros after them, `[length, …]`.
+
+    In the layout of memory that all blocks have: with another one the block would compile again.
+    """
     missing = length - len(values)
-    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
+    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]).contiguous()
 
 
 def default_compilation(device: torch.device) -> Compile:
