@@ -6,8 +6,10 @@ from dataclasses import replace
 import numpy
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import funcsgmcmc as fs
+from funcsgmcmc.estimates import sweep_plots
 from funcsgmcmc.estimates.advice import propose, recommend
 from funcsgmcmc.estimates.cells import SweepCell
 from funcsgmcmc.estimates.llc import LLC
@@ -372,6 +374,13 @@ def test_the_picture_has_every_cell(swept, tmp_path):
         "localization alone",
     ]
     figure.savefig(tmp_path / "sweep.png")
+
+
+def test_a_strip_of_many_lines_has_no_ticks():
+    axes = Figure().subplots()
+    sweep_plots._end_scale([axes], 0.0, 10.0, 0.5)
+    assert axes.get_ylim()[1] == pytest.approx(20.5)
+    assert max(axes.get_yticks()) <= 10.0
 
 
 def test_names_are_drawn_side_by_side():
