@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -374,6 +375,15 @@ def test_the_picture_has_every_cell(swept, tmp_path):
         "localization alone",
     ]
     figure.savefig(tmp_path / "sweep.png")
+
+
+def test_negative_estimates_are_on_the_scale():
+    verdict = SimpleNamespace(name="negative")
+    llcs = [SimpleNamespace(mean=mean, error=0.1) for mean in (-5.0, -7.0)]
+    cells = [SimpleNamespace(verdict=verdict, llc=llc, control=math.nan) for llc in llcs]
+    lowest, highest = sweep_plots._ends_of_scale(SimpleNamespace(cells=cells))
+    assert lowest == -7.0
+    assert -5.0 < highest < 1.0
 
 
 def test_a_strip_of_many_lines_has_no_ticks():

@@ -140,7 +140,7 @@ def _ends_of_scale(sweep: Sweep) -> tuple[float, float]:
     shown = [mean for mean in means if mean <= limit] or known
     lowest = min([*shown, *(llc.mean - llc.error for llc in fine)])
     highest = max([*shown, *controls, *(llc.mean + llc.error for llc in fine)])
-    return lowest, min(limit, 1.1 * highest)
+    return lowest, min(limit, highest + 0.1 * max(abs(highest), 1e-12))
 
 
 def _is_off(cell: SweepCell, highest: float) -> bool:
